@@ -1,0 +1,134 @@
+"""fp32 ONNX: exported by optimum, fused for transformers, optimised offline, weights in a memory-mappable file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from sentence_transformers import SentenceTransformer
+
+from firstvec.errors import ExportError
+from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
+
+OPSET = 18
+"""The lowest that optimum recommends for transformers; read by every onnxruntime since 1.14."""
+_EXTERNAL_FROM_BYTES = 1024
+"""Smaller initializers stay in the graph file: shape constants are read while the graph is built."""
+
+
+def export(model: SentenceTransformer, path: Path) -> None:
+    """Write the model as ONNX with pooling and normalisation inside: not optimised yet, weights in the file.
+
+    Inputs ``input_ids`` and ``attention_mask``, int64, (B, T). Outputs ``sentence_embedding``, (B, D), and
+    ``last_hidden_state``, (B, T, hidden), which SentenceTransformer(bundle, backend="onnx") pools itself.
+
+    Raises:
+        ExportError: optimum cannot export it.
+    """
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, _quiet():
+        try:
+            onnx_export_from_model(
+                model, output=scratch, task="feature-extraction", opset=OPSET, do_validation=False, device="cpu"
+            )
+        except Exception as error:  # optimum raises KeyError, ValueError, RuntimeError …
+            raise ExportError(f"ONNX: optimum cannot export the model: {type(error).__name__}: {error}") from error
+        exported = onnx.load(str(Path(scratch) / "model.onnx"))
+    _rename_output(exported, "token_embeddings", "last_hidden_state")
+    # Names of exporter, folders and Python scopes are not part of the model.
+    exported.doc_string = ""
+    for node in exported.graph.node:
+        node.ClearField("doc_string")
+        del node.metadata_props[:]
+    onnx.save(exported, str(path))
+
+
+def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
+    """Fuse attention, layer norms, GELU and embeddings into onnxruntime's operators, where the graph allows it.
+
+    Raises:
+        ExportError: onnxruntime's transformer optimizer fails on the graph.
+    """
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    config = model[0].auto_model.config
+    with _quiet():
+        try:
+            optimised = optimize_model(
+                str(path),
+                model_type="bert",
+                num_heads=config.num_attention_heads,
+                hidden_size=config.hidden_size,
+                optimization_options=FusionOptions("bert"),
+                opt_level=0,
+                use_gpu=False,
+            )
+        except Exception as error:  # whatever its pattern matching meets
+            raise ExportError(f"ONNX: the graph cannot be fused: {type(error).__name__}: {error}") from error
+        optimised.save_model_to_file(str(fused))
+
+
+def optimise(path: Path, target: Path) -> None:
+    """Optimise for every CPU and write ``target`` and its weights, ``target`` + ``_data``.
+
+    The graph file then is some 30 KB, and the weights are mapped, not read: measured beside the ``.ort`` format it
+    opens as fast (7-11 ms against 7-17 ms), and every other ONNX tool can load it as well.
+
+    Raises:
+        ExportError: onnxruntime cannot load the graph.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    # EXTENDED, not ALL: what ALL adds depends on the building machine.
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(target)
+    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}_data")
+    settings.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_FROM_BYTES)
+    )
+    try:
+        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exception types
+        raise ExportError(f"ONNX: onnxruntime cannot optimise {path.name}: {error}") from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy an optimised file and its weights; the graph refers to them by name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copyfile(f"{source}_data", f"{target}_data")
+
+
+def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+    for output in model.graph.output:
+        if output.name == old:
+            output.name = new
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' progress prints and warnings from the console; failures raise."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

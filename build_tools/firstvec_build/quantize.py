@@ -1,0 +1,129 @@
+"""INT8 ONNX for one instruction set, and an exact stand-in for measuring it where that set is not there."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from firstvec.errors import QuantizationError
+
+OPERATORS = ("MatMul", "Attention", "EmbedLayerNormalization", "Gather")
+"""What is quantised: the weight matrices and the embeddings table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """How weights are quantised for one instruction set."""
+
+    isa: str
+    reduce_range: bool
+    """7-bit weights."""
+    reason: str
+
+
+TARGETS = (
+    Target(
+        isa="avx2",
+        reduce_range=True,
+        reason="7-bit weights: without VNNI, vpmaddubsw adds pairs of u8 x s8 products in int16, which 8-bit weights "
+        "overflow silently",
+    ),
+    Target(
+        isa="avx512_vnni",
+        reduce_range=False,
+        reason="8-bit weights: vpdpbusd adds u8 x s8 products in int32; on a CPU without it they saturate",
+    ),
+    Target(
+        isa="arm64",
+        reduce_range=False,
+        reason="8-bit weights: NEON multiplies and adds 8-bit integers without saturation",
+    ),
+)
+
+
+def quantise(fused: Path, target: Target, path: Path) -> None:
+    """Quantise weights per column to signed 8 (or 7) bits, activations dynamically per tensor to unsigned 8 bits.
+
+    Raises:
+        QuantizationError: onnxruntime's quantiser fails on the graph, or finds nothing to quantise.
+    """
+    # Its tools log through the root logger, one warning for each bias.
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        quantize_dynamic(
+            fused,
+            path,
+            op_types_to_quantize=list(OPERATORS),
+            per_channel=True,
+            reduce_range=target.reduce_range,
+            weight_type=QuantType.QInt8,
+            # Shape inference does not know onnxruntime's fused operators; all their outputs are float.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+    except Exception as error:  # ValueError, RuntimeError, AssertionError … from pattern matching
+        raise QuantizationError(
+            f"INT8 for {target.isa}: the graph cannot be quantised: {type(error).__name__}: {error}; "
+            "build without it: --only torchscript-fp32 --only onnx-fp32"
+        ) from error
+    finally:
+        logging.disable(disabled)
+    if not any(node.op_type in _WEIGHTS for node in onnx.load(path, load_external_data=False).graph.node):
+        raise QuantizationError(f"INT8 for {target.isa}: the graph has no matrix product that could be quantised")
+
+
+_WEIGHTS = {
+    # operator → positions of the weights and of their zero point (onnxruntime ContribOperators.md, ONNX Operators.md)
+    "MatMulInteger": (1, 3),
+    "MatMulIntegerToFloat": (1, 5),
+    "DynamicQuantizeMatMul": (1, 3),
+    "QAttention": (1, 7),
+}
+
+
+def exact_twin(path: Path, twin: Path) -> None:
+    """Write a model that computes, on any CPU, exactly what ``path`` computes where nothing saturates.
+
+    Signed weights become unsigned, with 128 added to them and to their zero points: the same integers, but
+    onnxruntime's u8 x u8 kernels, which widen to 16 bits before they multiply and are exact on every CPU.
+    """
+    model = onnx.load(path)
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    shifted: dict[str, str] = {}
+
+    def shift(name: str) -> str:
+        if name not in shifted:
+            values = numpy_helper.to_array(initializers[name])
+            unsigned = (values.astype(np.int16) + 128).astype(np.uint8)
+            shifted[name] = f"{name}_u8"
+            model.graph.initializer.append(numpy_helper.from_array(unsigned, shifted[name]))
+        return shifted[name]
+
+    for node in model.graph.node:
+        if node.op_type not in _WEIGHTS:
+            continue
+        weights, zero_point = _WEIGHTS[node.op_type]
+        if node.input[weights] not in initializers:
+            continue
+        if numpy_helper.to_array(initializers[node.input[weights]]).dtype != np.int8:
+            continue
+        while len(node.input) <= zero_point:
+            node.input.append("")
+        if node.input[zero_point]:
+            node.input[zero_point] = shift(node.input[zero_point])
+        else:
+            model.graph.initializer.append(numpy_helper.from_array(np.uint8(128), "zero_point_u8"))
+            node.input[zero_point] = "zero_point_u8"
+        node.input[weights] = shift(node.input[weights])
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, twin)

@@ -1,0 +1,113 @@
+"""The fp32 reference: the model in sentence-transformers, and what its folder says about it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Normalize, Pooling, Transformer
+
+from firstvec.errors import ExportError, SourceError
+from firstvec.manifest import Model
+from firstvec_build.source import Source
+
+SUPPORT_FILES = (
+    "config.json",
+    "config_sentence_transformers.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "*/config.json",
+)
+"""What sentence-transformers and transformers need, beside the artifacts, to load the bundle's folder."""
+
+
+class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
+    """The whole model as one tensor function: (B, T) ids and mask → (B, D)."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        features: dict[str, torch.Tensor] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(features)["sentence_embedding"]
+
+
+def load(source: Source) -> SentenceTransformer:
+    """Load the model on the CPU in fp32; remote code is never run.
+
+    Raises:
+        SourceError: sentence-transformers cannot load it.
+        ExportError: its modules are not Transformer → Pooling → (Dense, Normalize, …).
+    """
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = SentenceTransformer(str(source.path), device="cpu", trust_remote_code=False)
+    except Exception as error:  # transformers raises ValueError, OSError, KeyError, RuntimeError …
+        raise SourceError(f"{source.path}: sentence-transformers cannot load it: {error}") from error
+    modules = list(model)
+    names = " → ".join(type(module).__name__ for module in modules)
+    if len(modules) < 2 or type(modules[0]) is not Transformer or type(modules[1]) is not Pooling:
+        raise ExportError(
+            f"{source.name}: unsupported architecture {names}: the first modules must be Transformer → Pooling"
+        )
+    if not modules[1].include_prompt:
+        raise ExportError(f"{source.name}: pooling that leaves out the prompt (include_prompt=False) is not supported")
+    if getattr(model.tokenizer, "backend_tokenizer", None) is None:
+        raise ExportError(f"{source.name}: unsupported tokenizer {type(model.tokenizer).__name__}: it has no fast form")
+    return model.float().eval()
+
+
+def describe(model: SentenceTransformer, source: Source) -> Model:
+    """What the manifest says of the model."""
+    pooling_mode = model[1].pooling_mode
+    config = model[0].auto_model.config
+    if not model.max_seq_length:
+        raise ExportError(f"{source.name}: the model states no max_seq_length")
+    return Model(
+        name=source.name,
+        revision=source.revision,
+        source=source.origin,
+        source_sha256=source.sha256,
+        architecture=(getattr(config, "architectures", None) or [type(model[0].auto_model).__name__])[0],
+        embedding_dim=int(model.get_sentence_embedding_dimension() or 0),
+        max_seq_length=int(model.max_seq_length),
+        pooling_mode=pooling_mode if isinstance(pooling_mode, str) else "+".join(pooling_mode),
+        normalized=type(model[len(model) - 1]) is Normalize,
+        pad_token_id=int(model.tokenizer.pad_token_id or 0),
+        prompts=dict(model.prompts or {}),
+        default_prompt_name=model.default_prompt_name,
+    )
+
+
+def tokenizer_json(model: SentenceTransformer) -> str:
+    """The fast tokenizer as the runtime wants it: never padded, truncated to max_seq_length."""
+    import tokenizers
+
+    # A copy: the model's own goes on to be used with its own settings.
+    tokenizer = tokenizers.Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(model.max_seq_length)
+    return str(tokenizer.to_str(pretty=False))
+
+
+def support_files(source: Source) -> list[Path]:
+    """The source's files that the bundle takes along, relative to its folder."""
+    found = {path.relative_to(source.path) for pattern in SUPPORT_FILES for path in source.path.glob(pattern)}
+    return sorted(found, key=str)
+
+
+def example_inputs(model: SentenceTransformer) -> dict[str, Any]:
+    """A padded batch of two texts to trace with: input_ids and attention_mask, int64, shape (2, T)."""
+    encoded = model.tokenizer(
+        ["A sentence to trace with.", "Shorter."], padding=True, truncation=True, return_tensors="pt"
+    )
+    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}

@@ -1,0 +1,164 @@
+"""The model to build from: a pinned wheel, a hub id and revision, or a local Sentence-Transformers folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from firstvec.errors import SourceError
+from firstvec.integrity import cache_dir
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""The first pattern that matches a file wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A model on disk, its origin and its digest."""
+
+    name: str
+    """``organisation/model``, or the name of the local folder."""
+    path: Path
+    """The Sentence-Transformers folder."""
+    origin: str
+    """For people: ``wheel NAME==VERSION``, ``hub ID``, or ``folder``."""
+    revision: str | None
+    sha256: str
+    """Digest of the weights: of the file, or of the digests of several in the order of their names."""
+
+
+def resolve(model: str | None = None, *, revision: str | None = None, sha256: str | None = None) -> Source:
+    """Fetch, if need be, and check the model to build from.
+
+    Args:
+        model: a name in ``models.toml``, a local folder, a wheel ``NAME==VERSION``, or a hub id; None takes the
+            default of ``models.toml``.
+        revision: commit, tag or branch of a hub id. A branch is resolved to its commit.
+        sha256: what the weights must have; required for a wheel that is not in ``models.toml``.
+
+    Raises:
+        SourceError: it is not there, cannot be fetched, is not a sentence-transformers model, or has other weights.
+    """
+    pinned = _pinned()
+    name: str = model or pinned["default"]
+    entries: dict[str, dict[str, str]] = pinned["models"]
+    for known, entry in entries.items():
+        if name in (known, known.rsplit("/", 1)[-1]):
+            expected = sha256 or entry["sha256"]
+            return _from_wheel(entry["wheel"], known, entry.get("revision"), expected)
+    if os.path.isdir(name):
+        return _checked(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256)
+    if "==" in name:
+        if sha256 is None:
+            raise SourceError(f"{name}: a wheel is a pinned source: give the digest of its weights with --sha256")
+        return _from_wheel(name, name.partition("==")[0], revision, sha256)
+    if name.startswith((".", "/", "~")) or os.path.sep in name.replace("/", "", 1):
+        raise SourceError(f"{name}: there is no such folder")
+    return _from_hub(name, revision, sha256)
+
+
+def _pinned() -> dict[str, Any]:
+    """``models.toml``: in a wheel it lies in the package, in a checkout in ``artifacts/``."""
+    packaged = resources.files("firstvec_build") / "data" / "models.toml"
+    if not packaged.is_file():
+        packaged = Path(__file__).parents[2] / "artifacts" / "models.toml"
+    return tomllib.loads(packaged.read_text("utf-8"))
+
+
+def _from_wheel(requirement: str, name: str, revision: str | None, sha256: str) -> Source:
+    distribution, _, version = requirement.partition("==")
+    folder = Path(cache_dir()) / "sources" / f"{distribution}-{version}"
+    if not folder.is_dir():
+        _download_wheel(requirement, folder)
+    models = sorted(path.parent for path in folder.glob("**/modules.json"))
+    if not models:
+        raise SourceError(f"wheel {requirement}: holds no sentence-transformers model (no modules.json)")
+    try:
+        return _checked(models[0], name, f"wheel {requirement}", revision, sha256)
+    except SourceError:
+        # A damaged download must not be found again by the next build.
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _download_wheel(requirement: str, folder: Path) -> None:
+    """Download with pip and unpack; ``folder`` appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*command, "--dest", scratch, requirement], capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = next(
+                (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel was found"
+            )
+            raise SourceError(
+                f"wheel {requirement}: cannot be downloaded ({reason.strip()}); check the network and pip's settings, "
+                "or build from a local folder: firstvec build FOLDER"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(Path(scratch) / "unpacked")
+        try:
+            os.rename(Path(scratch) / "unpacked", folder)
+        except OSError:
+            if not folder.is_dir():  # another build was first
+                raise
+
+
+def _from_hub(name: str, revision: str | None, sha256: str | None) -> Source:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise SourceError(f"{name!r} is neither a folder, a name in models.toml, a wheel NAME==VERSION nor a hub id")
+    import huggingface_hub
+    import requests
+
+    try:
+        commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
+        path = huggingface_hub.snapshot_download(
+            name, revision=commit, allow_patterns=["*.json", "*.txt", "*.model", *WEIGHTS, "*/config.json"]
+        )
+    except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError) as error:
+        raise SourceError(f"hub id {name} at revision {revision or 'main'}: not found on the hub") from error
+    except (requests.RequestException, OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise SourceError(
+            f"hub id {name}: the hub cannot be reached ({type(error).__name__}); check the network, "
+            "or build from a local folder: firstvec build FOLDER"
+        ) from error
+    return _checked(Path(path), name, f"hub {name}", commit, sha256)
+
+
+def _checked(path: Path, name: str, origin: str, revision: str | None, sha256: str | None) -> Source:
+    if not (path / "modules.json").is_file():
+        hint = "; it is a plain transformers model" if (path / "config.json").is_file() else ""
+        raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}")
+    actual = _digest_of_weights(path)
+    if sha256 is not None and actual != sha256.lower():
+        raise SourceError(
+            f"{origin}: the weights are not the pinned ones: expected sha256 {sha256}, found {actual}; "
+            "download again, or change the pin if you trust the new weights"
+        )
+    return Source(name=name, path=path, origin=origin, revision=revision, sha256=actual)
+
+
+def _digest_of_weights(path: Path) -> str:
+    for pattern in WEIGHTS:
+        files = sorted(path.glob(pattern))
+        digests = []
+        for file in files:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        if len(digests) == 1:
+            return digests[0]
+        if digests:
+            return hashlib.sha256("".join(digests).encode()).hexdigest()
+    raise SourceError(f"{path}: holds no weights ({' or '.join(WEIGHTS)})")

@@ -1,0 +1,86 @@
+"""fp32 TorchScript: traced, frozen, and written so that the same model gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from sentence_transformers import SentenceTransformer
+
+from firstvec.errors import ExportError
+from firstvec_build.reference import SentenceEncoder, example_inputs
+
+_ALIGNMENT = 64
+"""Of every record's data in the archive, as torch itself writes it, so that tensors can be memory-mapped."""
+_NAMING_CLASSES = (".py", "/data.pkl")
+"""Records that name the archive's classes."""
+
+
+def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
+    """Write the model as TorchScript and return the devices on which it runs.
+
+    Raises:
+        ExportError: the model cannot be traced.
+    """
+    inputs = example_inputs(model)
+    with warnings.catch_warnings(), torch.no_grad():
+        # torch 2.13 recommends torch.export for new code. What it writes needs 3 s of imports to load; see
+        # firstvec.sessions.torchscript.
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        # transformers and sentence-transformers branch on shapes and on constants while traced. Whether the trace
+        # holds for other inputs is measured, on every sentence of the evaluation set, not inferred from the warning.
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        try:
+            traced = torch.jit.trace(
+                SentenceEncoder(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), check_trace=False
+            )
+            frozen = torch.jit.freeze(traced.eval())
+            stream = io.BytesIO()
+            torch.jit.save(frozen, stream)
+        except RuntimeError as error:
+            raise ExportError(f"TorchScript: the model cannot be traced: {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_reproducible(stream.getvalue()))
+    # A device baked into the graph (an arange on the CPU, say) does not move with the weights.
+    baked_in = any("Device" in str(output.type()) for node in frozen.graph.nodes() for output in node.outputs())
+    return ("cpu",) if baked_in else ("cpu", "cuda", "mps")
+
+
+def _reproducible(archive: bytes) -> bytes:
+    """Rewrite a TorchScript archive without what depends on the folder, the process and the moment.
+
+    ``*.debug_pkl`` holds the source paths of the building machine; ``serialization_id`` is a hash over them; the
+    numbers in ``___torch_mangle_N`` count the classes that the process had compiled before.
+    """
+    mangled = re.compile(rb"___torch_mangle_(\d+)")
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        records = [
+            (item.filename, old.read(item))
+            for item in old.infolist()
+            if not item.filename.endswith((".debug_pkl", "/.data/serialization_id"))
+        ]
+        numbers = {
+            int(number)
+            for name, data in records
+            if name.endswith(_NAMING_CLASSES)
+            for number in mangled.findall(name.encode() + b" " + data)
+        }
+        renumbered = {str(number).encode(): str(rank).encode() for rank, number in enumerate(sorted(numbers))}
+
+        def renumber(data: bytes) -> bytes:
+            return mangled.sub(lambda match: b"___torch_mangle_" + renumbered[match[1]], data)
+
+        for name, data in records:
+            info = zipfile.ZipInfo(renumber(name.encode()).decode(), date_time=(1980, 1, 1, 0, 0, 0))
+            # Pad the local header's extra field (APPNOTE 4.5.1: id, size, bytes) so that the data is aligned.
+            header = target.tell() + 30 + len(info.filename.encode())
+            padding = -(header + 4) % _ALIGNMENT
+            info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
+            # torch pickles a class as a GLOBAL opcode: newline-terminated, so that its length may change.
+            new.writestr(info, renumber(data) if name.endswith(_NAMING_CLASSES) else data)
+    return target.getvalue()

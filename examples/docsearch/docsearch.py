@@ -1,0 +1,225 @@
+"""Semantic search over the docstrings of the Python standard library: an example of an app that ships firstvec.
+
+The index is one file: a header of JSON, padded to a page; the vectors, float32, shape (N, D), which a search maps; and
+N lines of JSON, of which a search parses only its hits.
+"""
+
+# ruff: noqa: E402 - `--time` counts the imports, too
+from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()
+
+import json
+import os
+import sys
+
+from firstvec import FirstvecError, LoadingStrategy, get_embedding_provider, preload_embeddings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    import ast
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from firstvec import EmbeddingProvider
+
+_SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bundle")
+BUNDLE = _SHIPPED if os.path.isdir(_SHIPPED) else "all-MiniLM-L6-v2"
+# A search wants its first vector soon, and ends; indexing wants the session that runs fastest. Both take the same
+# artifact, and must: the vectors of two artifacts differ a little.
+STRATEGIES = {"search": LoadingStrategy.PROGRESSIVE, "index": LoadingStrategy.BACKGROUND}
+
+CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+DEFAULT_INDEX = os.path.join(CACHE, "docsearch", "stdlib.index")
+FORMAT = "docsearch-1"
+HEADER_BYTES = 4096
+MIN_DOCSTRING = 15
+SKIPPED_FOLDERS = {"dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo"}
+# Private modules that hold the docstrings of a public one, whose own file only imports.
+PUBLIC_NAMES = {"_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io", "pathlib._local": "pathlib"}
+
+
+class UsageError(Exception):
+    """The user has to do something else: exit code 2."""
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; return the exit code."""
+    try:
+        if argv and argv[0] in STRATEGIES and not {"-h", "--help"}.intersection(argv):
+            # First of all: the model loads while the arguments are parsed and the index is opened or collected.
+            preload_embeddings(model_name=BUNDLE, strategy=STRATEGIES[argv[0]], enable_quantization=True)
+        arguments = parse(argv)
+        if arguments.command == "index":
+            index(os.path.abspath(arguments.index), arguments.limit)
+        else:
+            search(arguments.query, arguments.index, arguments.top, as_json=arguments.json)
+            if arguments.time:
+                sys.stdout.flush()
+                print(f"{(time.perf_counter() - STARTED) * 1000:.0f} ms from first line to result", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("docsearch: interrupted", file=sys.stderr)
+        return 130
+    except (UsageError, FirstvecError, OSError) as error:
+        print(f"docsearch: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    import argparse
+
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
+    parser = argparse.ArgumentParser("docsearch.py", description="Search the standard library's docstrings by meaning.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--index", default=DEFAULT_INDEX, metavar="FILE", help="default: %(default)s")
+    command = commands.add_parser("index", parents=[shared], help="collect and embed the docstrings")
+    command.add_argument("--limit", type=positive, metavar="N", help="stop after N docstrings")
+    command = commands.add_parser("search", parents=[shared], help="find the docstrings nearest to a question")
+    command.add_argument("query", metavar="QUERY")
+    command.add_argument("--top", type=positive, default=5, metavar="N", help="how many, default %(default)s")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--time", action="store_true", help="print on stderr how long it took")
+    return parser.parse_args(argv)
+
+
+def index(path: str, limit: int | None) -> None:
+    """Collect and embed the docstrings, and put the index in place when it is complete."""
+    import sysconfig
+
+    root = sysconfig.get_paths()["stdlib"]
+    entries: dict[str, dict[str, str]] = {}  # by the text to embed: one that is repeated counts once
+    for text, entry in collect(root):
+        entries.setdefault(text, entry)
+        if len(entries) == limit:
+            break
+    if not entries:
+        raise UsageError(f"{root} holds no docstrings: this Python comes without its library's sources")
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder: pass --index the name of a file")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    partial = f"{path}.{os.getpid()}.tmp"
+    try:
+        # Opened before the slow part, so that a place that cannot be written is known at once.
+        with open(partial, "wb") as file:
+            provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
+            # A stock INT8 artifact scales a batch as a whole, so a vector depends slightly on the texts beside it:
+            # fine for the documents of a search, whose ranking hardly changes.
+            vectors = provider.embed_batch(list(entries), batch_size=32, show_progress_bar=True)  # (N, D)
+            header = {"format": FORMAT, "shape": vectors.shape, "origin": origin(provider)}
+            file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
+            file.write(vectors.astype("<f4").tobytes())
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries.values())
+        os.replace(partial, path)
+    except BaseException:  # Ctrl-C as well: an earlier index stays as it was
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+    print(f"{len(entries)} docstrings of {root}, embedded with {provider.manifest.model.name} ({provider.artifact.id})")
+    print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB")
+
+
+def search(query: str, path: str, top: int, *, as_json: bool) -> None:
+    """Print the docstrings nearest to ``query``, best first."""
+    if not query.strip():
+        raise UsageError("the query is empty: say what you look for")
+    vectors, lines, made_with = open_index(path)
+    provider = get_embedding_provider(BUNDLE, STRATEGIES["search"], enable_quantization=True)
+    if (own := origin(provider)) != made_with:
+        theirs, ours = (" ".join(f"{key} {value}" for key, value in made.items()) for made in (made_with, own))
+        raise UsageError(f"{path} was made with {theirs}; this is {ours}: run `docsearch.py index` again")
+    scores = vectors @ provider.embed_query(query)  # (N,): cosines, because the model's vectors have unit length
+    hits = [{"score": round(float(scores[row]), 4), **json.loads(lines[row])} for row in (-scores).argsort()[:top]]
+    if as_json:
+        print(json.dumps(hits, indent=2, ensure_ascii=False))
+        return
+    for hit in hits:
+        print(f"{hit['score']:.3f}  {hit['name']}  ({hit['where']})\n       {hit['summary']}")
+
+
+def open_index(path: str) -> tuple[npt.NDArray[np.float32], list[bytes], dict[str, str | None]]:
+    """Return an index's vectors, shape (N, D), the lines of its N entries, and what it was made with."""
+    import numpy
+
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(HEADER_BYTES))
+            if header["format"] != FORMAT:
+                raise ValueError
+            count, dim = header["shape"]
+            file.seek(HEADER_BYTES + 4 * count * dim)
+            *lines, rest = file.read().split(b"\n")
+        if rest or len(lines) != count:
+            raise ValueError
+        vectors = numpy.memmap(path, "<f4", "r", HEADER_BYTES, (count, dim))
+        return numpy.asarray(vectors), lines, header["origin"]
+    except FileNotFoundError:
+        raise UsageError(f"there is no index at {path} yet: run `docsearch.py index` first") from None
+    except (ValueError, KeyError, TypeError):  # not JSON, or not what was expected in it
+        raise UsageError(f"{path} is damaged, or no index of this version: run `docsearch.py index` again") from None
+
+
+def origin(provider: EmbeddingProvider) -> dict[str, str | None]:
+    """What the vectors of an index and of a query must share."""
+    model = provider.manifest.model
+    return {"model": model.name, "revision": model.revision, "artifact": provider.artifact.id}
+
+
+def collect(root: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the text to embed and the entry to show of each public docstring; import none of the modules."""
+    import ast
+    import re
+    import warnings
+
+    warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in sources that are only read
+    warnings.simplefilter("ignore", DeprecationWarning)
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in SKIPPED_FOLDERS and name[0] != "_")
+        for path in sorted(os.path.join(folder, name) for name in files if name.endswith(".py")):
+            module = os.path.relpath(path, root)[: -len(".py")].replace(os.sep, ".").removesuffix(".__init__")
+            public = PUBLIC_NAMES.get(module, module)
+            if any(part[0] == "_" for part in public.split(".")):
+                continue
+            try:
+                with open(path, "rb") as file:
+                    tree = ast.parse(file.read())
+            except (SyntaxError, ValueError):
+                continue
+            for name, node in definitions(tree, public):
+                docstring = ast.get_docstring(node) or ""
+                paragraph = " ".join(re.split(r"\n\s*\n", docstring, maxsplit=1)[0].split())
+                if len(paragraph) >= MIN_DOCSTRING:
+                    where = f"{module}:{getattr(node, 'lineno', 1)}"
+                    yield f"{name}: {paragraph}", {"name": name, "where": where, "summary": docstring.splitlines()[0]}
+
+
+def definitions(
+    node: ast.AST, name: str
+) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Yield a module or class, and the public classes, functions and methods in it, with qualified names."""
+    import ast
+
+    if isinstance(node, (ast.Module, ast.ClassDef)):
+        yield name, node
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.If, ast.Try, ast.ExceptHandler)):  # defined on some platforms only
+            yield from definitions(child, name)
+        elif isinstance(child, ast.ClassDef) and child.name[0] != "_":
+            yield from definitions(child, f"{name}.{child.name}")
+        elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and child.name[0] != "_":
+            yield f"{name}.{child.name}", child
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,276 @@
+"""What this machine is: cores, memory, instruction sets, storage, accelerators and engines, without importing any.
+
+Linux is read from ``/proc``, ``/sys`` and the control-group files; macOS and Windows from their own calls through
+ctypes. What a platform does not tell is the cautious value: an instruction set that cannot be seen is not used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+ENGINE_DISTRIBUTIONS = {
+    "onnxruntime": ("onnxruntime", "onnxruntime_gpu", "onnxruntime_directml", "onnxruntime_openvino"),
+    "tokenizers": ("tokenizers",),
+    "torch": ("torch",),
+}
+"""Engine → the distributions that provide its import package."""
+
+_X86_FLAGS = {"avx2": "avx2", "avx512_vnni": "avx512_vnni"}
+
+
+class ResourceProfile(Record):
+    """A machine, as far as choosing and running an artifact needs to know it."""
+
+    machine: str
+    """Processor family as ``platform.machine()`` spells it, for example ``x86_64`` or ``arm64``."""
+    cpu_count: int
+    """Cores this process may use: the smaller of its affinity and its control group's quota, rounded up."""
+    isa: tuple[str, ...]
+    """The instruction sets that matter here and that the CPU has, of `firstvec.manifest.ISAS`."""
+    has_cuda: bool
+    """Whether an NVIDIA driver and a device are there and not hidden by CUDA_VISIBLE_DEVICES."""
+    has_mps: bool
+    """Whether this is an Apple-silicon Mac."""
+    available_memory_mb: float
+    """Memory that can still be used: the smaller of the system's and the control group's, in 2^20 bytes."""
+    is_ssd: bool | None
+    """Whether the current folder's storage is not rotational; None where the system does not tell."""
+    recommended_batch_size: int
+    recommended_device: str
+    """``cuda`` or ``mps`` where a torch that can use it is installed, else ``cpu``."""
+    engines: tuple[tuple[str, str | None], ...]
+    """Engine → installed version, or None; see `engine_version`."""
+    torch_loaded: bool
+    """Whether this process has imported torch already."""
+
+    @classmethod
+    def detect(cls) -> ResourceProfile:
+        """Return the profile of this machine and process. Imports no engine, writes nothing, never raises."""
+        has_cuda = _has_cuda()
+        has_mps = sys.platform == "darwin" and _machine() == "arm64"
+        memory_mb = _available_memory() / (1 << 20)
+        torch_folder, versions = _engines()
+        device = "cpu"
+        if torch_folder and has_cuda and _torch_has_cuda(torch_folder):
+            device = "cuda"
+        elif torch_folder and has_mps:
+            device = "mps"
+        return cls(
+            machine=_machine(),
+            cpu_count=usable_cpus(),
+            isa=_isa(),
+            has_cuda=has_cuda,
+            has_mps=has_mps,
+            available_memory_mb=round(memory_mb, 1),
+            is_ssd=is_ssd(os.curdir),
+            recommended_batch_size=64 if memory_mb > 8192 else 32 if memory_mb > 2048 else 8,
+            recommended_device=device,
+            engines=versions,
+            torch_loaded="torch" in sys.modules,
+        )
+
+    def engine_version(self, engine: str) -> str | None:
+        """The installed version of ``engine``, or None."""
+        return dict(self.engines).get(engine)
+
+    def __str__(self) -> str:
+        parts = [self.machine, "+".join(self.isa) or "no known vector extension", f"{self.cpu_count} cores"]
+        return ", ".join([*parts, *(name for name in ("cuda", "mps") if getattr(self, f"has_{name}"))])
+
+
+def usable_cpus() -> int:
+    """How many cores this process may use, at least 1: min(affinity, quota rounded up)."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:
+        count = os.cpu_count() or 1
+    for folder in _cgroup_folders("cpu"):
+        if (quota := _quota(folder)) is not None:
+            count = min(count, max(1, -(-quota[0] // quota[1])))
+    return max(1, count)
+
+
+def is_ssd(path: str) -> bool | None:
+    """Whether the storage that holds ``path`` is not rotational; None where the system does not tell.
+
+    Linux only, from ``/sys/dev/block`` (Documentation/ABI/stable/sysfs-block, ``queue/rotational``). A partition has
+    no queue of its own; its disk's is one folder up.
+    """
+    try:
+        device = os.stat(path).st_dev
+        block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
+    except (OSError, AttributeError):
+        return None
+    for folder in (block, f"{block}/.."):
+        if text := _read(f"{folder}/queue/rotational"):
+            return text.strip() == "0"
+    return None
+
+
+def _machine() -> str:
+    if hasattr(os, "uname"):
+        return os.uname().machine
+    return os.environ.get("PROCESSOR_ARCHITECTURE", "unknown").lower()
+
+
+def _isa() -> tuple[str, ...]:
+    machine = _machine().lower()
+    if machine in ("arm64", "aarch64"):
+        return ("arm64",)
+    if machine not in ("x86_64", "amd64", "i686", "i386"):
+        return ()
+    if sys.platform == "linux":
+        # The first processor's block is enough, and short even on a machine of 256 cores.
+        text = _read("/proc/cpuinfo", 8192)
+        flags = set(text.partition("\nflags")[2].partition("\n")[0].partition(":")[2].split())
+        return tuple(isa for isa, flag in _X86_FLAGS.items() if flag in flags)
+    return _isa_darwin() if sys.platform == "darwin" else _isa_windows()
+
+
+def _isa_darwin() -> tuple[str, ...]:
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    found = []
+    for isa, name in (("avx2", b"hw.optional.avx2_0"), ("avx512_vnni", b"hw.optional.avx512vnni")):
+        value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+        if libc.sysctlbyname(name, ctypes.byref(value), ctypes.byref(size), None, 0) == 0 and value.value:
+            found.append(isa)
+    return tuple(found)
+
+
+def _isa_windows() -> tuple[str, ...]:
+    import ctypes
+
+    # PF_AVX2_INSTRUCTIONS_AVAILABLE (winnt.h). Windows does not tell about VNNI: not used there.
+    kernel32 = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+    return ("avx2",) if kernel32.IsProcessorFeaturePresent(40) else ()
+
+
+def _has_cuda() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    if sys.platform == "win32":
+        return os.path.isfile(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
+    # Native Linux lists its GPUs here; WSL 2 has no /proc/driver/nvidia but the one device.
+    try:
+        return bool(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return os.path.exists("/dev/dxg") and os.path.exists("/usr/lib/wsl/lib/libcuda.so.1")
+
+
+def _engines() -> tuple[str | None, tuple[tuple[str, str | None], ...]]:
+    """The folder of the torch package, if any, and engine → version from the names of ``*.dist-info`` folders."""
+    wanted = {dist: engine for engine, dists in ENGINE_DISTRIBUTIONS.items() for dist in dists}
+    versions: dict[str, str | None] = dict.fromkeys(ENGINE_DISTRIBUTIONS)
+    torch_folder = None
+    for entry in sys.path:
+        try:
+            names = os.listdir(entry or os.curdir)
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith(".dist-info"):
+                distribution, _, version = name[: -len(".dist-info")].rpartition("-")
+                engine = wanted.get(distribution.lower())
+                if engine and versions[engine] is None:
+                    versions[engine] = version
+        if torch_folder is None and "torch" in names and os.path.isfile(f"{entry}/torch/version.py"):
+            torch_folder = f"{entry}/torch"
+    return torch_folder, tuple(versions.items())
+
+
+def _torch_has_cuda(folder: str) -> bool:
+    """Whether that torch was built for CUDA: ``cuda: Optional[str] = '13.0'`` in its version.py, None otherwise."""
+    for line in _read(f"{folder}/version.py").splitlines():
+        if line.startswith("cuda"):
+            return not line.rstrip().endswith("None")
+    return False
+
+
+def _available_memory() -> int:
+    """Bytes."""
+    if sys.platform == "linux":
+        available = 0
+        for line in _read("/proc/meminfo").splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+                break
+        for folder in _cgroup_folders("memory"):
+            for limit_name, used_name in (
+                ("memory.max", "memory.current"),
+                ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            ):
+                limit, used = _read(f"{folder}/{limit_name}").strip(), _read(f"{folder}/{used_name}").strip()
+                if limit.isdecimal() and used.isdecimal():
+                    available = min(available, max(0, int(limit) - int(used)))
+        return available
+    if sys.platform == "win32":
+        import ctypes
+
+        # GlobalMemoryStatusEx, MEMORYSTATUSEX: two DWORDs, then seven DWORDLONGs; the second is ullAvailPhys.
+        status = (ctypes.c_ulonglong * 8)()
+        status[0] = ctypes.sizeof(status)
+        if ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status)):
+            return int(status[2])
+    try:
+        # macOS tells only the total through sysconf; half of it is a cautious guess at what is free.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+def _cgroup_folders(controller: str) -> Iterable[str]:
+    """The folders of this process's control group for ``controller`` and its ancestors, v2 and v1.
+
+    A limit anywhere up the tree counts (cgroups(7)). In a container the group's path is often not visible inside,
+    and the mount's root is the container's own group: then the ancestors of the path end there.
+    """
+    if sys.platform != "linux":
+        return
+    for line in _read("/proc/self/cgroup").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if hierarchy == "0":
+            mount = "/sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            mount = f"/sys/fs/cgroup/{controllers}"
+        else:
+            continue
+        path = path.rstrip("/")
+        while True:
+            yield f"{mount}{path}"
+            if not path:
+                break
+            path = path.rpartition("/")[0]
+
+
+def _quota(folder: str) -> tuple[int, int] | None:
+    """(quota, period) in microseconds, or None without a limit."""
+    fields = _read(f"{folder}/cpu.max").split()
+    if not fields:
+        fields = [_read(f"{folder}/cpu.cfs_quota_us").strip(), _read(f"{folder}/cpu.cfs_period_us").strip()]
+    if len(fields) == 2 and all(field.isdecimal() and int(field) > 0 for field in fields):
+        return int(fields[0]), int(fields[1])
+    return None
+
+
+def _read(path: str, size: int = 1 << 16) -> str:
+    """The beginning of a small system file, or an empty string."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, size).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

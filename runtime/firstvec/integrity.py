@@ -1,0 +1,118 @@
+"""Prove that a bundle's files are the ones that were built, once per file and machine.
+
+A file is hashed before an engine sees it. What was hashed is remembered as an empty marker file in the user's cache
+folder, named after the file's identity (device, inode, size, modification and change time) and digest, so that later
+loads cost one ``stat``. Any write to the file changes its change time, which user programs cannot set back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+
+from firstvec.errors import IntegrityError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from firstvec.manifest import File
+
+_CHUNK = 1 << 20
+
+
+def cache_dir() -> str:
+    """The folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder."""
+    if chosen := os.environ.get("FIRSTVEC_CACHE"):
+        return chosen
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
+    elif os.uname().sysname == "Darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "firstvec")
+
+
+def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) -> bool:
+    """Check that ``file`` lies in ``root`` as the manifest describes it, and say whether that was remembered.
+
+    Args:
+        root: the bundle's folder.
+        file: the manifest's entry.
+        artifact: id for the error message.
+        remember: False hashes the file in any case (``firstvec verify``).
+
+    Raises:
+        IntegrityError: it is missing, of another size or content, or reached through a symbolic link.
+    """
+    path = locate(root, file, artifact)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise IntegrityError(path, f"{file.size} bytes", f"{error.strerror or error}", artifact) from error
+    with open(descriptor, "rb", buffering=0) as stream:
+        status = os.fstat(descriptor)
+        if status.st_size != file.size:
+            raise IntegrityError(path, f"{file.size} bytes", f"{status.st_size} bytes", artifact)
+        marker = _marker(status, file.sha256)
+        if remember and _trusted(marker):
+            return True
+        digest = hashlib.sha256()
+        buffer = bytearray(_CHUNK)
+        view = memoryview(buffer)
+        while count := stream.readinto(buffer):
+            digest.update(view[:count])
+    if (actual := digest.hexdigest()) != file.sha256:
+        raise IntegrityError(path, f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…", artifact)
+    _remember(marker)
+    return False
+
+
+def locate(root: str, file: File, artifact: str = "") -> str:
+    """The path of ``file`` in ``root``.
+
+    Raises:
+        IntegrityError: a part of the path below ``root`` is a symbolic link.
+    """
+    path = root
+    for segment in file.path.split("/"):
+        path = os.path.join(path, segment)
+        if os.path.islink(path):
+            raise IntegrityError(path, "a regular file", "a symbolic link", artifact)
+    return path
+
+
+def last_used(root: str, file: File) -> float:
+    """When this user last loaded the bundle that ``file`` (its tokenizer) belongs to: Unix time, 0.0 for never."""
+    try:
+        return os.stat(_marker(os.stat(os.path.join(root, file.path)), file.sha256)).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _marker(status: os.stat_result, sha256: str) -> str:
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, sha256)
+    name = hashlib.sha256(":".join(map(str, identity)).encode()).hexdigest()[:40]
+    return os.path.join(cache_dir(), "verified", name)
+
+
+def _trusted(marker: str) -> bool:
+    """Whether the marker is there and only this user could have put it there; its time becomes now."""
+    try:
+        if os.name == "posix":
+            folder = os.stat(os.path.dirname(marker))
+            if folder.st_uid != os.geteuid() or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return False
+        os.utime(marker)
+    except OSError:
+        return False
+    return True
+
+
+def _remember(marker: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(marker), mode=0o700, exist_ok=True)
+        os.close(os.open(marker, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError:
+        # A read-only or missing home: the next load hashes again, which is slower and as safe.
+        return

