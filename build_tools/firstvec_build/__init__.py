@@ -1,6 +1,4 @@
-"""Offline toolchain: a sentence-transformers model → a verified bundle of TorchScript, ONNX and INT8 artifacts."""
+"""Offline toolchain: a sentence-transformers model → a verified bundle of TorchScript, ONNX and INT8 artifacts.
 
-from firstvec_build.pipeline import ARTIFACT_IDS, BuildResult, build
-from firstvec_build.quality import Thresholds
-
-__all__ = ["ARTIFACT_IDS", "BuildResult", "Thresholds", "build"]
+The one public verb is `firstvec_build.pipeline.build`. Importing this package imports none of the toolchain.
+"""

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from firstvec.errors import BuildError, FirstvecError
 from firstvec.integrity import verify
-from firstvec.manifest import FILE_NAME, File, Manifest
+from firstvec.manifest import FILE_NAME as FILE_NAME
+from firstvec.manifest import File, Manifest
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -16,6 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
 from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
+from firstvec_build.quiet import quiet_tools
 
 OPSET = 18
 """The lowest that optimum recommends for transformers; read by every onnxruntime since 1.14."""
@@ -35,7 +31,7 @@ def export(model: SentenceTransformer, path: Path) -> None:
     from optimum.exporters.onnx import onnx_export_from_model
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, _quiet():
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, quiet_tools():
         try:
             onnx_export_from_model(
                 model, output=scratch, task="feature-extraction", opset=OPSET, do_validation=False, device="cpu"
@@ -62,7 +58,7 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
     from onnxruntime.transformers.optimizer import optimize_model
 
     config = model[0].auto_model.config
-    with _quiet():
+    with quiet_tools():
         try:
             optimised = optimize_model(
                 str(path),
@@ -119,16 +115,3 @@ def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
     for output in model.graph.output:
         if output.name == old:
             output.name = new
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' progress prints and warnings from the console; failures raise."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

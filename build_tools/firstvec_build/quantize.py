@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 
 from firstvec.errors import QuantizationError
+from firstvec_build.quiet import quiet_tools
 
 OPERATORS = ("MatMul", "Attention", "EmbedLayerNormalization", "Gather")
 """What is quantised: the weight matrices and the embeddings table."""
@@ -52,29 +52,25 @@ def quantise(fused: Path, target: Target, path: Path) -> None:
     Raises:
         QuantizationError: onnxruntime's quantiser fails on the graph, or finds nothing to quantise.
     """
-    # Its tools log through the root logger, one warning for each bias.
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        quantize_dynamic(
-            fused,
-            path,
-            op_types_to_quantize=list(OPERATORS),
-            per_channel=True,
-            reduce_range=target.reduce_range,
-            weight_type=QuantType.QInt8,
-            # Shape inference does not know onnxruntime's fused operators; all their outputs are float.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+        with quiet_tools():
+            quantize_dynamic(
+                fused,
+                path,
+                op_types_to_quantize=list(OPERATORS),
+                per_channel=True,
+                reduce_range=target.reduce_range,
+                weight_type=QuantType.QInt8,
+                # Shape inference does not know onnxruntime's fused operators; all their outputs are float.
+                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+            )
     except Exception as error:  # ValueError, RuntimeError, AssertionError … from pattern matching
         raise QuantizationError(
             f"INT8 for {target.isa}: the graph cannot be quantised: {type(error).__name__}: {error}; "
             "build without it: --only torchscript-fp32 --only onnx-fp32"
         ) from error
-    finally:
-        logging.disable(disabled)
     if not any(node.op_type in _WEIGHTS for node in onnx.load(path, load_external_data=False).graph.node):
         raise QuantizationError(f"INT8 for {target.isa}: the graph has no matrix product that could be quantised")
 

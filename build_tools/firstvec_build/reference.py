@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from sentence_transformers.models import Normalize, Pooling, Transformer
 
 from firstvec.errors import ExportError, SourceError
 from firstvec.manifest import Model
+from firstvec_build.quiet import quiet_tools
 from firstvec_build.source import Source
 
 SUPPORT_FILES = (
@@ -46,10 +45,8 @@ def load(source: Source) -> SentenceTransformer:
         SourceError: sentence-transformers cannot load it.
         ExportError: its modules are not Transformer → Pooling → (Dense, Normalize, …).
     """
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_tools():
             model = SentenceTransformer(str(source.path), device="cpu", trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, RuntimeError …
         raise SourceError(f"{source.path}: sentence-transformers cannot load it: {error}") from error
@@ -78,7 +75,7 @@ def describe(model: SentenceTransformer, source: Source) -> Model:
         source=source.origin,
         source_sha256=source.sha256,
         architecture=(getattr(config, "architectures", None) or [type(model[0].auto_model).__name__])[0],
-        embedding_dim=int(model.get_sentence_embedding_dimension() or 0),
+        embedding_dim=int(model.get_embedding_dimension() or 0),
         max_seq_length=int(model.max_seq_length),
         pooling_mode=pooling_mode if isinstance(pooling_mode, str) else "+".join(pooling_mode),
         normalized=type(model[len(model) - 1]) is Normalize,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
+from firstvec_build.quiet import quiet_tools
 from firstvec_build.reference import SentenceEncoder, example_inputs
 
 _ALIGNMENT = 64
@@ -27,13 +27,7 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
         ExportError: the model cannot be traced.
     """
     inputs = example_inputs(model)
-    with warnings.catch_warnings(), torch.no_grad():
-        # torch 2.13 recommends torch.export for new code. What it writes needs 3 s of imports to load; see
-        # firstvec.sessions.torchscript.
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-        # transformers and sentence-transformers branch on shapes and on constants while traced. Whether the trace
-        # holds for other inputs is measured, on every sentence of the evaluation set, not inferred from the warning.
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+    with quiet_tools(), torch.no_grad():
         try:
             traced = torch.jit.trace(
                 SentenceEncoder(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), check_trace=False

@@ -57,7 +57,7 @@ def select(
     candidates: list[tuple[tuple[int, ...], Artifact]] = []
     rejected: list[tuple[Artifact, str]] = []
     for artifact in manifest.artifacts:
-        reason = _cannot_run(artifact, profile, device and target_kind) or _not_wanted(
+        reason = cannot_run(artifact, profile, device and target_kind) or _not_wanted(
             artifact, prefers, enable_quantization, min_quality
         )
         if reason:
@@ -79,7 +79,8 @@ def select(
     )
 
 
-def _cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: str | None) -> str | None:
+def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: str | None = None) -> str | None:
+    """Why ``artifact`` cannot run on the machine, and on the device that the caller requires; None if it can."""
     if required_device and required_device not in artifact.devices:
         return f"device: runs on {'/'.join(artifact.devices)}, not on {required_device}"
     if required_device not in (None, "cpu", profile.recommended_device):

@@ -1,0 +1,36 @@
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+BUNDLE := artifacts/all-MiniLM-L6-v2
+
+.PHONY: artifacts test bench lint typecheck clean
+
+artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
+	$(BIN)/firstvec build --output artifacts
+	@echo 'First vector, of "How do I reset my password?" (384 components, the first six):'
+	@$(BIN)/firstvec encode --model $(BUNDLE) --format text "How do I reset my password?" | cut -d' ' -f1-6
+
+test: $(VENV)/.installed lint typecheck  ## everything that must hold before a commit lands
+	$(BIN)/pytest
+
+bench: artifacts  ## the figures of the README, on this machine
+	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(VENV)/.installed
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone: asked for by another package, pip would take the newest build with its CUDA packages.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[build]' --group dev
+	touch $@

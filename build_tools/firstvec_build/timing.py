@@ -1,0 +1,58 @@
+"""How long each artifact takes in a fresh process: what the build's table shows. Not part of the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+from firstvec.hardware import ResourceProfile
+from firstvec.manifest import Manifest
+from firstvec.selection import cannot_run
+
+_ROUNDS = 3
+_CHILD = """
+import sys, time
+from firstvec.load import Opener
+from firstvec.manifest import Manifest
+from firstvec.provider import EmbeddingProvider
+from firstvec.sessions import engine_for
+from firstvec.tokenizer import Tokenizer
+manifest = Manifest.read(sys.argv[1])
+artifact = next(artifact for artifact in manifest.artifacts if artifact.id == sys.argv[2])
+opener = Opener(manifest, artifact, "cpu")
+engine_for(artifact)
+started = time.perf_counter()
+session = opener.open()
+opened = time.perf_counter()
+tokenizer = Tokenizer(f"{manifest.root}/{manifest.tokenizer.path}", manifest.model.max_seq_length)
+EmbeddingProvider(manifest, artifact, "cpu", tokenizer, session, opener.open).embed_query("how do I reset my password?")
+print(opened - started)
+"""
+
+
+def first_vector_times(manifest: Manifest) -> dict[str, tuple[float, float] | None]:
+    """Artifact id → (opening its session, exec to first vector) in milliseconds; None where it cannot run here.
+
+    Medians of three fresh processes after one that warms the page cache.
+    """
+    profile = ResourceProfile.detect()
+    times: dict[str, tuple[float, float] | None] = {}
+    # An installed app has its bytecode compiled; so has the measurement, whatever this process was told.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for artifact in manifest.artifacts:
+        times[artifact.id] = None
+        if cannot_run(artifact, profile):
+            continue
+        rounds = []
+        for _ in range(_ROUNDS + 1):
+            started = time.perf_counter()
+            command = [sys.executable, "-c", _CHILD, manifest.root, artifact.id]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            rounds.append((1e3 * json.loads(done.stdout), 1e3 * (time.perf_counter() - started)))
+        sessions, whole = zip(*rounds[1:], strict=True)
+        times[artifact.id] = (round(statistics.median(sessions), 1), round(statistics.median(whole), 1))
+    return times

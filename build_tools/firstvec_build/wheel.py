@@ -1,0 +1,73 @@
+"""Pack a bundle as a wheel that installs it where the runtime looks (PyPA binary distribution format 1.0)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from firstvec.errors import BuildError, InputError
+from firstvec.integrity import locate, verify
+from firstvec.manifest import FILE_NAME, Manifest
+from firstvec.store import WHEEL_PACKAGE
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
+    """Write the bundle's wheel into the folder ``output`` and return its path.
+
+    Args:
+        only: ids of the artifacts to take along; empty takes all. An app for one platform needs one or two.
+
+    Raises:
+        IntegrityError: a file of the bundle is not the one that was built.
+        InputError: ``only`` names an artifact that the bundle does not have.
+        BuildError: ``output`` cannot be written.
+    """
+    ids = [artifact.id for artifact in manifest.artifacts]
+    if unknown := [artifact_id for artifact_id in only if artifact_id not in ids]:
+        raise InputError(f"the bundle has no artifact {unknown[0]!r}: it has {', '.join(ids)}")
+    kept = manifest.replace(
+        artifacts=tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
+    )
+    name = re.sub(r"[^a-z0-9]+", "_", manifest.model.name.rsplit("/", 1)[-1].lower()).strip("_")
+    distribution = f"firstvec_bundle_{name}"
+    # A bundle has no version of its own; the revision it was built from tells two of them apart (PEP 440 local part).
+    version = "1" + (f"+{manifest.model.revision[:12]}" if manifest.model.revision else "")
+    folder = f"{WHEEL_PACKAGE}/{manifest.model.name.rsplit('/', 1)[-1]}"
+    info = f"{distribution}-{version}.dist-info"
+    metadata = (
+        f"Metadata-Version: 2.1\nName: {distribution.replace('_', '-')}\nVersion: {version}\n"
+        f"Summary: {manifest.model.name}, as a firstvec bundle\nRequires-Dist: firstvec\n"
+    )
+    tags = "Wheel-Version: 1.0\nGenerator: firstvec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    path = output / f"{distribution}-{version}-py3-none-any.whl"
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    records = []
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+
+            def add(arcname: str, data: bytes) -> None:
+                archive.writestr(zipfile.ZipInfo(arcname, _EPOCH), data, zipfile.ZIP_DEFLATED)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                records.append(f"{arcname},sha256={digest},{len(data)}")
+
+            add(f"{folder}/{FILE_NAME}", kept.to_json())
+            for file in kept.files():
+                verify(manifest.root, file, remember=False)
+                add(f"{folder}/{file.path}", Path(locate(manifest.root, file)).read_bytes())
+            add(f"{info}/METADATA", metadata.encode())
+            add(f"{info}/WHEEL", tags.encode())
+            archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
+        os.replace(scratch, path)
+    except OSError as error:
+        raise BuildError(f"{path}: cannot be written ({error.strerror or error}); choose another --output") from error
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path

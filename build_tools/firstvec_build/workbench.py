@@ -1,0 +1,174 @@
+"""Make a bundle's artifacts in a staging folder, one by one, each measured and held to its thresholds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from firstvec.errors import QualityError
+from firstvec.hardware import ResourceProfile
+from firstvec.load import Opener
+from firstvec.manifest import Artifact, Manifest, Model, Quality
+from firstvec.provider import EmbeddingProvider
+from firstvec.tokenizer import Tokenizer
+from firstvec_build import bundle, onnx_export, quality, quantize, reference, torchscript
+from firstvec_build.quality import LabelledPairs, Thresholds, Vectors
+from firstvec_build.quantize import Target
+from firstvec_build.source import Source
+
+_ENGINE_RANGES = {
+    # Oldest and newest are tested: docs/engines.md. A major version may drop either file format.
+    "onnxruntime": ("1.23", "2"),
+    "torch": ("2.10", "3"),
+}
+_NOT_MEASURED = Quality(
+    cosine_mean=0.0,
+    cosine_min=-1.0,
+    max_abs_diff=0.0,
+    neighbour_overlap=0.0,
+    batch_cosine_min=-1.0,
+    sentences=1,
+    measured_with="not measured",
+)
+
+
+class Workbench:
+    """The model, the reference vectors, and the folder in which its bundle takes shape.
+
+    Raises:
+        SourceError, ExportError: the model cannot be loaded, or is not one that can be exported.
+    """
+
+    def __init__(self, origin: Source, folder: Path, thresholds: Thresholds, labelled: LabelledPairs | None) -> None:
+        self.folder = folder
+        self.encoder = reference.load(origin)
+        self.model: Model = reference.describe(self.encoder, origin)
+        (folder / "tokenizer.json").write_text(reference.tokenizer_json(self.encoder), "utf-8")
+        self.support_files = reference.support_files(origin)
+        for path in self.support_files:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(origin.path / path, folder / path)
+        self._thresholds = thresholds
+        self._labelled = labelled
+        self._sentences = quality.evaluation_sentences()
+        self._reference: Vectors = np.asarray(self.encoder.encode(self._sentences), dtype=np.float32)  # (N, D)
+        self._scratch = folder / ".work"
+
+    def manifest(self, artifacts: tuple[Artifact, ...], built_with: dict[str, str], inputs_sha256: str) -> Manifest:
+        """Describe the folder, with these artifacts."""
+        return Manifest(
+            path=str(self.folder / bundle.FILE_NAME),
+            model=self.model,
+            tokenizer=bundle.describe(self.folder, "tokenizer.json"),
+            artifacts=artifacts,
+            support_files=tuple(bundle.describe(self.folder, path.as_posix()) for path in self.support_files),
+            built_with=built_with,
+            inputs_sha256=inputs_sha256,
+        )
+
+    def build(self, artifact_id: str) -> Artifact:
+        """Build one artifact, measure it, and hold it to its thresholds.
+
+        Raises:
+            ExportError, QuantizationError: it cannot be made.
+            QualityError: it misses a threshold.
+        """
+        if artifact_id == "torchscript-fp32":
+            return self._build_torchscript(artifact_id)
+        if artifact_id == "onnx-fp32":
+            return self._build_onnx_fp32(artifact_id)
+        target = next(target for target in quantize.TARGETS if artifact_id == f"onnx-int8-{target.isa}")
+        return self._build_int8(artifact_id, target)
+
+    def clear_scratch(self) -> None:
+        """Remove intermediate files."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _build_torchscript(self, artifact_id: str) -> Artifact:
+        name = "torchscript/model.pt"
+        devices = torchscript.export(self.encoder, self.folder / name)
+        return self._measured(self._artifact(artifact_id, (name,), devices=devices))
+
+    def _build_onnx_fp32(self, artifact_id: str) -> Artifact:
+        name = "onnx/model.onnx"
+        fused = self._fused()
+        onnx_export.optimise(fused, self.folder / name)
+        try:
+            return self._measured(self._artifact(artifact_id, (name, f"{name}_data")))
+        except QualityError:
+            # The fusion took the graph for something it is not: an architecture that it was not written for.
+            shutil.copyfile(self._exported(), fused)
+            onnx_export.optimise(fused, self.folder / name)
+            return self._measured(self._artifact(artifact_id, (name, f"{name}_data")))
+
+    def _build_int8(self, artifact_id: str, target: Target) -> Artifact:
+        name = f"onnx/model_qint8_{target.isa}.onnx"
+        quantised = self._scratch / f"{target.isa}.onnx"
+        quantize.quantise(self._fused(), target, quantised)
+        onnx_export.optimise(quantised, self.folder / name)
+        artifact = self._artifact(artifact_id, (name, f"{name}_data"), target=target)
+        if target.isa in ResourceProfile.detect().isa:
+            return self._measured(artifact)
+        # It would be slow or wrong here; what it computes elsewhere can be computed exactly all the same.
+        quantize.exact_twin(quantised, self._scratch / "twin.onnx")
+        twin = ".work/twin_optimised.onnx"
+        onnx_export.optimise(self._scratch / "twin.onnx", self.folder / twin)
+        found = self._measured(self._artifact(artifact_id, (twin, f"{twin}_data"), target=target)).quality
+        how = f"{found.measured_with}, exact integer stand-in with unsigned weights: no {target.isa} here"
+        return artifact.replace(quality=found.replace(measured_with=how))
+
+    def _exported(self) -> Path:
+        """The graph as optimum exports it, made once."""
+        exported = self._scratch / "exported.onnx"
+        if not exported.exists():
+            onnx_export.export(self.encoder, exported)
+        return exported
+
+    def _fused(self) -> Path:
+        """The graph that all ONNX artifacts start from, made once."""
+        fused = self._scratch / "fused.onnx"
+        if not fused.exists():
+            onnx_export.fuse(self._exported(), self.encoder, fused)
+        return fused
+
+    def _measured(self, artifact: Artifact) -> Artifact:
+        """Run an artifact through the runtime itself, and return it with its quality."""
+        manifest = self.manifest((), {}, "")
+        opener = Opener(manifest, artifact, "cpu")
+        session = opener.open(quick_start=False)
+        tokenizer = Tokenizer(str(self.folder / manifest.tokenizer.path), self.model.max_seq_length)
+        found = quality.measure(
+            EmbeddingProvider(manifest, artifact, "cpu", tokenizer, session, opener.open),
+            self._sentences,
+            self._reference,
+            f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
+            self._labelled,
+        )
+        self._thresholds.check(artifact.id, artifact.precision, found)
+        return artifact.replace(quality=found)
+
+    def _artifact(
+        self,
+        artifact_id: str,
+        files: tuple[str, ...],
+        *,
+        devices: tuple[str, ...] = ("cpu",),
+        target: Target | None = None,
+    ) -> Artifact:
+        form = artifact_id.partition("-")[0]
+        engine = "torch" if form == "torchscript" else "onnxruntime"
+        return Artifact(
+            id=artifact_id,
+            format=form,
+            precision="int8" if target else "fp32",
+            engine=engine,
+            engine_min=_ENGINE_RANGES[engine][0],
+            engine_below=_ENGINE_RANGES[engine][1],
+            devices=devices,
+            isa=target.isa if target else None,
+            isa_reason=target.reason if target else None,
+            files=tuple(bundle.describe(self.folder, name) for name in files),
+            quality=_NOT_MEASURED,
+        )

@@ -1,0 +1,432 @@
+"""`firstvec`: embed texts, and see what is there, what fits this machine and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from firstvec import __version__
+from firstvec.errors import FirstvecError, InputError, MissingDependency, NoCompatibleArtifact
+from firstvec.hardware import ResourceProfile
+from firstvec.loader import DEFAULT_MODEL, OptimizedEmbeddingLoader
+from firstvec.strategy import LoadingStrategy
+
+try:
+    import typer
+    from rich.table import Table
+except ImportError as error:
+    sys.exit(f"error: {MissingDependency('the firstvec command', error.name or 'typer', 'firstvec[cli]')}")
+
+from firstvec.tables import artifact_table, choice_table, choice_values, out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from firstvec.manifest import Manifest
+    from firstvec.provider import EmbeddingProvider
+    from firstvec.selection import Choice
+
+app = typer.Typer(
+    name="firstvec",
+    help="Sentence embeddings that start instantly, on the artifact that fits the machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str, typer.Argument(help="Name of a bundle (see `firstvec list`), or the path of its folder.", metavar="MODEL")
+]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a bundle, or the path of its folder.")]
+StrategyOption = Annotated[
+    LoadingStrategy, typer.Option("--strategy", "-s", help="Which artifact is taken; quantized takes INT8.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best for this machine if left out.")]
+QuantizationOption = Annotated[bool, typer.Option("--enable-quantization", help="Allow INT8 for every strategy.")]
+QualityOption = Annotated[
+    float | None, typer.Option(min=-1.0, max=1.0, help="Smallest acceptable worst cosine to fp32.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class Format(Enum):
+    """Output of `firstvec encode`."""
+
+    JSON = "json"
+    NPY = "npy"
+    TEXT = "text"
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        out.print(f"firstvec {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def encode(
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; one a line from stdin if there are none.")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    strategy: StrategyOption = LoadingStrategy.LAZY,
+    device: DeviceOption = None,
+    enable_quantization: QuantizationOption = False,
+    min_quality: QualityOption = None,
+    form: Annotated[Format, typer.Option("--format", "-f", help="json, npy (float32 array) or text.")] = Format.JSON,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts per run.")] = 32,
+) -> None:
+    """Embed texts: a vector for each, in their order."""
+    if form is Format.NPY and output is None and sys.stdout.isatty():
+        raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
+    loader = OptimizedEmbeddingLoader(model, strategy, device, enable_quantization, min_quality=min_quality)
+    loader.start_loading()
+    lines = texts or _stdin_lines()
+    if not lines:
+        raise InputError("there is no text: give it as an argument, or one text a line on stdin")
+    provider = loader.get_provider(timeout=None)
+    vectors = provider.encode(lines, batch_size=batch_size, show_progress_bar=len(lines) > 1000 and sys.stderr.isatty())
+    _write(_formatted(vectors, form, provider), output)
+
+
+@app.command("list")
+def list_bundles(as_json: JsonOption = False) -> None:
+    """Show the bundles that are found on this machine, and where they are looked for."""
+    from firstvec import store
+
+    manifests, broken = _installed()
+    if as_json:
+        bundles = [
+            {**store.ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
+            for manifest in manifests
+        ]
+        _print_json({"bundles": bundles, "broken": broken, "searched": store.search_path()})
+        return
+    if manifests:
+        table = Table()
+        for column in ("model", "revision", "dim", "artifacts", "size MB", "path"):
+            table.add_column(column, justify="right" if column in ("dim", "size MB") else "left")
+        for manifest in manifests:
+            size = sum(file.size for file in manifest.files()) / 1e6
+            ids = ", ".join(artifact.id for artifact in manifest.artifacts)
+            about = manifest.model
+            table.add_row(
+                about.name, (about.revision or "")[:12], str(about.embedding_dim), ids, f"{size:.1f}", manifest.root
+            )
+        out.print(table)
+    for path, reason in broken.items():
+        out.print(f"[red]broken:[/] {path}: {reason}", markup=True)
+    if not manifests:
+        out.print("No bundle was found. Build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS. Searched:")
+        for place in store.search_path():
+            out.print(f"  {place}")
+
+
+@app.command()
+def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
+    """Show what a bundle holds: model, artifacts, sizes and measured quality."""
+    from firstvec import store
+
+    manifest = store.find(model)
+    if as_json:
+        _print_json(json.loads(manifest.to_json()) | {"path": manifest.root})
+        return
+    about = manifest.model
+    out.print(f"[bold]{about.name}[/]  {about.architecture}, from {about.source}")
+    out.print(f"revision        {about.revision or 'none'}")
+    out.print(f"weights sha256  {about.source_sha256}")
+    normalized = "unit length" if about.normalized else "not normalised"
+    out.print(f"vectors         {about.embedding_dim} components, {about.pooling_mode} pooling, {normalized}")
+    out.print(f"input           at most {about.max_seq_length} tokens")
+    if about.prompts:
+        out.print(f"prompts         {', '.join(sorted(about.prompts))}")
+    out.print(f"built with      {', '.join(f'{name} {version}' for name, version in manifest.built_with.items())}")
+    out.print(artifact_table(manifest))
+    for artifact in manifest.artifacts:
+        quality = artifact.quality
+        out.print(
+            f"[bold]{artifact.id}[/]: {artifact.engine} >={artifact.engine_min},<{artifact.engine_below}, "
+            f"on {'/'.join(artifact.devices)}"
+        )
+        if artifact.isa_reason:
+            out.print(f"  {artifact.isa}: {artifact.isa_reason}")
+        out.print(
+            f"  measured on {quality.sentences} sentences with {quality.measured_with}; the same text alone and in a "
+            f"padded batch: cosine ≥ {quality.batch_cosine_min:g}"
+            + (f"; Spearman {quality.spearman:.2f}" if quality.spearman is not None else "")
+        )
+
+
+@app.command()
+def explain(
+    model: Model = DEFAULT_MODEL,
+    strategy: Annotated[
+        LoadingStrategy | None, typer.Option("--strategy", "-s", help="One strategy; all if left out.")
+    ] = None,
+    device: DeviceOption = None,
+    enable_quantization: QuantizationOption = False,
+    min_quality: QualityOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which artifact each strategy takes on this machine, and why not the others. Loads nothing."""
+    strategies = [strategy] if strategy else list(LoadingStrategy)
+    choices: dict[LoadingStrategy, Choice | NoCompatibleArtifact] = {}
+    for each in strategies:
+        loader = OptimizedEmbeddingLoader(model, each, device, enable_quantization, min_quality=min_quality)
+        try:
+            choices[each] = loader.choose()
+        except NoCompatibleArtifact as error:
+            if strategy:
+                raise
+            choices[each] = error
+    machine = str(ResourceProfile.detect())
+    if as_json:
+        values = {
+            each.value: {"error": str(choice)} if isinstance(choice, FirstvecError) else choice_values(choice)
+            for each, choice in choices.items()
+        }
+        _print_json({"machine": machine, "strategies": values})
+        return
+    out.print(f"machine: {machine}")
+    for each, choice in choices.items():
+        out.print(f"[bold]{each.value.upper()}[/]")
+        out.print(f"  {choice}" if isinstance(choice, FirstvecError) else choice_table(choice))
+
+
+@app.command()
+def verify(
+    model: Annotated[str | None, typer.Argument(help="Name or folder of a bundle; all if left out.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hash every file of a bundle and compare it with the manifest; what was remembered does not count."""
+    from firstvec import integrity, store
+
+    broken: dict[str, str] = {}
+    if model is not None:
+        manifests = [store.find(model)]
+    else:
+        manifests, broken = _installed()
+        if not manifests and not broken:
+            store.find(DEFAULT_MODEL)  # raises BundleNotFound, which lists the places
+    results: dict[str, dict[str, str]] = {}
+    for manifest in manifests:
+        files = results.setdefault(manifest.root, {})
+        for file in manifest.files():
+            try:
+                integrity.verify(manifest.root, file, remember=False)
+                files[file.path] = "ok"
+            except FirstvecError as error:
+                files[file.path] = str(error)
+    bad = [reason for files in results.values() for reason in files.values() if reason != "ok"]
+    if as_json:
+        _print_json({"ok": not bad and not broken, "bundles": results, "broken": broken})
+    else:
+        for root, files in results.items():
+            out.print(f"[bold]{root}[/]")
+            for path, reason in files.items():
+                out.print(f"  [green]ok[/]   {path}" if reason == "ok" else f"  [red]BAD[/]  {reason}")
+        for path, reason in broken.items():
+            out.print(f"[red]BAD[/]  {path}: {reason}")
+    if bad or broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show what this machine is, which artifact each strategy would take, and what is missing."""
+    from firstvec import integrity, store
+
+    profile = ResourceProfile.detect()
+    manifests, broken = _installed()
+    missing = _missing(profile)
+    choices: dict[str, dict[str, Any]] = {}
+    for manifest in manifests:
+        for strategy in LoadingStrategy:
+            try:
+                found = choice_values(OptimizedEmbeddingLoader(manifest.root, strategy).choose())
+            except FirstvecError as error:
+                found = {"error": str(error)}
+            choices.setdefault(manifest.root, {})[strategy.value] = found
+    healthy = bool(manifests) and not broken and not any(required for required, _, _ in missing)
+    if as_json:
+        _print_json(
+            {
+                "firstvec": __version__,
+                "python": sys.version.split()[0],
+                "machine": {**profile.to_dict(), "engines": dict(profile.engines)},
+                "cache": integrity.cache_dir(),
+                "searched": store.search_path(),
+                "bundles": choices,
+                "broken": broken,
+                "missing": [{"package": package, "needed_for": why} for _, package, why in missing],
+                "healthy": healthy,
+            }
+        )
+    else:
+        _print_doctor(profile, choices, broken, missing)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _print_doctor(
+    profile: ResourceProfile,
+    choices: dict[str, dict[str, Any]],
+    broken: dict[str, str],
+    missing: list[tuple[bool, str, str]],
+) -> None:
+    from firstvec import integrity, store
+
+    storage = {True: "not rotational", False: "rotational", None: "unknown"}[profile.is_ssd]
+    facts = {
+        "firstvec": f"{__version__}, Python {sys.version.split()[0]}",
+        "processor": f"{profile.machine}, {profile.cpu_count} usable cores",
+        "instruction sets": ", ".join(profile.isa) or "none that INT8 needs",
+        "memory": f"{profile.available_memory_mb:.0f} MB available",
+        "storage": storage,
+        "accelerators": f"CUDA {'yes' if profile.has_cuda else 'no'}, MPS {'yes' if profile.has_mps else 'no'}; "
+        f"recommended device {profile.recommended_device}",
+        "engines": ", ".join(f"{name} {version or 'not installed'}" for name, version in profile.engines),
+        "cache": integrity.cache_dir(),
+        "bundles from": "\n".join(store.search_path()),
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        table.add_row(name, value)
+    out.print(table)
+    for root, strategies in choices.items():
+        out.print(f"\n[bold]{root}[/]")
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        for strategy, found in strategies.items():
+            if "error" in found:
+                table.add_row(strategy.upper(), "[red]none[/]", found["error"])
+            else:
+                table.add_row(strategy.upper(), found["artifact"], f"{found['reason']}; on {found['device']}")
+        out.print(table)
+    for path, reason in broken.items():
+        out.print(f"\n[red]broken bundle[/] {path}: {reason}")
+    if not choices:
+        out.print("\n[red]no bundle was found[/]: build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS")
+    for required, package, why in missing:
+        mark = "[red]missing[/]" if required else "optional"
+        out.print(f"{mark}: {why}: pip install '{package}'", markup=True)
+
+
+def _missing(profile: ResourceProfile) -> list[tuple[bool, str, str]]:
+    """(required, what to install, what for) of the packages that are not there."""
+    wanted = [
+        ("onnxruntime", True, "onnxruntime", "runs the ONNX artifacts"),
+        ("tokenizers", True, "tokenizers", "turns text into tokens"),
+        ("torch", False, "firstvec[torch]", "runs the TorchScript artifact (accelerators)"),
+    ]
+    found = [
+        (required, package, why) for engine, required, package, why in wanted if not profile.engine_version(engine)
+    ]
+    if not _can_build():
+        found.append((False, "firstvec[build]", "`firstvec build`"))
+    return found
+
+
+def _can_build() -> bool:
+    from importlib.util import find_spec
+
+    return all(find_spec(name) for name in ("torch", "optimum", "onnx", "sentence_transformers"))
+
+
+def _installed() -> tuple[list[Manifest], dict[str, str]]:
+    """The valid bundles of the search path, and the folder and error of each broken one."""
+    from firstvec import store
+    from firstvec.manifest import Manifest
+
+    manifests, broken = [], {}
+    for folder in store.installed():
+        try:
+            manifests.append(Manifest.read(folder))
+        except FirstvecError as error:
+            broken[folder] = str(error)
+    return manifests, broken
+
+
+def _stdin_lines() -> list[str]:
+    if sys.stdin is None or sys.stdin.isatty():
+        return []
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
+        ) from error
+
+
+def _formatted(vectors: Any, form: Format, provider: EmbeddingProvider) -> bytes:
+    if form is Format.NPY:
+        import io
+
+        import numpy
+
+        stream = io.BytesIO()
+        numpy.save(stream, vectors)
+        return stream.getvalue()
+    if form is Format.TEXT:
+        return "".join(" ".join(f"{value:.8g}" for value in vector) + "\n" for vector in vectors.tolist()).encode()
+    values = {
+        "model": provider.manifest.model.name,
+        "artifact": provider.artifact.id,
+        "embedding_dim": provider.embedding_dim,
+        "vectors": [[float(f"{value:.8g}") for value in vector] for vector in vectors.tolist()],
+    }
+    return (json.dumps(values) + "\n").encode()
+
+
+def _write(data: bytes, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    # Whole or not at all: a reader never sees half a file.
+    scratch = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(data)
+        os.replace(scratch, output)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
+
+
+def _print_json(values: object) -> None:
+    sys.stdout.write(json.dumps(values, indent=2) + "\n")
+
+
+def _add_build_commands() -> None:
+    """`build` and `wheel`, which come with the toolchain of the same distribution."""
+    try:
+        from firstvec_build import cli as build_cli
+    except ModuleNotFoundError:
+        return
+    build_cli.register(app)
+
+
+_add_build_commands()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Errors that firstvec raises on purpose end it with one message and exit code 1."""
+    try:
+        app(arguments)
+    except FirstvecError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # The reader of our output has seen enough; keep the interpreter from complaining at its own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
