@@ -62,9 +62,6 @@ def main(argv: list[str]) -> int:
             if arguments.time:
                 sys.stdout.flush()
                 print(f"{(time.perf_counter() - STARTED) * 1000:.0f} ms from first line to result", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("docsearch: interrupted", file=sys.stderr)
-        return 130
     except (UsageError, FirstvecError, OSError) as error:
         print(f"docsearch: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -222,4 +219,10 @@ def definitions(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("docsearch: interrupted", file=sys.stderr, flush=True)
+        # Not sys.exit, which waits for the load: when Ctrl-C hits an import, CPython may keep the import lock, which the
+        # loading thread then waits for, for ever.
+        os._exit(130)

@@ -1,0 +1,116 @@
+"""Tiny random sentence-transformers models of several architectures, saved as folders."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import Normalize, Pooling, Transformer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from firstvec_build.quality import Thresholds, evaluation_sentences
+
+ANY_INT8 = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
+"""Random weights quantise as they like: only fp32 is held to its threshold."""
+
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def save_bert(folder: Path, *, pooling_mode: str = "mean", normalize: bool = True) -> Path:
+    """BERT with WordPiece."""
+    config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
+    return _save(folder, transformers.BertModel(config), _wordpiece(), pooling_mode, normalize)
+
+
+def save_distilbert(folder: Path) -> Path:
+    """DistilBERT with WordPiece; CLS pooling, no normalisation."""
+    config = transformers.DistilBertConfig(
+        vocab_size=500, max_position_embeddings=128, dim=32, n_layers=2, n_heads=4, hidden_dim=64
+    )
+    return _save(folder, transformers.DistilBertModel(config), _wordpiece(), "cls", False)
+
+
+def save_mpnet(folder: Path) -> Path:
+    """MPNet with WordPiece: relative position bias, positions that start behind the padding's."""
+    config = transformers.MPNetConfig(vocab_size=500, max_position_embeddings=130, pad_token_id=1, **_SHAPE)
+    return _save(folder, transformers.MPNetModel(config), _wordpiece(roberta_specials=True), "mean", True)
+
+
+def save_roberta(folder: Path) -> Path:
+    """RoBERTa with byte-level BPE: positions that start behind the padding's."""
+    config = transformers.RobertaConfig(
+        vocab_size=500, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **_SHAPE
+    )
+    return _save(folder, transformers.RobertaModel(config), _byte_level_bpe(), "mean", True)
+
+
+def _save(folder: Path, transformer: Any, tokenizer: Any, pooling_mode: str, normalize: bool) -> Path:
+    torch.manual_seed(20)
+    for parameter in transformer.parameters():
+        if parameter.dim() > 1:
+            # The libraries' own initialisation (deviation 0.02) makes all texts alike; this tells them apart.
+            torch.nn.init.normal_(parameter, std=0.25)
+    folder.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = folder.with_name(f"{folder.name}-transformer")
+        transformer.save_pretrained(plain)
+        tokenizer.save_pretrained(plain)
+        modules = [Transformer(str(plain), max_seq_length=128), Pooling(32, pooling_mode=pooling_mode)]
+        model = SentenceTransformer(modules=[*modules, Normalize()] if normalize else modules, device="cpu")
+        model.save(str(folder), create_model_card=False)
+    return folder
+
+
+def _wordpiece(*, roberta_specials: bool = False) -> Any:
+    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if roberta_specials else _BERT_SPECIALS
+    cls, pad, sep, unk, mask = names
+    tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    order = [cls, pad, sep, unk, mask] if roberta_specials else [pad, unk, cls, sep, mask]
+    tokenizer.train_from_iterator(
+        evaluation_sentences(),
+        trainers.WordPieceTrainer(vocab_size=500, limit_alphabet=200, special_tokens=order, show_progress=False),
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return _fast(tokenizer, names)
+
+
+def _byte_level_bpe() -> Any:
+    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=list(names),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(evaluation_sentences(), trainer)
+    return _fast(tokenizer, names)
+
+
+_BERT_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
+
+
+def _fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
+    cls, pad, sep, unk, mask = names
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token=cls,
+        pad_token=pad,
+        sep_token=sep,
+        unk_token=unk,
+        mask_token=mask,
+        model_input_names=["input_ids", "attention_mask"],
+    )
