@@ -27,9 +27,9 @@ class Thresholds:
     """What an artifact must reach. The only place where they are set; the CLI overrides them."""
 
     fp32_max_abs_diff: float = 1e-5
-    int8_cosine_mean: float = 0.98
-    int8_cosine_min: float = 0.90
-    int8_neighbour_overlap: float = 0.80
+    int8_cosine_mean: float = 0.985
+    int8_cosine_min: float = 0.94
+    int8_neighbour_overlap: float = 0.85
 
     def check(self, artifact: str, precision: str, quality: Quality) -> None:
         """Check an artifact's quality.

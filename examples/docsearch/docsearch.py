@@ -13,6 +13,7 @@ STARTED = time.perf_counter()
 
 import json
 import os
+import signal
 import sys
 
 from firstvec import FirstvecError, LoadingStrategy, get_embedding_provider, preload_embeddings
@@ -62,6 +63,9 @@ def main(argv: list[str]) -> int:
             if arguments.time:
                 sys.stdout.flush()
                 print(f"{(time.perf_counter() - STARTED) * 1000:.0f} ms from first line to result", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("docsearch: interrupted", file=sys.stderr)
+        return 130
     except (UsageError, FirstvecError, OSError) as error:
         print(f"docsearch: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -105,12 +109,13 @@ def index(path: str, limit: int | None) -> None:
         raise UsageError(f"{root} holds no docstrings: this Python comes without its library's sources")
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder: pass --index the name of a file")
+    provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to clean up
     partial = f"{path}.{os.getpid()}.tmp"
     try:
         # Opened before the slow part, so that a place that cannot be written is known at once.
         with open(partial, "wb") as file:
-            provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
             # A stock INT8 artifact scales a batch as a whole, so a vector depends slightly on the texts beside it:
             # fine for the documents of a search, whose ranking hardly changes.
             vectors = provider.embed_batch(list(entries), batch_size=32, show_progress_bar=True)  # (N, D)
@@ -219,10 +224,7 @@ def definitions(
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("docsearch: interrupted", file=sys.stderr, flush=True)
-        # Not sys.exit, which waits for the load: when Ctrl-C hits an import, CPython may keep the import lock, which the
-        # loading thread then waits for, for ever.
-        os._exit(130)
+    # Ctrl-C ends the process, without KeyboardInterrupt: raised while two threads import, it can leave CPython's import
+    # lock taken, and the loading thread, which is waited for at exit, would wait for that lock for ever.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(main(sys.argv[1:]))

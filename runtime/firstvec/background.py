@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,57 +29,63 @@ else:
 exiting = threading.Event()
 """Set when the interpreter is about to exit: work that nobody waits for is left undone."""
 
-_threads: set[threading.Thread] = set()
-"""Those that are running."""
-
 
 class Task(Generic[T]):
     """A call in a thread of its own; in the calling thread where no thread can be started."""
 
     def __init__(self, work: Callable[[], T], name: str) -> None:
-        self._work: Callable[[], T] | None = work
+        self._work = work
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        _threads.add(self._thread)
+        self._finished = threading.Event()
         try:
-            self._thread.start()
+            threading.Thread(target=self._run, name=f"{_PREFIX}{name}", daemon=True).start()
         except RuntimeError:
             # "can't start new thread": slower, and as right.
-            _threads.discard(self._thread)
             self._run()
 
     def _run(self) -> None:
-        work, self._work = self._work, None
-        assert work is not None
         try:
-            self._value = work()
+            self._value = self._work()
         except BaseException as error:
             self._error = error
         finally:
-            _threads.discard(self._thread)
+            del self._work  # and what it refers to
+            self._finished.set()
 
     def result(self) -> T:
         """Wait for the call to end; return its value or raise its error."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._finished.wait()
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]
 
 
+_PREFIX = "firstvec-"
+_PATIENCE = 15.0
+"""Seconds to wait for threads at exit: many times what any load takes. On CPython 3.11, Ctrl-C that arrives inside an
+import can leave the import lock taken for good; a thread that waits for that lock is in no engine and can be left."""
+
+
 @atexit.register
-def _join_all() -> None:
+def _wait_for_all() -> None:
     exiting.set()
-    for thread in list(_threads):
-        if thread is not threading.current_thread():
-            thread.join()
+    deadline = time.monotonic() + _PATIENCE
+    # A task may start others before it ends; one that is just being started cannot be joined yet.
+    while (left := deadline - time.monotonic()) > 0 and (threads := _running()):
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(left)
+
+
+def _running() -> list[threading.Thread]:
+    this = threading.current_thread()
+    return [thread for thread in threading.enumerate() if thread.name.startswith(_PREFIX) and thread is not this]
 
 
 def _after_fork_in_child() -> None:
     global exiting
     exiting = threading.Event()
-    _threads.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -17,6 +17,7 @@ from firstvec.strategy import LoadingStrategy
 
 try:
     import typer
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 except ImportError as error:
     sys.exit(f"error: {MissingDependency('the firstvec command', error.name or 'typer', 'firstvec[cli]')}")
@@ -108,16 +109,16 @@ def list_bundles(as_json: JsonOption = False) -> None:
         _print_json({"bundles": bundles, "broken": broken, "searched": store.search_path()})
         return
     if manifests:
-        table = Table()
-        for column in ("model", "revision", "dim", "artifacts", "size MB", "path"):
-            table.add_column(column, justify="right" if column in ("dim", "size MB") else "left")
+        table = Table(box=SIMPLE_HEAD)
+        for column in ("model", "revision", "dim", "artifacts", "MB", "folder"):
+            table.add_column(
+                column, justify="right" if column in ("dim", "artifacts", "MB") else "left", overflow="fold"
+            )
         for manifest in manifests:
             size = sum(file.size for file in manifest.files()) / 1e6
-            ids = ", ".join(artifact.id for artifact in manifest.artifacts)
-            about = manifest.model
-            table.add_row(
-                about.name, (about.revision or "")[:12], str(about.embedding_dim), ids, f"{size:.1f}", manifest.root
-            )
+            about, count = manifest.model, len(manifest.artifacts)
+            revision = (about.revision or "")[:12]
+            table.add_row(about.name, revision, str(about.embedding_dim), str(count), f"{size:.1f}", manifest.root)
         out.print(table)
     for path, reason in broken.items():
         out.print(f"[red]broken:[/] {path}: {reason}", markup=True)
@@ -143,8 +144,9 @@ def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
     normalized = "unit length" if about.normalized else "not normalised"
     out.print(f"vectors         {about.embedding_dim} components, {about.pooling_mode} pooling, {normalized}")
     out.print(f"input           at most {about.max_seq_length} tokens")
-    if about.prompts:
-        out.print(f"prompts         {', '.join(sorted(about.prompts))}")
+    for name, text in about.prompts.items():
+        if text:
+            out.print(f"prompt          {name}: {text!r}")
     out.print(f"built with      {', '.join(f'{name} {version}' for name, version in manifest.built_with.items())}")
     out.print(artifact_table(manifest))
     for artifact in manifest.artifacts:

@@ -40,10 +40,15 @@ class Load:
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = threading.Event()
 
+    @property
+    def usable(self) -> bool:
+        """Whether it is under way, or its provider is there and open."""
+        return self.error is None and (self.provider is None or not self.provider.closed)
+
     def start(self, *, in_thread: bool) -> None:
         """Load, in a thread or now."""
         if in_thread:
-            background.Task(self._run, "firstvec-load")
+            background.Task(self._run, "load")
         else:
             self._run()
 
@@ -89,7 +94,7 @@ class Load:
         manifest = find(self._model_name)
         choice = self._choose(manifest)
         # Reading the tokenizer releases the GIL: it costs nothing beside the import of the engine.
-        tokenizer = background.Task(lambda: self._read_tokenizer(manifest), "firstvec-tokenizer")
+        tokenizer = background.Task(lambda: self._read_tokenizer(manifest), "tokenizer")
         errors: list[ArtifactError] = []
         for artifact in choice.candidates:
             device = choice.device if choice.device.partition(":")[0] in artifact.devices else "cpu"
@@ -146,7 +151,7 @@ class Opener:
             IncompatibleArtifact: the engine cannot run it.
         """
         root = self.manifest.root
-        verified = background.Task(self._verify, "firstvec-verify")
+        verified = background.Task(self._verify, "verify")
         try:
             from firstvec.sessions import SessionOptions, engine_for, open_session
 
@@ -181,7 +186,7 @@ class HandOver:
 
     def start(self) -> None:
         """Build it in a thread."""
-        background.Task(self._run, "firstvec-hand-over")
+        background.Task(self._run, "hand-over")
 
     def _run(self) -> None:
         if background.exiting.wait(HAND_OVER_DELAY) or self._provider() is None:

@@ -65,6 +65,7 @@ class OptimizedEmbeddingLoader:
         self._metadata: ModelMetadata | None = None
         self._lock = allocate_lock()
         self._load: Load | None = None
+        self._interrupted = False
         _loaders.add(ref(self, _loaders.discard))
 
     def start_loading(self) -> None:
@@ -88,11 +89,10 @@ class OptimizedEmbeddingLoader:
                 is raised in every thread that waits; ``start_loading()`` tries again.
         """
         load = self._load
-        if load is None or (load.error is not None and not PLANS[self.strategy].in_thread):
-            if PLANS[self.strategy].in_thread:
-                raise LoadError(
-                    f"{self.model_name} is not being loaded: call start_loading() first, or use strategy LAZY"
-                )
+        lazy = not PLANS[self.strategy].in_thread
+        if load is None and not lazy and not self._interrupted:
+            raise LoadError(f"{self.model_name} is not being loaded: call start_loading() first, or use strategy LAZY")
+        if load is None or (lazy and not load.usable):
             # With a time limit the work goes on in a thread, so that the limit can be kept.
             load = self._start(in_thread=timeout is not None)
         return load.result(timeout)
@@ -191,7 +191,7 @@ class OptimizedEmbeddingLoader:
     def _start(self, *, in_thread: bool) -> Load:
         with self._lock:
             load = self._load
-            if load is not None and load.error is None:
+            if load is not None and load.usable:
                 return load
             from firstvec.load import Load
 
@@ -200,13 +200,15 @@ class OptimizedEmbeddingLoader:
         return load
 
     def _after_fork_in_child(self) -> None:
-        """A load that was under way has no thread here: forget it, so that the child starts its own."""
+        """A load that was under way has no thread here: forget it, so that the child starts its own when it asks.
+
+        Not at once: threads that are started inside the hook are forgotten by threading's own, which runs later.
+        """
         self._lock = allocate_lock()
         load = self._load
         if load is not None and load.provider is None and load.error is None:
             self._load = None
-            if PLANS[self.strategy].in_thread:
-                self._start(in_thread=True)
+            self._interrupted = True
 
 
 def preload_embeddings(

@@ -145,10 +145,10 @@ class EmbeddingProvider:
             raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         if device not in (None, self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if type(batch_size) is not int or batch_size < 1:
             raise InputError(f"batch_size {batch_size!r} is not a positive integer")
         single = isinstance(texts, (str, bytes))
-        rows: list[str] = [texts] if isinstance(texts, (str, bytes)) else list(texts)
+        rows: list[str] = _listed(texts)
         if not rows:
             raise InputError("the list of texts is empty: pass at least one text, or skip the call")
         check_texts(rows)
@@ -168,7 +168,17 @@ class EmbeddingProvider:
         Raises:
             InputError: a text is not usable; the error carries its index.
         """
-        return self._tokenizer.count([texts] if isinstance(texts, str) else texts)
+        return self._tokenizer.count(_listed(texts))
+
+    @property
+    def session_kind(self) -> str:
+        """``quick-start`` or ``throughput``: which of an artifact's two kinds of session answers now."""
+        return self._open_session().kind
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._session is None
 
     def on_first_run(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` once, after the first vector was computed."""
@@ -244,6 +254,15 @@ class EmbeddingProvider:
             if name in prompts:
                 return prompts[name]
         return self._prompt(None, None)
+
+
+def _listed(texts: Any) -> list[str]:
+    if isinstance(texts, (str, bytes)):
+        return [texts]  # type: ignore[list-item]
+    try:
+        return list(texts)
+    except TypeError:
+        raise InputError(f"{type(texts).__name__} is neither a str nor a sequence of str") from None
 
 
 _keep_forever: list[Session] = []

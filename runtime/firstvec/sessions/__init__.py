@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
         engine: str
         """Engine and version, for people."""
+        kind: str
+        """``quick-start`` or ``throughput``."""
 
         def run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
             """Embed token ids; rows may differ in length. Returns float32, shape (len(rows), embedding_dim)."""
@@ -46,6 +48,11 @@ class SessionOptions(Record):
     pad_token_id: int
     quick_start: bool
     """True starts fastest; False spends load time on what makes runs faster (weight prepacking)."""
+
+    @property
+    def kind(self) -> str:
+        """For people: ``quick-start`` or ``throughput``."""
+        return "quick-start" if self.quick_start else "throughput"
 
 
 def engine_for(artifact: Artifact) -> Engine:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# First, and by name: onnxruntime's C extension imports parts of numpy without the lock that `import numpy` takes, and
+# fails where another thread is in the middle of one.
+import numpy  # noqa: F401
+
 from firstvec.sessions import SessionOptions, pad
 
 # Wheels from 1.29 on send telemetry and keep a database in the user's cache unless this is set before the import.
@@ -48,6 +52,7 @@ class OnnxSession:
             # Worker threads that spin between runs take the core that the caller's own start-up needs.
             settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.engine = f"onnxruntime {engine_version()} (Python binding)"
+        self.kind = options.kind
         self._pad_token_id = options.pad_token_id
         self._session = onnxruntime.InferenceSession(
             options.path, sess_options=settings, providers=["CPUExecutionProvider"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+# Before torch, whose C extension imports parts of numpy without the lock that `import numpy` takes.
+import numpy  # noqa: F401
 import torch
 
 from firstvec.sessions import SessionOptions, pad
@@ -31,6 +33,7 @@ class TorchScriptSession:
 
     def __init__(self, options: SessionOptions) -> None:
         self.engine = f"torch {engine_version()} (TorchScript, {options.device})"
+        self.kind = options.kind
         self._pad_token_id = options.pad_token_id
         self._device = torch.device(options.device)
         with warnings.catch_warnings():

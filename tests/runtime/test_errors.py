@@ -1,0 +1,247 @@
+"""The error tree, its messages, and the public names."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib
+import inspect
+import pickle
+from collections.abc import Callable
+
+import pytest
+
+import firstvec
+from firstvec import errors
+from firstvec.errors import (
+    ArtifactError,
+    BuildError,
+    BundleNotFound,
+    ClosedError,
+    ExportError,
+    FirstvecError,
+    IncompatibleArtifact,
+    InputError,
+    IntegrityError,
+    LoadError,
+    LoadTimeout,
+    ManifestError,
+    MissingDependency,
+    NoCompatibleArtifact,
+    QualityError,
+    QuantizationError,
+    SourceError,
+    UnsupportedManifestVersion,
+)
+
+CLASSES = {
+    name: value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and value.__module__ == errors.__name__
+}
+
+INSTANCES: dict[type[FirstvecError], FirstvecError] = {
+    FirstvecError: FirstvecError("something is wrong; do something else"),
+    ManifestError: ManifestError("/b/firstvec.json: artifacts[2].files[0].sha256", "is missing"),
+    UnsupportedManifestVersion: UnsupportedManifestVersion("/b/firstvec.json", "2.0", "1"),
+    BundleNotFound: BundleNotFound("org/model", ["/first", "/second"], ["other", "another"]),
+    ArtifactError: ArtifactError("onnx-fp32", "cannot be used; use another"),
+    IntegrityError: IntegrityError("/b/model.onnx", "10 bytes", "9 bytes", "onnx-fp32"),
+    IncompatibleArtifact: IncompatibleArtifact("onnx-fp32", "onnxruntime cannot load it; reinstall it"),
+    NoCompatibleArtifact: NoCompatibleArtifact(
+        "org/model",
+        "x86_64, avx2, 2 cores",
+        [("onnx-int8", "isa: needs avx512_vnni, this CPU has avx2"), ("torchscript", "torch: not installed")],
+        "Install onnxruntime.",
+    ),
+    LoadError: LoadError("org/model: the load was not started; call start_loading()"),
+    LoadTimeout: LoadTimeout("org/model", 2.5),
+    ClosedError: ClosedError("the provider was closed; get a new one"),
+    InputError: InputError("is bytes, not str; decode it", 3),
+    MissingDependency: MissingDependency("convert_to_tensor", "torch", "firstvec[torch]"),
+    BuildError: BuildError("the build was stopped; free some space"),
+    SourceError: SourceError("org/model: no such revision; pin another"),
+    ExportError: ExportError("org/model: cannot be traced; skip TorchScript"),
+    QuantizationError: QuantizationError("org/model: has no MatMul; skip INT8"),
+    QualityError: QualityError("onnx-int8", "cosine_min", 0.93, ">=", 0.95),
+}
+
+# What was wrong, where, and what to do next, of every class that words its own message.
+PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
+    ManifestError: ("/b/firstvec.json: artifacts[2].files[0].sha256", "is missing", "rebuild", "`firstvec build`"),
+    UnsupportedManifestVersion: ("/b/firstvec.json", "format_version 2.0", "reads 1.x", "upgrade firstvec"),
+    BundleNotFound: (
+        "'org/model'",
+        "/first",
+        "/second",
+        "other, another",
+        "`firstvec build org/model`",
+        "FIRSTVEC_ARTIFACTS",
+    ),
+    IntegrityError: ("onnx-fp32", "/b/model.onnx", "expected 10 bytes", "found 9 bytes", "restore", "rebuild"),
+    NoCompatibleArtifact: (
+        "org/model",
+        "x86_64, avx2, 2 cores",
+        "onnx-int8: isa: needs avx512_vnni, this CPU has avx2",
+        "torchscript: torch: not installed",
+        "Install onnxruntime.",
+    ),
+    LoadTimeout: ("org/model", "2.5 s", "goes on", "call get_provider() again", "larger timeout"),
+    InputError: ("text 3", "is bytes, not str", "decode it"),
+    MissingDependency: ("convert_to_tensor", "torch", "pip install 'firstvec[torch]'"),
+    QualityError: ("onnx-int8", "cosine_min is 0.93", ">= 0.95", "--only", "lower the threshold"),
+}
+
+
+def drawn_tree() -> dict[str, str | None]:
+    """Class → parent, as the docstring draws them."""
+    tree: dict[str, str | None] = {}
+    above: list[str] = []
+    for line in (errors.__doc__ or "").partition("::\n")[2].splitlines():
+        branch = max(line.find("├"), line.find("└"))
+        words = line[branch:].replace("├── ", "").replace("└── ", "").split() if branch >= 0 else line.split()
+        if not words or (branch < 0 and tree):
+            continue
+        # The root is drawn four columns in, and each level four columns further.
+        level = branch // 4 if branch >= 0 else 0
+        above[level:] = [words[0]]
+        tree[words[0]] = above[level - 1] if level else None
+    return tree
+
+
+def test_the_docstring_draws_every_class_and_no_other() -> None:
+    tree = drawn_tree()
+    assert len(tree) > 15
+    assert sorted(tree) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize(("name", "parent"), drawn_tree().items())
+def test_each_class_has_the_parent_that_the_docstring_draws(name: str, parent: str | None) -> None:
+    assert CLASSES[name].__bases__[0].__name__ == (parent or "Exception")
+
+
+def test_a_timeout_is_also_the_standard_one_and_a_bad_argument_a_value_error() -> None:
+    assert issubclass(LoadTimeout, TimeoutError)
+    assert issubclass(InputError, ValueError)
+
+
+def test_every_class_has_a_representative_here() -> None:
+    assert set(INSTANCES) == set(CLASSES.values())
+    assert all(type(error) is kind for kind, error in INSTANCES.items())
+
+
+def test_every_class_that_words_its_own_message_is_checked_for_it() -> None:
+    wording = {kind for kind in CLASSES.values() if "__init__" in vars(kind)}
+    assert wording - {ArtifactError} == set(PARTS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"), [(kind, part) for kind, parts in PARTS.items() for part in parts], ids=lambda value: str(value)
+)
+def test_a_message_says_what_where_and_what_next(kind: type[FirstvecError], part: str) -> None:
+    assert part in str(INSTANCES[kind])
+
+
+def test_a_bundle_that_was_looked_for_nowhere_says_so() -> None:
+    text = str(BundleNotFound("org/model", []))
+    assert "nowhere" in text
+    assert "that are there" not in text
+
+
+def test_an_artifact_error_without_an_artifact_starts_with_the_reason() -> None:
+    assert str(IntegrityError("/b/tokenizer.json", "1 bytes", "2 bytes")).startswith("/b/tokenizer.json is not")
+
+
+def test_an_input_error_without_an_index_names_no_text() -> None:
+    error = InputError("batch_size 0 is not a positive integer")
+    assert str(error) == "batch_size 0 is not a positive integer"
+    assert error.index is None
+
+
+def test_the_first_text_is_named_by_its_index_too() -> None:
+    assert str(InputError("is None, not str", 0)).startswith("text 0: ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes"),
+    [
+        (ManifestError, {"path": "/b/firstvec.json: artifacts[2].files[0].sha256", "reason": "is missing"}),
+        (UnsupportedManifestVersion, {"path": "/b/firstvec.json", "version": "2.0"}),
+        (BundleNotFound, {"name": "org/model", "searched": ("/first", "/second"), "found": ("other", "another")}),
+        (ArtifactError, {"artifact": "onnx-fp32", "reason": "cannot be used; use another"}),
+        (
+            IntegrityError,
+            {"artifact": "onnx-fp32", "file": "/b/model.onnx", "expected": "10 bytes", "actual": "9 bytes"},
+        ),
+        (IncompatibleArtifact, {"artifact": "onnx-fp32"}),
+        (
+            NoCompatibleArtifact,
+            {
+                "model": "org/model",
+                "profile": "x86_64, avx2, 2 cores",
+                "rejected": (
+                    ("onnx-int8", "isa: needs avx512_vnni, this CPU has avx2"),
+                    ("torchscript", "torch: not installed"),
+                ),
+            },
+        ),
+        (LoadTimeout, {"seconds": 2.5}),
+        (InputError, {"reason": "is bytes, not str; decode it", "index": 3}),
+        (MissingDependency, {"package": "torch", "install": "firstvec[torch]"}),
+        (QualityError, {"artifact": "onnx-int8", "metric": "cosine_min", "value": 0.93, "threshold": 0.95}),
+    ],
+)
+def test_the_facts_of_an_error_are_attributes(kind: type[FirstvecError], attributes: dict[str, object]) -> None:
+    assert {name: getattr(INSTANCES[kind], name) for name in attributes} == attributes
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        pytest.param(lambda error: pickle.loads(pickle.dumps(error)), id="pickle"),
+        pytest.param(copy.copy, id="copy"),
+    ],
+)
+@pytest.mark.parametrize("kind", INSTANCES)
+def test_an_error_survives_the_way_between_processes(
+    kind: type[FirstvecError], duplicate: Callable[[FirstvecError], FirstvecError]
+) -> None:
+    error = INSTANCES[kind]
+    back = duplicate(error)
+    assert type(back) is kind
+    assert str(back) == str(error)
+    assert vars(back) == vars(error)
+
+
+def test_all_holds_every_error() -> None:
+    assert set(CLASSES) <= set(firstvec.__all__)
+
+
+def test_all_holds_no_name_twice() -> None:
+    assert len(firstvec.__all__) == len(set(firstvec.__all__))
+
+
+def test_all_the_lazy_names_and_the_type_checkers_imports_are_the_same_names() -> None:
+    imported: dict[str, str] = {}
+    for node in ast.walk(ast.parse(inspect.getsource(firstvec))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("firstvec."):
+            imported |= {alias.name: (node.module or "").removeprefix("firstvec.") for alias in node.names}
+    assert imported == firstvec._MODULE_OF
+    assert set(firstvec.__all__) == set(imported)
+
+
+@pytest.mark.parametrize("name", firstvec.__all__)
+def test_every_public_name_is_the_one_that_its_module_defines(name: str) -> None:
+    module = f"firstvec.{firstvec._MODULE_OF[name]}"
+    assert getattr(firstvec, name) is getattr(importlib.import_module(module), name)
+    assert getattr(firstvec, name).__module__ == module
+    assert getattr(firstvec, name).__doc__
+
+
+def test_dir_lists_every_public_name() -> None:
+    assert set(firstvec.__all__) <= set(dir(firstvec))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'firstvec' has no attribute 'Nothing'"):
+        firstvec.Nothing  # noqa: B018

@@ -1,0 +1,353 @@
+"""Files of a bundle are the ones that were built."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import stat
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstvec import integrity
+from firstvec.errors import IntegrityError
+from firstvec.integrity import cache_dir, last_used, locate, verify
+from firstvec.manifest import File
+
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture(autouse=True)
+def markers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of the markers, of an empty cache."""
+    monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "verified"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle's folder with one file, ``onnx/model.onnx``."""
+    (tmp_path / "bundle" / "onnx").mkdir(parents=True)
+    (tmp_path / "bundle" / "onnx" / "model.onnx").write_bytes(CONTENT)
+    return tmp_path / "bundle"
+
+
+def entry(content: bytes = CONTENT, path: str = "onnx/model.onnx") -> File:
+    """What the manifest says of a file."""
+    return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what `verify` hashes of files, as it goes."""
+    sizes: list[int] = []
+
+    class Watched:
+        def __init__(self, data: bytes = b"") -> None:
+            self.inner = hashlib.sha256(data)
+            self.hexdigest = self.inner.hexdigest
+
+        def update(self, data: Any) -> None:
+            sizes.append(len(data))
+            self.inner.update(data)
+
+    monkeypatch.setattr(integrity, "hashlib", types.SimpleNamespace(sha256=Watched))
+    return sizes
+
+
+@pytest.mark.parametrize("size", [0, 1, 10_240, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_a_file_as_built_is_verified_whatever_its_size(root: Path, size: int) -> None:
+    content = (CONTENT * (size // len(CONTENT) + 1))[:size]
+    (root / "onnx" / "model.onnx").write_bytes(content)
+    assert verify(str(root), entry(content)) is False
+
+
+@pytest.mark.parametrize("position", [0, len(CONTENT) // 2, len(CONTENT) - 1])
+def test_one_flipped_bit_is_refused_with_both_digests(root: Path, position: int) -> None:
+    damaged = bytearray(CONTENT)
+    damaged[position] ^= 1
+    path = root / "onnx" / "model.onnx"
+    path.write_bytes(damaged)
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), entry(), "onnx-fp32")
+    error = caught.value
+    assert (error.file, error.artifact) == (str(path), "onnx-fp32")
+    assert error.expected == f"sha256 {hashlib.sha256(CONTENT).hexdigest()[:16]}…"
+    assert error.actual == f"sha256 {hashlib.sha256(damaged).hexdigest()[:16]}…"
+
+
+def test_a_flipped_bit_behind_the_first_mebibyte_is_refused(root: Path) -> None:
+    content = CONTENT * 120
+    damaged = bytearray(content)
+    damaged[-1] ^= 0x80
+    (root / "onnx" / "model.onnx").write_bytes(damaged)
+    with pytest.raises(IntegrityError):
+        verify(str(root), entry(content))
+
+
+@pytest.mark.parametrize("damaged", [b"", CONTENT[:-1], CONTENT + b"\0"], ids=["empty", "truncated", "trailing byte"])
+def test_another_size_is_refused_without_hashing(root: Path, damaged: bytes, hashed: list[int]) -> None:
+    path = root / "onnx" / "model.onnx"
+    path.write_bytes(damaged)
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), entry())
+    assert caught.value.file == str(path)
+    assert caught.value.expected == f"{len(CONTENT)} bytes"
+    assert caught.value.actual == f"{len(damaged)} bytes"
+    assert hashed == []
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+
+
+def _remove_folder(path: Path) -> None:
+    path.unlink()
+    path.parent.rmdir()
+
+
+def _file_for_folder(path: Path) -> None:
+    _remove_folder(path)
+    path.parent.write_bytes(CONTENT)
+
+
+@pytest.mark.parametrize("damage", [_remove, _remove_folder, _file_for_folder])
+def test_a_missing_file_is_refused(root: Path, damage: Callable[[Path], None]) -> None:
+    path = root / "onnx" / "model.onnx"
+    damage(path)
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), entry(), "onnx-fp32")
+    assert caught.value.file == str(path)
+    assert caught.value.expected == f"{len(CONTENT)} bytes"
+    assert caught.value.actual in ("No such file or directory", "Not a directory")
+    assert caught.value.artifact == "onnx-fp32"
+
+
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_directory_in_place_of_the_file_is_refused(root: Path, same_size: bool) -> None:
+    path = root / "onnx" / "model.onnx"
+    path.unlink()
+    path.mkdir()
+    file = entry().replace(size=path.stat().st_size if same_size else len(CONTENT) + 1)
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), file, "onnx-fp32")
+    assert caught.value.file == str(path)
+    assert caught.value.artifact == "onnx-fp32"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(root: Path) -> None:
+    path = root / "onnx" / "model.onnx"
+    path.unlink()
+    os.mkfifo(path)
+
+    def waited(_signal: int, _frame: object) -> None:
+        raise AssertionError("verify waits for somebody to write into the pipe")
+
+    previous = signal.signal(signal.SIGALRM, waited)
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    try:
+        with pytest.raises(IntegrityError):
+            verify(str(root), entry())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_symbolic_link_to_the_right_content_is_refused(root: Path, tmp_path: Path) -> None:
+    path = root / "onnx" / "model.onnx"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), entry(), "onnx-fp32")
+    error = caught.value
+    assert (error.file, error.expected, error.actual) == (str(path), "a regular file", "a symbolic link")
+    assert error.artifact == "onnx-fp32"
+
+
+def test_a_symbolic_link_in_the_middle_of_the_path_is_refused(root: Path, tmp_path: Path) -> None:
+    (root / "onnx").rename(tmp_path / "elsewhere")
+    (root / "onnx").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(IntegrityError) as caught:
+        verify(str(root), entry())
+    assert caught.value.file == str(root / "onnx")
+    assert caught.value.actual == "a symbolic link"
+
+
+def test_a_file_that_was_remembered_is_still_refused_behind_a_link(root: Path, tmp_path: Path) -> None:
+    verify(str(root), entry())
+    (root / "onnx").rename(tmp_path / "elsewhere")
+    (root / "onnx").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(IntegrityError):
+        verify(str(root), entry())
+
+
+def test_the_bundle_itself_may_be_reached_through_a_link(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(root, target_is_directory=True)
+    assert verify(str(tmp_path / "current"), entry()) is False
+
+
+def test_locate_joins_the_path_and_does_not_ask_whether_it_is_there(root: Path) -> None:
+    assert locate(str(root), entry(path="a/b.bin")) == str(root / "a" / "b.bin")
+
+
+def test_the_second_time_is_remembered_and_hashes_nothing(root: Path, hashed: list[int]) -> None:
+    assert verify(str(root), entry()) is False
+    assert sum(hashed) == len(CONTENT)
+    hashed.clear()
+    assert verify(str(root), entry()) is True
+    assert hashed == []
+
+
+def test_what_was_remembered_of_one_file_says_nothing_of_another(root: Path) -> None:
+    verify(str(root), entry())
+    (root / "copy.onnx").write_bytes(CONTENT)
+    assert verify(str(root), entry(path="copy.onnx")) is False
+
+
+def test_what_was_remembered_is_no_proof_of_another_digest(root: Path) -> None:
+    verify(str(root), entry())
+    with pytest.raises(IntegrityError):
+        verify(str(root), entry().replace(sha256="0" * 64))
+
+
+def test_nothing_is_remembered_of_a_file_that_was_refused(root: Path, markers: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            verify(str(root), entry().replace(sha256="0" * 64))
+    assert not markers.exists()
+
+
+def _overwrite(path: Path) -> None:
+    with path.open("r+b") as stream:
+        stream.write(b"\xff")
+
+
+def _exchange(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(b"\xff" + CONTENT[1:])
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [_overwrite, _exchange])
+def test_a_change_after_it_was_remembered_is_noticed_even_with_the_old_size_and_time(
+    root: Path, change: Callable[[Path], None]
+) -> None:
+    path = root / "onnx" / "model.onnx"
+    verify(str(root), entry())
+    assert verify(str(root), entry()) is True
+    before = path.stat()
+    # Where the change time counts in the kernel's ticks, a write within the tick of the creation leaves it as it was.
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        change(path)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(IntegrityError, match="sha256"):
+        verify(str(root), entry())
+
+
+def test_remember_false_hashes_what_was_remembered(root: Path, hashed: list[int]) -> None:
+    verify(str(root), entry())
+    assert verify(str(root), entry()) is True
+    hashed.clear()
+    assert verify(str(root), entry(), remember=False) is False
+    assert sum(hashed) == len(CONTENT)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
+def test_a_marker_folder_that_others_can_write_is_not_trusted(root: Path, markers: Path, mode: int) -> None:
+    verify(str(root), entry())
+    assert verify(str(root), entry()) is True
+    markers.chmod(mode)
+    assert verify(str(root), entry()) is False
+    assert verify(str(root), entry()) is False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+def test_a_marker_folder_of_somebody_else_is_not_trusted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify(str(root), entry())
+    assert verify(str(root), entry()) is True
+    somebody_else = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: somebody_else)
+    assert verify(str(root), entry()) is False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
+def test_the_marker_folder_is_made_for_this_user_alone(root: Path, markers: Path) -> None:
+    previous = os.umask(0)
+    try:
+        verify(str(root), entry())
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE(markers.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(marker.stat().st_mode) for marker in markers.iterdir()] == [0o600]
+
+
+@pytest.mark.parametrize("place", ["file", "proc"])
+def test_a_cache_that_cannot_be_written_slows_but_does_not_stop(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    # Not chmod: root writes into folders without write permission.
+    (tmp_path / "a-file").write_bytes(b"")
+    monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "a-file" / "cache") if place == "file" else "/proc/firstvec")
+    assert verify(str(root), entry()) is False
+    assert verify(str(root), entry()) is False
+    assert last_used(str(root), entry()) == 0.0
+
+
+def test_a_cache_that_was_deleted_is_made_again(root: Path, markers: Path) -> None:
+    verify(str(root), entry())
+    for marker in markers.iterdir():
+        marker.unlink()
+    markers.rmdir()
+    assert verify(str(root), entry()) is False
+    assert verify(str(root), entry()) is True
+
+
+def test_last_used_is_zero_until_the_file_was_verified(root: Path) -> None:
+    assert last_used(str(root), entry()) == 0.0
+    before = time.time()
+    verify(str(root), entry())
+    # The kernel's clock for file times may lag by a tick.
+    assert before - 1 <= last_used(str(root), entry()) <= time.time() + 1
+
+
+def test_last_used_is_the_last_time_and_not_the_first(root: Path, markers: Path) -> None:
+    verify(str(root), entry())
+    (marker,) = markers.iterdir()
+    os.utime(marker, (1_000_000, 1_000_000))
+    assert last_used(str(root), entry()) == 1_000_000
+    before = time.time()
+    assert verify(str(root), entry()) is True
+    assert last_used(str(root), entry()) >= before - 1
+
+
+def test_last_used_of_a_file_that_is_not_there_is_zero(root: Path) -> None:
+    assert last_used(str(root), entry(path="nothing.json")) == 0.0
+
+
+@pytest.mark.skipif(os.name != "posix" or os.uname().sysname == "Darwin", reason="the XDG folders")
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"FIRSTVEC_CACHE": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c"),
+        ({"FIRSTVEC_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/firstvec"),
+        ({"XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/firstvec"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/firstvec"),
+        ({"HOME": "/h"}, "/h/.cache/firstvec"),
+    ],
+)
+def test_the_cache_folder_is_the_chosen_one_else_the_users(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: str
+) -> None:
+    for name in ("FIRSTVEC_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_dir() == expected
