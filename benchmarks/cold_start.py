@@ -56,11 +56,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One process: what it took from exec to exit, what it measured inside, and its vector's cosine to the peer's."""
+    """One process from exec to exit: its `Case.figure`, and its vector's cosine to the peer's. MB is 10^6 bytes."""
 
     ms: float
     peak_mb: float
-    """Peak resident memory, 10^6 bytes."""
     figure: float | None = None
     cosine: float | None = None
 
@@ -77,14 +76,13 @@ TIMED = """
 import time
 from firstvec import OptimizedEmbeddingLoader
 started = time.perf_counter()
-STATEMENTS
+BODY
 print(1e3 * (time.perf_counter() - started))
 """
-CONSTRUCTOR = TIMED.replace("STATEMENTS", "OptimizedEmbeddingLoader()")
-METADATA = TIMED.replace(
-    "STATEMENTS",
-    "loader = OptimizedEmbeddingLoader({bundle!r}); loader.get_embedding_dim_fast(); loader.get_metadata()",
-)
+METADATA = """
+loader = OptimizedEmbeddingLoader({bundle!r})
+assert loader.get_embedding_dim_fast() == loader.get_metadata().embedding_dim
+"""
 # On the CPU as the peer: what is compared is not an accelerator.
 FIRST_VECTOR = """
 from firstvec import OptimizedEmbeddingLoader
@@ -111,8 +109,8 @@ CASES = (
     Case("bare interpreter", "pass"),
     Case(FLOOR, "import numpy, onnxruntime, tokenizers"),
     Case("import firstvec", "import firstvec" + NO_ENGINE),
-    Case("first loader", CONSTRUCTOR + NO_ENGINE, figure="constructor_ms"),
-    Case("metadata only", METADATA + NO_ENGINE, figure="metadata_ms"),
+    Case("first loader", TIMED.replace("BODY", "OptimizedEmbeddingLoader()") + NO_ENGINE, figure="constructor_ms"),
+    Case("metadata only", TIMED.replace("BODY", METADATA) + NO_ENGINE, figure="metadata_ms"),
     Case("LAZY", FIRST_VECTOR.replace("STRATEGY", "lazy"), vector="fp32"),
     Case("BACKGROUND", FIRST_VECTOR.replace("STRATEGY", "background"), vector="fp32"),
     Case("PROGRESSIVE", FIRST_VECTOR.replace("STRATEGY", "progressive"), vector="fp32"),
@@ -145,10 +143,12 @@ def main() -> None:
     facts = describe(options.rounds)
     with tempfile.TemporaryDirectory(prefix="firstvec-bench-") as cache:
         cases = [case for case in CASES if not options.only or case.name in options.only]
-        results = run_rounds(cases, options.rounds, inputs, environment(options.bundle, cache))
+        results = run_rounds(cases, options.rounds, inputs, environment(inputs, cache))
     figures = {case.name: summarise(case, results) for case in cases}
-    rows = [["case", *COLUMNS], *([name, *as_cells(values)] for name, values in figures.items())]
     derived = derive(figures, results)
+    rows = [["case", *COLUMNS]]
+    for name, values in figures.items():
+        rows.append([name, *("–" if (value := values[heading]) is None else f"{value:.2f}" for heading in COLUMNS)])
     print(as_text(rows, derived))
     if options.json:
         document = {"run": facts, "inputs": inputs, "derived": derived, "figures": figures, "samples": results}
@@ -169,13 +169,12 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
-    options.bundle = options.bundle.resolve()
     return options
 
 
 def prepare(bundle: Path) -> dict[str, str]:
     """Return what the cases' code and commands are formatted with; fetch the pinned source if need be."""
-    manifest = Manifest.read(bundle)
+    manifest = Manifest.read(bundle := bundle.resolve())
     artifact = select(manifest, ResourceProfile.detect(), "quantized", device="cpu").artifact
     return {
         "python": sys.executable,
@@ -188,11 +187,11 @@ def prepare(bundle: Path) -> dict[str, str]:
     }
 
 
-def environment(bundle: Path, cache: str) -> dict[str, str]:
+def environment(inputs: dict[str, str], cache: str) -> dict[str, str]:
     """Return the environment of every case: offline, with compiled bytecode, and a cache that the rounds share."""
     # PYTHONOPTIMIZE would skip the assertions of the cases.
     unset = ("PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "TOKENIZERS_PARALLELISM")
-    ours = {"FIRSTVEC_ARTIFACTS": str(bundle.parent), "FIRSTVEC_CACHE": cache}
+    ours = {"FIRSTVEC_ARTIFACTS": os.path.dirname(inputs["bundle"]), "FIRSTVEC_CACHE": cache}
     quiet = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
     return {name: value for name, value in os.environ.items() if name not in unset} | ours | quiet
 
@@ -200,15 +199,13 @@ def environment(bundle: Path, cache: str) -> dict[str, str]:
 def run_rounds(cases: Sequence[Case], rounds: int, inputs: dict[str, str], environ: dict[str, str]) -> Results:
     """Measure every case once a round; the first round warms up and does not count."""
     reference: list[float] = launch(next(case for case in CASES if case.name == PEER), inputs, environ)[2]
-    results: Results = {case.name: [] for case in cases}
+    measured: list[list[Sample]] = []
     for number in range(rounds + 1):
-        samples = [measure(case, inputs, environ, reference) for case in cases]
+        measured.append([measure(case, inputs, environ, reference) for case in cases])
         label = f"round {number}/{rounds}" if number else "warm-up"
-        print(f"{label}: {len(cases)} processes in {sum(s.ms for s in samples) / 1e3:.1f} s", file=sys.stderr)
-        if number:
-            for case, sample in zip(cases, samples, strict=True):
-                results[case.name].append(sample)
-    return results
+        seconds = sum(sample.ms for sample in measured[-1]) / 1e3
+        print(f"{label}: {len(cases)} processes in {seconds:.1f} s", file=sys.stderr)
+    return {case.name: samples for case, *samples in zip(cases, *measured[1:], strict=True)}
 
 
 def measure(case: Case, inputs: dict[str, str], environ: dict[str, str], reference: Sequence[float]) -> Sample:
@@ -266,11 +263,6 @@ def derive(figures: Figures, results: Results) -> dict[str, float]:
     return {name: value for name, value in derived.items() if value is not None}
 
 
-def as_cells(values: dict[str, float | None]) -> list[str]:
-    """Return a case's figures as the table shows them."""
-    return ["–" if (value := values[heading]) is None else f"{value:.2f}" for heading in COLUMNS]
-
-
 def as_text(rows: Sequence[Sequence[str]], derived: dict[str, float]) -> str:
     """Return the table with aligned columns, then the derived figures."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -288,13 +280,12 @@ def as_markdown(rows: Sequence[Sequence[str]], derived: dict[str, float], facts:
 
 def describe(rounds: int) -> dict[str, Any]:
     """Return what the figures depend on: machine, versions, and what else runs as the benchmark begins."""
-    cpuinfo = Path("/proc/cpuinfo")
-    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text("utf-8")) if cpuinfo.is_file() else []
+    cpuinfo = Path("/proc/cpuinfo").read_text("utf-8") if sys.platform == "linux" else ""
     profile = ResourceProfile.detect()
     return {
         "rounds": rounds,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cpu": "".join(re.findall(r"model name\s*: (.+)", cpuinfo)[:1]) or platform.processor(),
         "cores": profile.cpu_count,
         "flags": ", ".join(profile.isa),
         "memory_mb": psutil.virtual_memory().total // 10**6,

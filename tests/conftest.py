@@ -64,14 +64,13 @@ def fresh() -> Fresh:
     """
 
     def run(code: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
-            env=inherited | environment,
+            env=_as_installed() | environment,
         )
         if check:
             assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
@@ -94,7 +93,7 @@ def firstvec() -> Fresh:
             input=stdin if stdin is not None else "",
             timeout=300,
             check=False,
-            env=os.environ | environment,
+            env=_as_installed() | environment,
         )
 
     return run
@@ -133,6 +132,11 @@ def sentence_transformer() -> Any:
         from firstvec_build.source import resolve
 
         return SentenceTransformer(str(resolve().path), device="cpu")
+
+
+def _as_installed() -> dict[str, str]:
+    """The environment, with bytecode cached as it is for an installed app."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:

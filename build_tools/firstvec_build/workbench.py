@@ -19,9 +19,9 @@ from firstvec_build.quantize import Target
 from firstvec_build.source import Source
 
 _ENGINE_RANGES = {
-    # Oldest and newest are tested: docs/engines.md. A major version may drop either file format.
+    # Tried: onnxruntime 1.23.2 and 1.32.0, torch 2.13.0. A major version may drop the file format.
     "onnxruntime": ("1.23", "2"),
-    "torch": ("2.10", "3"),
+    "torch": ("2.13", "3"),
 }
 _NOT_MEASURED = Quality(
     cosine_mean=0.0,

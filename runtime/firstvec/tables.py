@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, soft_wrap=True)
 if not out.is_terminal:
-    out.width = 120  # a file or a pipe has no width: do not fold its lines at 80
+    out.width = 1000  # a file or a pipe has no width: fold nothing
 
 
 def artifact_table(manifest: Manifest, timings: Mapping[str, tuple[float, float] | None] | None = None) -> Table:

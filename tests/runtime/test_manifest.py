@@ -1,0 +1,691 @@
+"""Manifests: what is valid, and that every kind of damage is a ManifestError that says where."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstvec.errors import ManifestError, UnsupportedManifestVersion
+from firstvec.manifest import FILE_NAME, MAX_BYTES, MAX_PATH, File, Manifest
+
+SHA = "0123456789abcdef" * 4
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value of the document."""
+
+ARTIFACT = ("artifacts", 2)
+FILE = (*ARTIFACT, "files", 0)
+QUALITY = (*ARTIFACT, "quality")
+
+OPTIONAL = {
+    ("model", "revision"),
+    ("model", "default_prompt_name"),
+    *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
+    *(("artifacts", index, "quality", "spearman") for index in range(3)),
+}
+FREE = {("model", "prompts"), ("built_with",)}
+"""Objects whose keys are free."""
+
+
+def document() -> dict[str, Any]:
+    """A valid manifest of three artifacts."""
+    return {
+        "format": "firstvec-bundle",
+        "format_version": "1.0",
+        "model": {
+            "name": "organisation/tiny",
+            "revision": "1110a243",
+            "source": "wheel gt-tiny==0.1.0",
+            "source_sha256": SHA,
+            "architecture": "BertModel",
+            "embedding_dim": 32,
+            "max_seq_length": 128,
+            "pooling_mode": "mean",
+            "normalized": True,
+            "pad_token_id": 0,
+            "prompts": {"query": "", "document": "passage: "},
+            "default_prompt_name": "query",
+        },
+        "tokenizer": file("tokenizer.json"),
+        "artifacts": [
+            artifact("torchscript-fp32", "torchscript", "fp32", "torch", None, "torchscript/model.pt"),
+            artifact("onnx-fp32", "onnx", "fp32", "onnxruntime", None, "onnx/model.onnx", "onnx/model.onnx_data"),
+            artifact("onnx-int8-avx2", "onnx", "int8", "onnxruntime", "avx2", "onnx/int8.onnx", "onnx/int8.onnx_data"),
+        ],
+        "support_files": [file("config.json"), file("1_Pooling/config.json")],
+        "built_with": {"firstvec": "0.1.0", "torch": "2.13.0+cpu"},
+        "inputs_sha256": SHA,
+    }
+
+
+def file(path: str) -> dict[str, Any]:
+    return {"path": path, "size": 1234, "sha256": SHA}
+
+
+def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | None, *paths: str) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "format": format_,
+        "precision": precision,
+        "engine": engine,
+        "engine_min": "1.23",
+        "engine_below": "2",
+        "devices": ["cpu", "cuda"],
+        "isa": isa,
+        "isa_reason": isa and "7-bit weights",
+        "files": [file(path) for path in paths],
+        "quality": {
+            "cosine_mean": 0.999,
+            "cosine_min": 0.97,
+            "max_abs_diff": 0.01,
+            "neighbour_overlap": 0.95,
+            "batch_cosine_min": 1.0,
+            "sentences": 320,
+            "measured_with": "onnxruntime 1.32.0",
+            "spearman": 81.9,
+        },
+    }
+
+
+def text(place: Place) -> str:
+    """The place as errors spell it, for example ``artifacts[2].files[0].sha256``."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).removeprefix(".")
+
+
+def value_at(value: Any, place: Place) -> Any:
+    for key in place:
+        value = value[key]
+    return value
+
+
+def changed(place: Place, value: object) -> dict[str, Any]:
+    """A valid manifest but for one value."""
+    result = document()
+    value_at(result, place[:-1])[place[-1]] = value
+    return result
+
+
+def parse(value: object) -> Manifest:
+    return Manifest.parse(json.dumps(value).encode(), "/b/firstvec.json")
+
+
+def refused(value: object, place: Place | str = ()) -> ManifestError:
+    """The error that a document raises, which must be at that place."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    with pytest.raises(ManifestError) as caught:
+        Manifest.parse(data, "/b/firstvec.json")
+    where = place if isinstance(place, str) else text(place)
+    assert caught.value.path == (f"/b/firstvec.json: {where}" if where else "/b/firstvec.json")
+    assert str(caught.value).startswith(f"{caught.value.path}: {caught.value.reason}; ")
+    return caught.value
+
+
+def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every value of a document that is no object or array, and its place."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not isinstance(value, dict | list):
+        yield place, value
+    for key, child in children:
+        yield from leaves(child, (*place, key))
+
+
+def containers(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    """Every object and array of a document, and its place."""
+    if isinstance(value, dict | list):
+        yield place, value
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from containers(child, (*place, key))
+
+
+# One of each kind of file and artifact is enough; the others go through the same code.
+SCALARS = [
+    (place, value)
+    for place, value in leaves(document())
+    if place[0] not in ("artifacts", "support_files") or place[1] == 2 or place[:2] == ("support_files", 1)
+]
+WRONG: dict[type, tuple[object, ...]] = {
+    str: (1, 1.5, True, ["x"], {"x": "x"}),
+    int: ("1", 1.5, 1.0, True, False, [1], {}),
+    bool: (0, 1, "true", [True], {}),
+    float: ("0.9", True, False, [0.9], {}),
+}
+
+
+def wrong_types() -> Iterator[Any]:
+    for place, value in SCALARS:
+        for wrong in (*WRONG[type(value)], *(() if place in OPTIONAL else (None,))):
+            yield pytest.param(place, wrong, id=f"{text(place)}={wrong!r}")
+
+
+# --- What is valid ---------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_is_parsed_into_records() -> None:
+    manifest = parse(document())
+    assert manifest.path == "/b/firstvec.json"
+    assert manifest.root == "/b"
+    assert manifest.model.name == "organisation/tiny"
+    assert manifest.model.prompts == {"query": "", "document": "passage: "}
+    assert manifest.tokenizer == File(path="tokenizer.json", size=1234, sha256=SHA)
+    assert [each.id for each in manifest.artifacts] == ["torchscript-fp32", "onnx-fp32", "onnx-int8-avx2"]
+    assert manifest.artifacts[1].devices == ("cpu", "cuda")
+    assert manifest.artifacts[1].size == 2 * 1234
+    assert manifest.artifacts[2].quality.cosine_min == 0.97
+    assert [each.path for each in manifest.files()] == [
+        "tokenizer.json",
+        "torchscript/model.pt",
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "onnx/int8.onnx",
+        "onnx/int8.onnx_data",
+        "config.json",
+        "1_Pooling/config.json",
+    ]
+
+
+def test_every_value_of_the_document_is_in_the_records() -> None:
+    def plain(value: Any) -> Any:
+        if hasattr(value, "to_dict"):
+            return {name: plain(inner) for name, inner in value.to_dict().items()}
+        return [plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+    expected = document()
+    assert expected.pop("format") == "firstvec-bundle"
+    assert expected.pop("format_version") == "1.0"
+    assert plain(parse(document())) == expected | {"path": "/b/firstvec.json"}
+
+
+def test_writing_and_parsing_gives_an_equal_manifest_and_the_same_bytes() -> None:
+    manifest = parse(document())
+    data = manifest.to_json()
+    again = Manifest.parse(data, manifest.path)
+    assert again == manifest
+    assert again.to_json() == data
+    assert json.loads(data) == document()
+
+
+def test_a_built_manifest_is_written_as_it_was_read(tiny_built: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    assert manifest.root == str(tiny_built)
+    assert manifest.to_json() == (tiny_built / FILE_NAME).read_bytes()
+    assert {each.path for each in manifest.files()} | {FILE_NAME} == {
+        path.relative_to(tiny_built).as_posix() for path in tiny_built.rglob("*") if path.is_file()
+    }
+
+
+def test_text_beyond_ascii_survives_as_ascii_bytes() -> None:
+    manifest = parse(changed(("model", "prompts", "query"), "Frage: «größer» 日本 😀"))
+    assert manifest.to_json().isascii()
+    assert Manifest.parse(manifest.to_json(), manifest.path) == manifest
+
+
+def test_utf_8_is_read_as_utf_8() -> None:
+    data = json.dumps(changed(("model", "name"), "größe/日本"), ensure_ascii=False).encode()
+    assert Manifest.parse(data).model.name == "größe/日本"
+
+
+@pytest.mark.parametrize("place", sorted(OPTIONAL, key=text), ids=text)
+@pytest.mark.parametrize("missing", [False, True])
+def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -> None:
+    value = changed(place, None)
+    if missing:
+        del value_at(value, place[:-1])[place[-1]]
+    manifest = parse(value)
+    assert None in [
+        manifest.model.revision,
+        manifest.model.default_prompt_name,
+        *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
+    ]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.999"])
+def test_a_newer_minor_version_is_accepted(version: str) -> None:
+    assert parse(changed(("format_version",), version)).model.name == "organisation/tiny"
+
+
+def test_unknown_keys_are_ignored_everywhere() -> None:
+    value = document()
+    for place, container in list(containers(value)):
+        if isinstance(container, dict) and place not in FREE:
+            container["added_in_1_7"] = {"anything": [1, None]}
+    assert parse(value) == parse(document())
+
+
+@pytest.mark.parametrize("key", ["cosine_mean", "cosine_min", "neighbour_overlap", "max_abs_diff", "spearman"])
+def test_a_whole_number_is_a_number(key: str) -> None:
+    number = getattr(parse(changed((*QUALITY, key), 1)).artifacts[2].quality, key)
+    assert number == 1.0
+    assert isinstance(number, float)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("support_files",), []),
+        (("built_with",), {}),
+        (("model", "prompts"), {}),
+        ((*FILE, "size"), 0),
+        ((*FILE, "path"), "a/" * 99 + "bc"),
+        ((*FILE, "path"), "A-z_0.9/x..y/-_-"),
+        ((*ARTIFACT, "engine_min"), "1"),
+        ((*ARTIFACT, "engine_min"), "1.23.0.4"),
+        ((*QUALITY, "cosine_min"), -1),
+    ],
+)
+def test_a_value_at_the_edge_is_accepted(place: Place, value: object) -> None:
+    assert Manifest.parse(parse(changed(place, value)).to_json(), "/b/firstvec.json") == parse(changed(place, value))
+
+
+def test_a_manifest_of_exactly_the_largest_size_is_accepted() -> None:
+    data = json.dumps(document()).encode()
+    assert Manifest.parse(data.ljust(MAX_BYTES)).model.name == "organisation/tiny"
+
+
+# --- Wrong structure -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("place", "wrong"), list(wrong_types()))
+def test_a_value_of_another_type_is_refused(place: Place, wrong: object) -> None:
+    refused(changed(place, wrong), place)
+
+
+@pytest.mark.parametrize("place", [place for place, _ in containers(document()) if place], ids=text)
+@pytest.mark.parametrize("wrong", ["text", 1, True, None])
+def test_a_scalar_in_place_of_an_object_or_array_is_refused(place: Place, wrong: object) -> None:
+    refused(changed(place, wrong), place)
+
+
+@pytest.mark.parametrize("place", [place for place, _ in containers(document()) if place], ids=text)
+def test_an_array_in_place_of_an_object_and_the_reverse_are_refused(place: Place) -> None:
+    assert (
+        "not an " in refused(changed(place, [] if isinstance(value_at(document(), place), dict) else {}), place).reason
+    )
+
+
+@pytest.mark.parametrize("value", [[], [document()], "x", 1, 1.5, True, None])
+def test_a_document_that_is_no_object_is_refused(value: object) -> None:
+    assert "not an object" in refused(value).reason
+
+
+def keys() -> list[Place]:
+    return [
+        (*place, key)
+        for place, container in containers(document())
+        if isinstance(container, dict) and place not in FREE
+        for key in container
+        if (*place, key) not in OPTIONAL
+    ]
+
+
+@pytest.mark.parametrize("place", keys(), ids=text)
+def test_a_missing_key_is_named(place: Place) -> None:
+    value = document()
+    del value_at(value, place[:-1])[place[-1]]
+    assert refused(value, place).reason == "is missing"
+
+
+@pytest.mark.parametrize(
+    "place", [("artifacts",), (*ARTIFACT, "files"), (*ARTIFACT, "devices")], ids=["artifacts", "files", "devices"]
+)
+def test_an_empty_list_is_refused(place: Place) -> None:
+    assert "is empty" in refused(changed(place, []), place).reason
+
+
+@pytest.mark.parametrize(
+    "place", [place for place, value in SCALARS if isinstance(value, str) and place[:-1] not in FREE], ids=text
+)
+@pytest.mark.parametrize("wrong", ["", "x" * 10_001], ids=["empty", "long"])
+def test_an_empty_or_endless_string_is_refused(place: Place, wrong: str) -> None:
+    assert len(str(refused(changed(place, wrong), place))) < 400
+
+
+# --- Wrong values ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("format",), "firstvec"),
+        ((*ARTIFACT, "format"), "openvino"),
+        ((*ARTIFACT, "precision"), "FP32"),
+        ((*ARTIFACT, "engine"), "os"),
+        ((*ARTIFACT, "isa"), "sse2"),
+        ((*ARTIFACT, "devices", 1), "tpu"),
+        (("model", "source_sha256"), SHA.upper()),
+        ((*FILE, "sha256"), SHA[:-1]),
+        ((*FILE, "sha256"), SHA + "0"),
+        ((*FILE, "sha256"), SHA[:-1] + "g"),
+        ((*FILE, "sha256"), SHA[:-1] + "\u0660"),
+        (("inputs_sha256",), "sha256:" + SHA[7:]),
+        (("model", "embedding_dim"), 0),
+        (("model", "embedding_dim"), -384),
+        (("model", "max_seq_length"), 0),
+        (("model", "pad_token_id"), -1),
+        ((*FILE, "size"), -1),
+        ((*FILE, "size"), (1 << 40) + 1),
+        ((*QUALITY, "sentences"), 0),
+        ((*QUALITY, "cosine_mean"), 1.0001),
+        ((*QUALITY, "cosine_min"), -1.0001),
+        ((*QUALITY, "batch_cosine_min"), 2),
+        ((*QUALITY, "max_abs_diff"), -1e-9),
+        ((*QUALITY, "neighbour_overlap"), 1.5),
+        ((*QUALITY, "spearman"), 100.5),
+    ],
+    ids=repr,
+)
+def test_a_value_outside_its_range_is_refused(place: Place, value: object) -> None:
+    refused(changed(place, value), place)
+
+
+@pytest.mark.parametrize(
+    "version", ["1.23rc1", "1.23+cpu", ">=1", ".", "1.", ".1", "1..2", "1,2", "-1", "1" * 10, "١.٢"]
+)
+@pytest.mark.parametrize("key", ["engine_min", "engine_below"])
+def test_an_engine_version_that_is_no_plain_number_is_refused(key: str, version: str) -> None:
+    refused(changed((*ARTIFACT, key), version), (*ARTIFACT, key))
+
+
+@pytest.mark.parametrize(
+    "version", ["1", "1.", ".0", "1.0.0", "v1.0", "1.0 ", "1.-1", "one.two", "1." + "0" * 30, "١.٠"]
+)
+def test_a_format_version_that_is_not_major_and_minor_is_refused(version: str) -> None:
+    error = refused(changed(("format_version",), version), ("format_version",))
+    assert not isinstance(error, UnsupportedManifestVersion)
+
+
+@pytest.mark.parametrize("version", ["2.0", "10.0", "99.1"])
+def test_an_unknown_major_version_says_upgrade(version: str) -> None:
+    # Nothing else of a newer format can be relied upon.
+    with pytest.raises(UnsupportedManifestVersion) as caught:
+        parse({"format": "firstvec-bundle", "format_version": version, "model": []})
+    assert caught.value.version == version
+    assert caught.value.path == "/b/firstvec.json"
+    assert f"format_version {version}" in str(caught.value)
+    assert "upgrade firstvec" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [("model", "embedding_dim"), (*FILE, "size"), (*QUALITY, "sentences")], ids=text)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_huge_integer_is_refused_in_few_words(place: Place, sign: int) -> None:
+    assert len(str(refused(changed(place, sign * 10**400), place))) < 200
+
+
+def test_a_huge_integer_in_place_of_a_number_is_refused() -> None:
+    refused(changed((*QUALITY, "max_abs_diff"), 10**400), (*QUALITY, "max_abs_diff"))
+
+
+def test_an_integer_that_python_does_not_convert_is_refused() -> None:
+    data = json.dumps(changed((*FILE, "size"), "SIZE")).replace('"SIZE"', "1" + "0" * 5000)
+    refused(data.encode())
+
+
+@pytest.mark.parametrize("key", ["cosine_min", "max_abs_diff", "spearman"])
+@pytest.mark.parametrize("number", ["1e999", "-1e999"])
+def test_a_number_that_overflows_is_refused(key: str, number: str) -> None:
+    data = json.dumps(changed((*QUALITY, key), "HERE")).replace('"HERE"', number)
+    assert "not a finite number" in refused(data.encode(), (*QUALITY, key)).reason
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("place", [(*QUALITY, "cosine_min"), (*QUALITY, "max_abs_diff"), ("added",)], ids=text)
+def test_what_json_does_not_know_as_a_number_is_refused(place: Place, constant: str) -> None:
+    data = json.dumps(changed(place, "HERE")).replace('"HERE"', constant)
+    assert constant in refused(data.encode()).reason
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "/",
+        "..",
+        "../model.onnx",
+        "onnx/../../model.onnx",
+        "onnx/..",
+        ".",
+        "./model.onnx",
+        "onnx/./model.onnx",
+        "onnx//model.onnx",
+        "onnx/",
+        "onnx\\model.onnx",
+        "..\\model.onnx",
+        "C:/model.onnx",
+        "C:model.onnx",
+        "model.onnx:stream",
+        ".hidden",
+        "onnx/.hidden",
+        "onnx./model",
+        "model.",
+        "model ",
+        " model",
+        "a b",
+        "~/model",
+        "$HOME",
+        "%2e%2e/model",
+        "model\n",
+        "model\0",
+        "mod\x1bel",
+        "mod\x7fel",
+        "modèle",
+        "model\u2044x",
+        "．．/model",
+        "m\ud800",
+        "a" * (MAX_PATH + 1),
+        "a/" * (MAX_PATH // 2) + "b",
+    ],
+    ids=ascii,
+)
+def test_an_unsafe_path_is_refused(path: str) -> None:
+    error = refused(changed((*FILE, "path"), path), (*FILE, "path"))
+    assert len(str(error)) < 400
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize("place", [("tokenizer", "path"), ("support_files", 1, "path")], ids=text)
+def test_the_paths_of_the_other_files_are_checked_too(place: Place) -> None:
+    refused(changed(place, "../up"), place)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["firstvec.json", "FirstVec.JSON", "tokenizer.json", "Tokenizer.json", "ONNX/model.onnx", "onnx/int8.onnx_data"],
+)
+def test_two_files_of_one_name_are_refused_in_any_case(path: str) -> None:
+    assert f"{path.lower()!r} occurs twice" in refused(changed((*FILE, "path"), path), "files").reason
+
+
+def test_two_artifacts_of_one_id_are_refused() -> None:
+    error = refused(changed((*ARTIFACT, "id"), "onnx-fp32"), "artifacts[].id")
+    assert "'onnx-fp32' occurs twice" in error.reason
+
+
+# --- Not JSON --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ('{"format": ', '{"format": "firstvec-bundle", "format": ', "format"),
+        ('"size": 1234', '"size": 1234, "size": 1234', "size"),
+        ('"query": ""', '"query": "", "query": "x"', "query"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_and_named(old: str, new: str, key: str) -> None:
+    data = json.dumps(document())
+    assert old in data
+    assert f"the key {key!r} occurs twice" in refused(data.replace(old, new, 1).encode()).reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 100_000,
+        json.dumps(document())[:-1].encode() + b', "added": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+    ids=["open", "closed", "objects", "in an unknown key"],
+)
+def test_deep_nesting_is_refused(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("place", [(*ARTIFACT, "devices", 0), (*ARTIFACT, "id"), ("model",), ("added",)], ids=text)
+def test_nesting_about_as_deep_as_the_stack_is_refused_or_ignored(place: Place) -> None:
+    data = json.dumps(changed(place, "HERE"))
+    outcomes = set()
+    for depth in range(sys.getrecursionlimit() // 2, sys.getrecursionlimit() + 50):
+        try:
+            Manifest.parse(data.replace('"HERE"', "[" * depth + "]" * depth).encode())
+            outcomes.add("ignored")
+        except ManifestError:
+            outcomes.add("refused")
+    assert outcomes == ({"ignored", "refused"} if place == ("added",) else {"refused"})
+
+
+def test_more_than_a_mebibyte_is_refused() -> None:
+    assert str(MAX_BYTES) in refused(json.dumps(document()).encode().ljust(MAX_BYTES + 1)).reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        json.dumps(document()).encode().replace(b"BertModel", b"B\xffrtModel"),
+        json.dumps(document()).encode().replace(b"BertModel", "Bért".encode("latin-1")),
+        json.dumps(document()).encode().replace(b"BertModel", b"B\xed\xa0\x80"),
+        json.dumps(document()).encode().replace(b"BertModel", b"B\xc0\xaf"),
+        json.dumps(document()).encode("utf-16-le"),
+        json.dumps(document()).encode("utf-16"),
+        json.dumps(document()).encode("utf-32-be"),
+        json.dumps(document()).encode("utf-8-sig"),
+    ],
+    ids=["ff", "latin-1", "surrogate", "overlong", "utf-16-le", "utf-16 with BOM", "utf-32-be", "utf-8 with BOM"],
+)
+def test_bytes_that_are_not_plain_utf_8_are_refused(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("data", [b"", b" ", b"\0", b"\0" * 4096, b"{", b"<html>", b"version https://git-lfs\n"])
+def test_what_is_no_json_at_all_is_refused(data: bytes) -> None:
+    refused(data)
+
+
+@pytest.mark.parametrize("share", range(50))
+def test_a_truncated_manifest_is_refused(share: int) -> None:
+    data = parse(document()).to_json()
+    # Without the final newline it is still whole; the last cut takes the closing brace.
+    cut = (len(data) - 2) * share // 49
+    refused(data[:cut])
+
+
+@pytest.mark.parametrize("tail", [b"}", b"{}", b"\0", b",", b"x"])
+def test_a_manifest_with_something_behind_it_is_refused(tail: bytes) -> None:
+    refused(parse(document()).to_json() + tail)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _nothing(_root: Path) -> None:
+    """Leave the folder empty."""
+
+
+def _folder(root: Path) -> None:
+    (root / FILE_NAME).mkdir()
+
+
+def _dangling_link(root: Path) -> None:
+    (root / FILE_NAME).symlink_to(root / "nowhere")
+
+
+@pytest.mark.parametrize("prepare", [_nothing, _folder, _dangling_link])
+def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, prepare: Callable[[Path], None]) -> None:
+    prepare(tmp_path)
+    with pytest.raises(ManifestError, match=r"firstvec\.json: cannot be read \(.+\); rebuild") as caught:
+        Manifest.read(tmp_path)
+    assert caught.value.path == str(tmp_path / FILE_NAME)
+
+
+def test_a_bundle_folder_that_is_missing_or_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for root in (tmp_path / "missing", tmp_path / "file"):
+        with pytest.raises(ManifestError, match="cannot be read"):
+            Manifest.read(root)
+
+
+def test_a_manifest_on_disk_that_is_too_large_or_damaged_names_the_file(tmp_path: Path) -> None:
+    for data in (b" " * (MAX_BYTES + 1), b"{}", json.dumps(document()).encode()[:-1]):
+        (tmp_path / FILE_NAME).write_bytes(data)
+        with pytest.raises(ManifestError) as caught:
+            Manifest.read(str(tmp_path))
+        assert caught.value.path.startswith(str(tmp_path / FILE_NAME))
+
+
+# --- Any damage ------------------------------------------------------------------------------------------------------
+
+PLACES = [place for place, _ in (*leaves(document()), *containers(document())) if place]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**310)
+    | st.floats()
+    | st.text(st.characters(), max_size=20)
+    | st.sampled_from(["cpu", "onnx", "1.0", "avx2", "tokenizer.json", "../x", SHA]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+MUTATIONS = st.lists(
+    st.tuples(st.sampled_from(PLACES), st.sampled_from(["replace", "delete", "duplicate", "swap"]), JSON),
+    min_size=1,
+    max_size=4,
+)
+
+
+def _mutate(value: Any, place: Place, operation: str, new: Any) -> None:
+    try:
+        parent = value_at(value, place[:-1])
+        key: Any = place[-1]
+        if operation == "replace":
+            parent[key] = new
+        elif operation == "delete":
+            del parent[key]
+        elif operation == "duplicate" and isinstance(parent, list):
+            parent.append(parent[key])
+        elif isinstance(parent, dict):
+            # Two values change places.
+            other = min(parent)
+            parent[key], parent[other] = parent[other], parent[key]
+    except (KeyError, IndexError, TypeError):
+        # An earlier mutation took the place away.
+        return
+
+
+@settings(max_examples=200, deadline=None)
+@given(MUTATIONS)
+def test_any_mutation_parses_and_round_trips_or_is_a_manifest_error(mutations: list[tuple[Place, str, Any]]) -> None:
+    value = document()
+    for place, operation, new in mutations:
+        _mutate(value, place, operation, new)
+    try:
+        manifest = parse(value)
+    except ManifestError:
+        return
+    assert Manifest.parse(manifest.to_json(), manifest.path) == manifest
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(json.dumps(document())) - 1), st.binary(max_size=4), st.integers(0, 8))
+def test_any_damage_to_the_bytes_parses_or_is_a_manifest_error(position: int, new: bytes, gone: int) -> None:
+    data = json.dumps(document()).encode()
+    try:
+        manifest = Manifest.parse(data[:position] + new + data[position + gone :])
+    except ManifestError:
+        return
+    assert Manifest.parse(manifest.to_json()) == manifest

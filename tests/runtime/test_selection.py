@@ -1,0 +1,548 @@
+"""Which artifact is taken on which machine, and why not the others."""
+
+from __future__ import annotations
+
+import builtins
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firstvec.errors import InputError, NoCompatibleArtifact
+from firstvec.hardware import ResourceProfile
+from firstvec.manifest import DEVICES, ISAS, Artifact, File, Manifest, Model, Quality
+from firstvec.selection import Choice, cannot_run, select, version_fits
+from firstvec.strategy import LoadingStrategy
+
+SHA = "0123456789abcdef" * 4
+BEST = [LoadingStrategy.LAZY, LoadingStrategy.BACKGROUND, LoadingStrategy.PROGRESSIVE]
+
+
+def file(path: str) -> File:
+    return File(path=path, size=1, sha256=SHA)
+
+
+def artifact(id_: str, *, cosine_min: float = 1.0, **values: Any) -> Artifact:
+    """An fp32 ONNX artifact for the CPU, but for what is given."""
+    quality = Quality(
+        cosine_mean=1.0,
+        cosine_min=cosine_min,
+        max_abs_diff=0.0,
+        neighbour_overlap=1.0,
+        batch_cosine_min=1.0,
+        sentences=320,
+        measured_with="onnxruntime 1.32.0",
+    )
+    usual: dict[str, Any] = {
+        "format": "onnx",
+        "precision": "fp32",
+        "engine": "onnxruntime",
+        "engine_min": "1.23",
+        "engine_below": "2",
+        "devices": ("cpu",),
+        "isa": None,
+        "isa_reason": None,
+    }
+    return Artifact(id=id_, files=(file(id_),), quality=quality, **{**usual, **values})
+
+
+TORCHSCRIPT = artifact(
+    "torchscript",
+    format="torchscript",
+    engine="torch",
+    engine_min="2.10",
+    engine_below="3",
+    devices=("cpu", "cuda", "mps"),
+)
+ONNX = artifact("onnx")
+AVX2 = artifact("int8-avx2", precision="int8", isa="avx2", cosine_min=0.97)
+VNNI = artifact("int8-vnni", precision="int8", isa="avx512_vnni", cosine_min=0.93)
+ARM = artifact("int8-arm64", precision="int8", isa="arm64")
+ALL = (TORCHSCRIPT, ONNX, AVX2, VNNI, ARM)
+
+
+def bundle(*artifacts: Artifact) -> Manifest:
+    """A manifest of those artifacts, or of one of each kind."""
+    model = Model(
+        name="org/model",
+        revision=None,
+        source="folder",
+        source_sha256=SHA,
+        architecture="BertModel",
+        embedding_dim=384,
+        max_seq_length=256,
+        pooling_mode="mean",
+        normalized=True,
+        pad_token_id=0,
+        prompts={},
+        default_prompt_name=None,
+    )
+    return Manifest(
+        path="/b/firstvec.json",
+        model=model,
+        tokenizer=file("tokenizer.json"),
+        artifacts=artifacts or ALL,
+        support_files=(),
+        built_with={},
+        inputs_sha256=SHA,
+    )
+
+
+def machine(onnxruntime: str | None = "1.32.0", torch: str | None = "2.13.0+cpu", **values: Any) -> ResourceProfile:
+    """A two-core AVX2 machine with both engines, but for what is given."""
+    usual: dict[str, Any] = {
+        "machine": "x86_64",
+        "cpu_count": 2,
+        "isa": ("avx2",),
+        "has_cuda": False,
+        "has_mps": False,
+        "available_memory_mb": 4096.0,
+        "is_ssd": True,
+        "recommended_batch_size": 32,
+        "recommended_device": "cpu",
+        "engines": (("onnxruntime", onnxruntime), ("tokenizers", "0.23.2"), ("torch", torch)),
+        "torch_loaded": False,
+    }
+    return ResourceProfile(**{**usual, **values})
+
+
+CUDA = machine(torch="2.13.0+cu130", has_cuda=True, recommended_device="cuda")
+
+
+def order(choice: Choice) -> list[str]:
+    return [candidate.id for candidate in choice.candidates]
+
+
+def reasons(choice: Choice) -> dict[str, str]:
+    return {rejected.id: reason for rejected, reason in choice.rejected}
+
+
+# --- Which one -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", BEST)
+def test_the_best_without_quantization_is_full_precision_onnx_on_a_cpu(strategy: LoadingStrategy) -> None:
+    choice = select(bundle(), machine(), strategy)
+    assert order(choice) == ["onnx", "torchscript"]
+    assert choice.artifact == ONNX
+    assert choice.device == "cpu"
+    assert "full precision" in choice.reason
+
+
+@pytest.mark.parametrize("strategy", BEST)
+def test_int8_is_taken_by_the_best_only_with_enable_quantization(strategy: LoadingStrategy) -> None:
+    assert reasons(select(bundle(), machine(), strategy))["int8-avx2"] == (
+        "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
+    )
+    choice = select(bundle(), machine(), strategy, enable_quantization=True)
+    assert order(choice) == ["int8-avx2", "onnx", "torchscript"]
+    assert choice.reason == "INT8 for this CPU (avx2)"
+
+
+@pytest.mark.parametrize("enable_quantization", [False, True])
+def test_quantized_takes_int8_and_nothing_else(enable_quantization: bool) -> None:
+    choice = select(bundle(), machine(), LoadingStrategy.QUANTIZED, enable_quantization=enable_quantization)
+    assert order(choice) == ["int8-avx2"]
+    assert reasons(choice)["onnx"] == "precision: fp32, the strategy takes int8"
+
+
+@pytest.mark.parametrize(
+    ("isa", "machine_name", "expected"),
+    [
+        (("avx2",), "x86_64", ["int8-avx2"]),
+        (("avx2", "avx512_vnni"), "x86_64", ["int8-vnni", "int8-avx2"]),
+        (("avx512_vnni", "avx2"), "x86_64", ["int8-vnni", "int8-avx2"]),
+        (("arm64",), "aarch64", ["int8-arm64"]),
+    ],
+)
+@pytest.mark.parametrize("artifacts", [ALL, ALL[::-1]], ids=["in order", "reversed"])
+def test_int8_is_the_one_of_the_cpu_and_vnni_comes_before_avx2(
+    isa: tuple[str, ...], machine_name: str, expected: list[str], artifacts: tuple[Artifact, ...]
+) -> None:
+    profile = machine(isa=isa, machine=machine_name)
+    assert order(select(bundle(*artifacts), profile, LoadingStrategy.QUANTIZED)) == expected
+
+
+def test_int8_that_runs_anywhere_comes_after_that_of_the_cpu() -> None:
+    anywhere = artifact("int8", precision="int8")
+    choice = select(bundle(anywhere, AVX2), machine(), LoadingStrategy.QUANTIZED)
+    assert order(choice) == ["int8-avx2", "int8"]
+    assert order(select(bundle(anywhere, AVX2), machine(isa=()), LoadingStrategy.QUANTIZED)) == ["int8"]
+
+
+def test_the_isa_reason_names_what_is_needed_and_what_is_there() -> None:
+    assert reasons(select(bundle(), machine(), "quantized"))["int8-vnni"] == "isa: needs avx512_vnni, this CPU has avx2"
+
+
+@pytest.mark.parametrize(
+    ("isa", "text"),
+    [
+        (("avx2", "avx512_vnni"), "isa: needs arm64, this CPU has avx2+avx512_vnni"),
+        ((), "isa: needs arm64, this CPU has x86_64"),
+    ],
+)
+def test_the_isa_reason_lists_everything_that_the_cpu_has(isa: tuple[str, ...], text: str) -> None:
+    assert cannot_run(ARM, machine(isa=isa)) == text
+
+
+def test_an_engine_that_is_not_installed_is_named() -> None:
+    assert reasons(select(bundle(), machine(torch=None)))["torchscript"] == "torch: not installed"
+    assert cannot_run(ONNX, machine(onnxruntime=None)) == "onnxruntime: not installed"
+
+
+@pytest.mark.parametrize("version", ["1.22.9", "2.0.0", "1.9"])
+def test_an_engine_version_out_of_range_is_named_with_the_range(version: str) -> None:
+    choice = select(bundle(), machine(onnxruntime=version))
+    assert order(choice) == ["torchscript"]
+    assert reasons(choice)["onnx"] == f"onnxruntime: needs >=1.23,<2, {version} is installed"
+    assert choice.reason == "the only full-precision form that runs here"
+
+
+def test_an_artifact_below_the_wanted_quality_is_rejected_with_both_figures() -> None:
+    profile = machine(isa=("avx2", "avx512_vnni"))
+    choice = select(bundle(), profile, "quantized", min_quality=0.95)
+    assert reasons(choice)["int8-vnni"] == "quality: cosine_min 0.93 < min_quality 0.95"
+    assert order(choice) == ["int8-avx2"]
+
+
+@pytest.mark.parametrize(("min_quality", "taken"), [(None, True), (0.0, True), (0.97, True), (0.970001, False)])
+def test_the_wanted_quality_may_be_met_exactly(min_quality: float | None, taken: bool) -> None:
+    choice = select(bundle(), machine(), enable_quantization=True, min_quality=min_quality)
+    assert ("int8-avx2" in order(choice)) is taken
+
+
+def test_the_wanted_quality_holds_for_full_precision_too() -> None:
+    choice = select(bundle(TORCHSCRIPT, artifact("onnx", cosine_min=0.5)), machine(), min_quality=0.9)
+    assert order(choice) == ["torchscript"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "device", "expected", "runs_on"),
+    [
+        (machine(), None, ["onnx", "torchscript"], "cpu"),
+        (machine(torch_loaded=True), None, ["torchscript", "onnx"], "cpu"),
+        (machine(torch_loaded=True), "cpu", ["torchscript", "onnx"], "cpu"),
+        (CUDA, None, ["torchscript", "onnx"], "cuda"),
+        (CUDA, "cpu", ["onnx", "torchscript"], "cpu"),
+        (CUDA, "cuda", ["torchscript"], "cuda"),
+        (machine(torch=None, torch_loaded=False), None, ["onnx"], "cpu"),
+        (machine(has_mps=True, recommended_device="mps", isa=("arm64",)), None, ["torchscript", "onnx"], "mps"),
+    ],
+)
+def test_cached_takes_torchscript_on_an_accelerator_or_where_torch_is_loaded_else_onnx(
+    profile: ResourceProfile, device: str | None, expected: list[str], runs_on: str
+) -> None:
+    choice = select(bundle(), profile, LoadingStrategy.CACHED, device=device, enable_quantization=True)
+    assert order(choice) == expected
+    assert choice.device == runs_on
+    assert reasons(choice)["int8-avx2" if device != "cuda" and "avx2" in profile.isa else "int8-vnni"].startswith(
+        ("precision: int8, the strategy takes full precision", "device", "isa")
+    )
+
+
+def test_cached_says_that_int8_is_not_full_precision() -> None:
+    assert reasons(select(bundle(), machine(), "cached"))["int8-avx2"] == (
+        "precision: int8, the strategy takes full precision"
+    )
+
+
+def test_a_loaded_torch_changes_the_choice_of_cached_alone() -> None:
+    for strategy in BEST:
+        assert select(bundle(), machine(torch_loaded=True), strategy).artifact == ONNX
+    assert select(bundle(), machine(torch_loaded=True), "cached").reason == "torch is loaded already"
+
+
+@pytest.mark.parametrize("strategy", BEST)
+@pytest.mark.parametrize("enable_quantization", [False, True])
+def test_a_recommended_accelerator_takes_torchscript_and_falls_back_to_the_cpus(
+    strategy: LoadingStrategy, enable_quantization: bool
+) -> None:
+    choice = select(bundle(), CUDA, strategy, enable_quantization=enable_quantization)
+    assert order(choice) == ["torchscript", *(["int8-avx2"] if enable_quantization else []), "onnx"]
+    assert choice.device == "cuda"
+    assert choice.reason == "runs on cuda"
+
+
+def test_what_does_not_run_on_the_recommended_accelerator_runs_on_the_cpu() -> None:
+    choice = select(bundle(ONNX, AVX2), CUDA, "quantized")
+    assert (choice.artifact, choice.device) == (AVX2, "cpu")
+
+
+def test_an_artifact_for_another_accelerator_only_is_rejected() -> None:
+    only_mps = TORCHSCRIPT.replace(id="mps", devices=("mps",))
+    for profile in (machine(), CUDA):
+        choice = select(bundle(only_mps, ONNX), profile)
+        assert order(choice) == ["onnx"]
+        assert reasons(choice)["mps"] == f"device: runs on mps, not on {profile.recommended_device}"
+
+
+def test_a_required_device_rejects_what_does_not_run_there() -> None:
+    choice = select(bundle(), CUDA, device="cuda")
+    assert order(choice) == ["torchscript"]
+    assert reasons(choice)["onnx"] == "device: runs on cpu, not on cuda"
+
+
+def test_a_device_number_is_kept() -> None:
+    choice = select(bundle(), CUDA, device="cuda:1")
+    assert (choice.artifact, choice.device) == (TORCHSCRIPT, "cuda:1")
+
+
+def test_the_rejected_are_in_the_manifests_order() -> None:
+    assert [rejected.id for rejected, _ in select(bundle(), machine()).rejected] == [
+        "int8-avx2",
+        "int8-vnni",
+        "int8-arm64",
+    ]
+
+
+def test_equally_good_candidates_keep_the_manifests_order() -> None:
+    first, second = artifact("first"), artifact("second")
+    assert order(select(bundle(first, second), machine())) == ["first", "second"]
+    assert order(select(bundle(second, first), machine())) == ["second", "first"]
+
+
+# --- None at all -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("profile", "arguments", "expected"),
+    [
+        (
+            machine(),
+            {"device": "cuda"},
+            {
+                "torchscript": "device: no usable cuda here",
+                "onnx": "device: runs on cpu, not on cuda",
+                "int8-avx2": "device: runs on cpu, not on cuda",
+                "int8-vnni": "device: runs on cpu, not on cuda",
+                "int8-arm64": "device: runs on cpu, not on cuda",
+            },
+        ),
+        (
+            machine(onnxruntime=None, torch=None),
+            {},
+            {
+                "torchscript": "torch: not installed",
+                "onnx": "onnxruntime: not installed",
+                "int8-avx2": "onnxruntime: not installed",
+                "int8-vnni": "isa: needs avx512_vnni, this CPU has avx2",
+                "int8-arm64": "isa: needs arm64, this CPU has avx2",
+            },
+        ),
+        (
+            machine(isa=(), machine="riscv64"),
+            {"strategy": "quantized"},
+            {
+                "torchscript": "precision: fp32, the strategy takes int8",
+                "onnx": "precision: fp32, the strategy takes int8",
+                "int8-avx2": "isa: needs avx2, this CPU has riscv64",
+                "int8-vnni": "isa: needs avx512_vnni, this CPU has riscv64",
+                "int8-arm64": "isa: needs arm64, this CPU has riscv64",
+            },
+        ),
+        (
+            machine(onnxruntime="1.22.0", torch="3.0.0"),
+            {"strategy": "cached"},
+            {
+                "torchscript": "torch: needs >=2.10,<3, 3.0.0 is installed",
+                "onnx": "onnxruntime: needs >=1.23,<2, 1.22.0 is installed",
+                "int8-avx2": "onnxruntime: needs >=1.23,<2, 1.22.0 is installed",
+                "int8-vnni": "isa: needs avx512_vnni, this CPU has avx2",
+                "int8-arm64": "isa: needs arm64, this CPU has avx2",
+            },
+        ),
+        (
+            machine(),
+            {"min_quality": 1.1},
+            {
+                "torchscript": "quality: cosine_min 1 < min_quality 1.1",
+                "onnx": "quality: cosine_min 1 < min_quality 1.1",
+                "int8-avx2": "precision: int8, taken only",
+                "int8-vnni": "isa: needs avx512_vnni, this CPU has avx2",
+                "int8-arm64": "isa: needs arm64, this CPU has avx2",
+            },
+        ),
+    ],
+    ids=["no cuda", "no engine", "unknown cpu", "versions", "quality"],
+)
+def test_when_none_is_left_every_reason_is_listed_with_a_hint(
+    profile: ResourceProfile, arguments: dict[str, Any], expected: dict[str, str]
+) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        select(bundle(), profile, **arguments)
+    error = caught.value
+    assert [id_ for id_, _ in error.rejected] == list(expected)
+    for id_, reason in error.rejected:
+        assert reason.startswith(expected[id_])
+        assert f"\n  - {id_}: {reason}" in str(error)
+    assert "org/model" in str(error)
+    assert str(profile) in str(error)
+    hint = str(error).splitlines()[-1]
+    assert hint.startswith(("Install", "Use"))
+    assert hint.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "hint"),
+    [("lazy", "enable_quantization=True"), ("quantized", "full-precision strategy"), ("cached", "onnxruntime")],
+)
+def test_the_hint_is_the_strategys(strategy: str, hint: str) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        select(bundle(), machine(isa=(), torch=None, onnxruntime=None), strategy)
+    assert hint in str(caught.value).splitlines()[-1]
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda", "cuda:0", "tpu"])
+def test_a_required_device_that_is_not_there_is_never_replaced_by_the_cpu(device: str) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        select(bundle(), machine(), device=device, enable_quantization=True)
+    assert {reason.partition(":")[0] for _, reason in caught.value.rejected} == {"device"}
+
+
+@pytest.mark.parametrize("strategy", ["eager", "", None, 3])
+def test_an_unknown_strategy_is_an_input_error(strategy: Any) -> None:
+    with pytest.raises(InputError, match="unknown strategy"):
+        select(bundle(), machine(), strategy)
+
+
+# --- Always ----------------------------------------------------------------------------------------------------------
+
+ARTIFACTS = st.lists(
+    st.builds(
+        lambda number, engine, **values: artifact(
+            f"a{number}", engine=engine, format="torchscript" if engine == "torch" else "onnx", **values
+        ),
+        st.integers(0, 1 << 60),
+        engine=st.sampled_from(["onnxruntime", "torch"]),
+        precision=st.sampled_from(["fp32", "int8"]),
+        isa=st.none() | st.sampled_from(ISAS),
+        devices=st.lists(st.sampled_from(DEVICES), min_size=1, unique=True).map(tuple),
+        engine_min=st.sampled_from(["1", "1.23", "2.10"]),
+        engine_below=st.sampled_from(["1.30", "2", "3"]),
+        cosine_min=st.floats(-1, 1),
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda item: item.id,
+)
+MACHINES = st.builds(
+    machine,
+    onnxruntime=st.sampled_from([None, "1.20.0", "1.32.0"]),
+    torch=st.sampled_from([None, "1.13.1", "2.13.0+cpu"]),
+    isa=st.lists(st.sampled_from(ISAS), unique=True).map(tuple),
+    recommended_device=st.sampled_from(DEVICES),
+    torch_loaded=st.booleans(),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    artifacts=ARTIFACTS,
+    profile=MACHINES,
+    strategy=st.sampled_from(LoadingStrategy),
+    device=st.none() | st.sampled_from([*DEVICES, "cuda:1"]),
+    enable_quantization=st.booleans(),
+    min_quality=st.none() | st.floats(-1, 1),
+)
+def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reason(
+    artifacts: list[Artifact],
+    profile: ResourceProfile,
+    strategy: LoadingStrategy,
+    device: str | None,
+    enable_quantization: bool,
+    min_quality: float | None,
+) -> None:
+    options: dict[str, Any] = {
+        "device": device,
+        "enable_quantization": enable_quantization,
+        "min_quality": min_quality,
+    }
+    ids = [each.id for each in artifacts]
+    try:
+        choice = select(bundle(*artifacts), profile, strategy, **options)
+    except NoCompatibleArtifact as error:
+        rejected = error.rejected
+        candidates: tuple[Artifact, ...] = ()
+    else:
+        rejected = tuple((each.id, reason) for each, reason in choice.rejected)
+        candidates = choice.candidates
+        assert choice.artifact is candidates[0]
+        assert choice.device.partition(":")[0] in choice.artifact.devices
+        assert device in (None, choice.device)
+        assert choice.reason
+        assert choice == select(bundle(*artifacts), profile, strategy, **options)
+    assert sorted([*(each.id for each in candidates), *(id_ for id_, _ in rejected)]) == sorted(ids)
+    assert [id_ for id_, _ in rejected] == [id_ for id_ in ids if id_ in dict(rejected)]
+    assert all(reason for _, reason in rejected)
+    for each in candidates:
+        version = profile.engine_version(each.engine)
+        assert version is not None
+        assert version_fits(version, each.engine_min, each.engine_below)
+        assert each.isa is None or each.isa in profile.isa
+        assert min_quality is None or each.quality.cosine_min >= min_quality
+        assert each.precision == "fp32" or enable_quantization or strategy is LoadingStrategy.QUANTIZED
+
+
+def test_selecting_reads_nothing_but_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, profile, missing = bundle(), machine(), machine(onnxruntime=None, torch=None)
+
+    def touched(*arguments: object, **_options: object) -> None:
+        raise AssertionError(f"select touched the system: {arguments}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(builtins, "open", touched)
+        for name in ("stat", "lstat", "open", "listdir", "scandir", "getenv", "getcwd", "uname", "sched_getaffinity"):
+            patched.setattr(os, name, touched, raising=False)
+        patched.setattr(os, "environ", None)
+        outcomes = [select(manifest, profile, strategy).artifact.id for strategy in LoadingStrategy]
+        with pytest.raises(NoCompatibleArtifact):
+            select(manifest, missing)
+    assert outcomes == ["onnx", "onnx", "onnx", "int8-avx2", "onnx"]
+
+
+def test_selecting_changes_none_of_its_arguments() -> None:
+    manifest, profile = bundle(), machine()
+    select(manifest, profile, "quantized", device="cpu", enable_quantization=True, min_quality=0.5)
+    assert manifest == bundle()
+    assert profile == machine()
+
+
+# --- Versions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "minimum", "below", "fits"),
+    [
+        ("1.32.0", "1.23", "2", True),
+        ("1.9", "1.10", "2", False),
+        ("1.10", "1.9", "2", True),
+        ("1.10", "1.9", "1.10", False),
+        ("1.9.9", "1.9", "1.10", True),
+        ("1.23", "1.23", "2", True),
+        ("1.23", "1.23.0", "2", True),
+        ("1.23.0", "1.23", "2", True),
+        ("1.22.9", "1.23", "2", False),
+        ("2", "1.23", "2", False),
+        ("2.0.0", "1.23", "2", False),
+        ("1.99.99", "1.23", "2", True),
+        ("2.0.1", "1.23", "2.0", False),
+        ("2.13.0+cpu", "2.10", "3", True),
+        ("2.13.0+cu130", "2.13", "3", True),
+        ("2.13.0+cu130", "2.10", "2.13", False),
+        ("2.9.1+cpu", "2.10", "3", False),
+        ("2.14.0a0+git1234", "2.10", "3", True),
+        ("1.23.0rc1", "1.23", "2", True),
+        ("2.0.0rc1", "1.23", "2", False),
+        ("1.23rc2", "1.23", "2", True),
+        ("1.24.0.dev20260101", "1.23", "2", True),
+        ("1.22.0.post1", "1.23", "2", False),
+        ("1.23.0.post1", "1.23", "2", True),
+        ("10.0", "9", "11", True),
+        ("", "1.23", "2", False),
+        ("unknown", "1.23", "2", False),
+    ],
+)
+def test_a_version_fits_by_its_numeric_release(version: str, minimum: str, below: str, fits: bool) -> None:
+    assert version_fits(version, minimum, below) is fits
