@@ -34,6 +34,17 @@ if TYPE_CHECKING:
 class FirstvecError(Exception):
     """Base class: catching it catches every error that firstvec raises on purpose."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is pickled as its class called with `args`, which is the message here, not the arguments:
+        # without this a worker process could not hand one to its parent.
+        return _restore, (type(self), self.args), self.__dict__
+
+
+def _restore(kind: type[FirstvecError], arguments: tuple[object, ...]) -> FirstvecError:
+    error = kind.__new__(kind)
+    error.args = arguments
+    return error
+
 
 class ManifestError(FirstvecError):
     """The manifest is missing, unreadable or invalid.

@@ -155,7 +155,9 @@ def _isa_windows() -> tuple[str, ...]:
 
 
 def _has_cuda() -> bool:
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+    # CUDA takes the listed devices up to the first that it cannot (CUDA Programming Guide, environment variables).
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not (first.isdecimal() or first.startswith(("GPU-", "MIG-"))):
         return False
     if sys.platform == "win32":
         return os.path.isfile(os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "nvcuda.dll"))
@@ -182,8 +184,9 @@ def _engines() -> tuple[str | None, tuple[tuple[str, str | None], ...]]:
                 engine = wanted.get(distribution.lower())
                 if engine and versions[engine] is None:
                     versions[engine] = version
-        if torch_folder is None and "torch" in names and os.path.isfile(f"{entry}/torch/version.py"):
-            torch_folder = f"{entry}/torch"
+        folder = os.path.join(entry, "torch")
+        if torch_folder is None and "torch" in names and os.path.isfile(os.path.join(folder, "version.py")):
+            torch_folder = folder
     return torch_folder, tuple(versions.items())
 
 

@@ -174,14 +174,14 @@ class Manifest(Record):
         if len(data) > MAX_BYTES:
             raise ManifestError(path, f"is larger than {MAX_BYTES} bytes")
         try:
-            document = json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise ManifestError(path, f"is not valid JSON ({error})") from error
         top = _Object(document, path, "")
         top.literal("format", FORMAT)
         version = top.text("format_version")
         major, _, minor = version.partition(".")
-        if not (major.isdecimal() and minor.isdecimal() and len(version) <= 20):
+        if not (_is_number(major) and _is_number(minor)):
             raise top.error("format_version", f"{version!r} is not MAJOR.MINOR")
         if int(major) != FORMAT_MAJOR:
             raise UnsupportedManifestVersion(path, version, str(FORMAT_MAJOR))
@@ -280,6 +280,10 @@ def _file(item: _Object) -> File:
     return File(path=path, size=item.integer("size", 0, 1 << 40), sha256=item.digest("sha256"))
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
 def _unique(top: _Object, key: str, values: list[str]) -> None:
     seen: set[str] = set()
     for value in values:
@@ -350,7 +354,7 @@ class _Object:
 
     def version(self, key: str) -> str:
         value = self.text(key)
-        if not all(part.isdecimal() and len(part) <= 9 for part in value.split(".")):
+        if not all(map(_is_number, value.split("."))):
             raise self.error(key, f"{value[:80]!r} is not a version like 1.23.0")
         return value
 

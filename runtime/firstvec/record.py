@@ -22,14 +22,8 @@ class Record:
     _fields: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._fields = (
-            *cls._fields,
-            *(
-                name
-                for name in cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - inspect is what this avoids
-                if name[0] != "_"
-            ),
-        )
+        own = cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - inspect is what this avoids
+        cls._fields = (*dict.fromkeys((*cls._fields, *(name for name in own if name[0] != "_"))),)
 
     def __init__(self, **values: Any) -> None:
         own = self.__dict__
@@ -44,7 +38,8 @@ class Record:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: use replace({name}=…)")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: {name} cannot be deleted")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and their values, in the order of their definition; nested records stay records."""

@@ -132,10 +132,10 @@ def test_the_organisation_may_be_left_out(places: dict[str, Path], place: str, n
     assert find(name).root == str(folder)
 
 
-@pytest.mark.parametrize("name", ["other/tiny", "org/tin", "org", "org/tiny/x", "TINY", "iny", "", "/", "."])
+@pytest.mark.parametrize("name", ["other/tiny", "org/tin", "org", "org/tiny/x", "TINY", "iny", ""])
 def test_another_name_is_not_found(places: dict[str, Path], name: str) -> None:
     put(folder_in(places, "artifacts"), "org/tiny")
-    with pytest.raises((BundleNotFound, ManifestError)):
+    with pytest.raises(BundleNotFound):
         find(name)
 
 
@@ -261,12 +261,12 @@ def test_a_broken_bundle_of_another_name_stands_in_nobodys_way(places: dict[str,
     assert find("org/tiny").root == str(folder)
 
 
-@pytest.mark.parametrize("spelled", ["{absolute}", "./empty", "../here/empty"])
+@pytest.mark.parametrize("spelled", ["{absolute}", "./empty", "../here/empty", ".", "/"])
 def test_a_folder_without_a_manifest_is_said_to_be_incomplete(places: dict[str, Path], spelled: str) -> None:
     (places["here"] / "empty").mkdir()
     with pytest.raises(ManifestError, match="not a complete bundle") as caught:
         find(spelled.format(absolute=places["here"] / "empty"))
-    assert caught.value.path.endswith(os.path.join("empty", FILE_NAME))
+    assert caught.value.path == os.path.join(spelled.format(absolute=places["here"] / "empty"), FILE_NAME)
 
 
 def test_a_folder_that_only_happens_to_have_the_models_name_is_not_taken_for_a_path(places: dict[str, Path]) -> None:
