@@ -19,15 +19,15 @@ try:
     import typer
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 except ImportError as error:
     sys.exit(f"error: {MissingDependency('the firstvec command', error.name or 'typer', 'firstvec[cli]')}")
 
-from firstvec.tables import artifact_table, choice_table, choice_values, out
+from firstvec.tables import artifact_table, choice_table, out, print_diagnosis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from firstvec.manifest import Manifest
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
 
@@ -100,7 +100,7 @@ def list_bundles(as_json: JsonOption = False) -> None:
     """Show the bundles that are found on this machine, and where they are looked for."""
     from firstvec import store
 
-    manifests, broken = _installed()
+    manifests, broken = store.read_all()
     if as_json:
         bundles = [
             {**store.ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
@@ -121,7 +121,7 @@ def list_bundles(as_json: JsonOption = False) -> None:
             table.add_row(about.name, revision, str(about.embedding_dim), str(count), f"{size:.1f}", manifest.root)
         out.print(table)
     for path, reason in broken.items():
-        out.print(f"[red]broken:[/] {path}: {reason}", markup=True)
+        out.print(Text.assemble(("broken: ", "red"), f"{path}: {reason}"))
     if not manifests:
         out.print("No bundle was found. Build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS. Searched:")
         for place in store.search_path():
@@ -138,7 +138,7 @@ def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
         _print_json(json.loads(manifest.to_json()) | {"path": manifest.root})
         return
     about = manifest.model
-    out.print(f"[bold]{about.name}[/]  {about.architecture}, from {about.source}")
+    out.print(Text.assemble((about.name, "bold"), f"  {about.architecture}, from {about.source}"))
     out.print(f"revision        {about.revision or 'none'}")
     out.print(f"weights sha256  {about.source_sha256}")
     normalized = "unit length" if about.normalized else "not normalised"
@@ -152,7 +152,7 @@ def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
     for artifact in manifest.artifacts:
         quality = artifact.quality
         out.print(
-            f"[bold]{artifact.id}[/]: {artifact.engine} >={artifact.engine_min},<{artifact.engine_below}, "
+            f"{artifact.id}: {artifact.engine} >={artifact.engine_min},<{artifact.engine_below}, "
             f"on {'/'.join(artifact.devices)}"
         )
         if artifact.isa_reason:
@@ -189,14 +189,14 @@ def explain(
     machine = str(ResourceProfile.detect())
     if as_json:
         values = {
-            each.value: {"error": str(choice)} if isinstance(choice, FirstvecError) else choice_values(choice)
+            each.value: {"error": str(choice)} if isinstance(choice, FirstvecError) else choice.to_values()
             for each, choice in choices.items()
         }
         _print_json({"machine": machine, "strategies": values})
         return
     out.print(f"machine: {machine}")
     for each, choice in choices.items():
-        out.print(f"[bold]{each.value.upper()}[/]")
+        out.print(each.name, style="bold")
         out.print(f"  {choice}" if isinstance(choice, FirstvecError) else choice_table(choice))
 
 
@@ -212,7 +212,7 @@ def verify(
     if model is not None:
         manifests = [store.find(model)]
     else:
-        manifests, broken = _installed()
+        manifests, broken = store.read_all()
         if not manifests and not broken:
             store.find(DEFAULT_MODEL)  # raises BundleNotFound, which lists the places
     results: dict[str, dict[str, str]] = {}
@@ -229,11 +229,12 @@ def verify(
         _print_json({"ok": not bad and not broken, "bundles": results, "broken": broken})
     else:
         for root, files in results.items():
-            out.print(f"[bold]{root}[/]")
+            out.print(root, style="bold")
             for path, reason in files.items():
-                out.print(f"  [green]ok[/]   {path}" if reason == "ok" else f"  [red]BAD[/]  {reason}")
+                good = reason == "ok"
+                out.print(Text.assemble(("  ok   ", "green") if good else ("  BAD  ", "red"), path if good else reason))
         for path, reason in broken.items():
-            out.print(f"[red]BAD[/]  {path}: {reason}")
+            out.print(Text.assemble(("BAD  ", "red"), f"{path}: {reason}"))
     if bad or broken:
         raise typer.Exit(1)
 
@@ -241,116 +242,15 @@ def verify(
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Show what this machine is, which artifact each strategy would take, and what is missing."""
-    from firstvec import integrity, store
+    from firstvec.doctor import examine
 
-    profile = ResourceProfile.detect()
-    manifests, broken = _installed()
-    missing = _missing(profile)
-    choices: dict[str, dict[str, Any]] = {}
-    for manifest in manifests:
-        for strategy in LoadingStrategy:
-            try:
-                found = choice_values(OptimizedEmbeddingLoader(manifest.root, strategy).choose())
-            except FirstvecError as error:
-                found = {"error": str(error)}
-            choices.setdefault(manifest.root, {})[strategy.value] = found
-    healthy = bool(manifests) and not broken and not any(required for required, _, _ in missing)
+    diagnosis = examine()
     if as_json:
-        _print_json(
-            {
-                "firstvec": __version__,
-                "python": sys.version.split()[0],
-                "machine": {**profile.to_dict(), "engines": dict(profile.engines)},
-                "cache": integrity.cache_dir(),
-                "searched": store.search_path(),
-                "bundles": choices,
-                "broken": broken,
-                "missing": [{"package": package, "needed_for": why} for _, package, why in missing],
-                "healthy": healthy,
-            }
-        )
+        _print_json(diagnosis.to_values())
     else:
-        _print_doctor(profile, choices, broken, missing)
-    if not healthy:
+        print_diagnosis(diagnosis)
+    if not diagnosis.healthy:
         raise typer.Exit(1)
-
-
-def _print_doctor(
-    profile: ResourceProfile,
-    choices: dict[str, dict[str, Any]],
-    broken: dict[str, str],
-    missing: list[tuple[bool, str, str]],
-) -> None:
-    from firstvec import integrity, store
-
-    storage = {True: "not rotational", False: "rotational", None: "unknown"}[profile.is_ssd]
-    facts = {
-        "firstvec": f"{__version__}, Python {sys.version.split()[0]}",
-        "processor": f"{profile.machine}, {profile.cpu_count} usable cores",
-        "instruction sets": ", ".join(profile.isa) or "none that INT8 needs",
-        "memory": f"{profile.available_memory_mb:.0f} MB available",
-        "storage": storage,
-        "accelerators": f"CUDA {'yes' if profile.has_cuda else 'no'}, MPS {'yes' if profile.has_mps else 'no'}; "
-        f"recommended device {profile.recommended_device}",
-        "engines": ", ".join(f"{name} {version or 'not installed'}" for name, version in profile.engines),
-        "cache": integrity.cache_dir(),
-        "bundles from": "\n".join(store.search_path()),
-    }
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in facts.items():
-        table.add_row(name, value)
-    out.print(table)
-    for root, strategies in choices.items():
-        out.print(f"\n[bold]{root}[/]")
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
-        for strategy, found in strategies.items():
-            if "error" in found:
-                table.add_row(strategy.upper(), "[red]none[/]", found["error"])
-            else:
-                table.add_row(strategy.upper(), found["artifact"], f"{found['reason']}; on {found['device']}")
-        out.print(table)
-    for path, reason in broken.items():
-        out.print(f"\n[red]broken bundle[/] {path}: {reason}")
-    if not choices:
-        out.print("\n[red]no bundle was found[/]: build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS")
-    for required, package, why in missing:
-        mark = "[red]missing[/]" if required else "optional"
-        out.print(f"{mark}: {why}: pip install '{package}'", markup=True)
-
-
-def _missing(profile: ResourceProfile) -> list[tuple[bool, str, str]]:
-    """(required, what to install, what for) of the packages that are not there."""
-    wanted = [
-        ("onnxruntime", True, "onnxruntime", "runs the ONNX artifacts"),
-        ("tokenizers", True, "tokenizers", "turns text into tokens"),
-        ("torch", False, "firstvec[torch]", "runs the TorchScript artifact (accelerators)"),
-    ]
-    found = [
-        (required, package, why) for engine, required, package, why in wanted if not profile.engine_version(engine)
-    ]
-    if not _can_build():
-        found.append((False, "firstvec[build]", "`firstvec build`"))
-    return found
-
-
-def _can_build() -> bool:
-    from importlib.util import find_spec
-
-    return all(find_spec(name) for name in ("torch", "optimum", "onnx", "sentence_transformers"))
-
-
-def _installed() -> tuple[list[Manifest], dict[str, str]]:
-    """The valid bundles of the search path, and the folder and error of each broken one."""
-    from firstvec import store
-    from firstvec.manifest import Manifest
-
-    manifests, broken = [], {}
-    for folder in store.installed():
-        try:
-            manifests.append(Manifest.read(folder))
-        except FirstvecError as error:
-            broken[folder] = str(error)
-    return manifests, broken
 
 
 def _stdin_lines() -> list[str]:

@@ -2,7 +2,8 @@
 
 A file is hashed before an engine sees it. What was hashed is remembered as an empty marker file in the user's cache
 folder, named after the file's identity (device, inode, size, modification and change time) and digest, so that later
-loads cost one ``stat``. Any write to the file changes its change time, which user programs cannot set back.
+loads cost one ``stat``. A write to the file changes its change time, which user programs cannot set back; the kernel
+does so late for writes through a shared mapping, which `firstvec verify` sees, because it trusts no marker.
 """
 
 from __future__ import annotations

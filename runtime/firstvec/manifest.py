@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 
+from firstvec.document import is_number, parse_object
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Iterator
+    from typing import Any
 
-    T = TypeVar("T")
+    from firstvec.document import CheckedObject
 
 FILE_NAME = "firstvec.json"
 FORMAT = "firstvec-bundle"
@@ -173,15 +174,11 @@ class Manifest(Record):
         """
         if len(data) > MAX_BYTES:
             raise ManifestError(path, f"is larger than {MAX_BYTES} bytes")
-        try:
-            document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise ManifestError(path, f"is not valid JSON ({error})") from error
-        top = _Object(document, path, "")
+        top = parse_object(data, path)
         top.literal("format", FORMAT)
         version = top.text("format_version")
         major, _, minor = version.partition(".")
-        if not (_is_number(major) and _is_number(minor)):
+        if not (is_number(major) and is_number(minor)):
             raise top.error("format_version", f"{version!r} is not MAJOR.MINOR")
         if int(major) != FORMAT_MAJOR:
             raise UnsupportedManifestVersion(path, version, str(FORMAT_MAJOR))
@@ -224,7 +221,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _model(item: _Object) -> Model:
+def _model(item: CheckedObject) -> Model:
     return Model(
         name=item.text("name"),
         revision=item.optional("revision", item.text),
@@ -241,7 +238,7 @@ def _model(item: _Object) -> Model:
     )
 
 
-def _artifact(item: _Object) -> Artifact:
+def _artifact(item: CheckedObject) -> Artifact:
     quality = item.child("quality")
     return Artifact(
         id=item.text("id"),
@@ -267,7 +264,7 @@ def _artifact(item: _Object) -> Artifact:
     )
 
 
-def _file(item: _Object) -> File:
+def _file(item: CheckedObject) -> File:
     path = item.text("path")
     segments = path.split("/")
     if len(path) > MAX_PATH or any(
@@ -280,129 +277,9 @@ def _file(item: _Object) -> File:
     return File(path=path, size=item.integer("size", 0, 1 << 40), sha256=item.digest("sha256"))
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 9
-
-
-def _unique(top: _Object, key: str, values: list[str]) -> None:
+def _unique(top: CheckedObject, key: str, values: list[str]) -> None:
     seen: set[str] = set()
     for value in values:
         if value in seen:
             raise top.error(key, f"{value!r} occurs twice")
         seen.add(value)
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
-    return result
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-class _Object:
-    """A JSON object and its place in the document, so that every error can say where."""
-
-    def __init__(self, value: Any, file: str, place: str) -> None:
-        self.file = file
-        self.place = place
-        if not isinstance(value, dict):
-            raise ManifestError(f"{file}: {place}" if place else file, f"is {_kind(value)}, not an object")
-        self.value = value
-
-    def error(self, key: str, reason: str) -> ManifestError:
-        return ManifestError(f"{self.file}: {self._at(key)}", reason)
-
-    def _at(self, key: str) -> str:
-        return f"{self.place}.{key}" if self.place else key
-
-    def _get(self, key: str, kind: type[T]) -> T:
-        if key not in self.value:
-            raise self.error(key, "is missing")
-        value = self.value[key]
-        if type(value) is not kind:
-            raise self.error(key, f"is {_kind(value)}, not {_NAMES[kind]}")
-        return value
-
-    def text(self, key: str) -> str:
-        value = self._get(key, str)
-        if not value or len(value) > 10_000:
-            raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
-        return value
-
-    def literal(self, key: str, expected: str) -> None:
-        if (value := self.text(key)) != expected:
-            raise self.error(key, f"is {value[:80]!r}, not {expected!r}")
-
-    def one_of(self, key: str, choices: tuple[str, ...]) -> str:
-        if (value := self.text(key)) not in choices:
-            raise self.error(key, f"is {value[:80]!r}, not one of {', '.join(choices)}")
-        return value
-
-    def one_of_each(self, key: str, choices: tuple[str, ...]) -> list[str]:
-        values: list[Any] = self._get(key, list)
-        for index, value in enumerate(values):
-            if value not in choices:
-                raise self.error(f"{key}[{index}]", f"is {str(value)[:80]!r}, not one of {', '.join(choices)}")
-        if not values:
-            raise self.error(key, "is empty")
-        return values
-
-    def version(self, key: str) -> str:
-        value = self.text(key)
-        if not all(map(_is_number, value.split("."))):
-            raise self.error(key, f"{value[:80]!r} is not a version like 1.23.0")
-        return value
-
-    def digest(self, key: str) -> str:
-        value = self.text(key)
-        if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-            raise self.error(key, f"{value[:80]!r} is not a SHA-256 of 64 lower-case hexadecimal digits")
-        return value
-
-    def boolean(self, key: str) -> bool:
-        return self._get(key, bool)
-
-    def integer(self, key: str, low: int, high: int) -> int:
-        value = self._get(key, int)
-        if not low <= value <= high:
-            raise self.error(key, f"is not between {low} and {high}")
-        return value
-
-    def number(self, key: str, low: float, high: float) -> float:
-        value = self.value.get(key)
-        value = float(value) if type(value) is int and abs(value) < 1 << 53 else self._get(key, float)
-        if not low <= value <= high or value in (float("inf"), float("-inf")):
-            raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
-        return value
-
-    def texts(self, key: str) -> dict[str, str]:
-        values: dict[str, Any] = self._get(key, dict)
-        for name, value in values.items():
-            if not isinstance(value, str):
-                raise self.error(f"{key}.{name}", f"is {_kind(value)}, not a string")
-        return values
-
-    def optional(self, key: str, read: Callable[[str], T]) -> T | None:
-        return read(key) if self.value.get(key) is not None else None
-
-    def child(self, key: str) -> _Object:
-        return _Object(self._get(key, dict), self.file, self._at(key))
-
-    def children(self, key: str, at_least: int = 0) -> list[_Object]:
-        values: list[Any] = self._get(key, list)
-        if len(values) < at_least:
-            raise self.error(key, "is empty")
-        return [_Object(value, self.file, self._at(f"{key}[{index}]")) for index, value in enumerate(values)]
-
-
-_NAMES: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
-_NAMES |= {list: "an array", dict: "an object", type(None): "null"}
-
-
-def _kind(value: object) -> str:
-    return _NAMES[type(value)]

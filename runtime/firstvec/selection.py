@@ -8,6 +8,8 @@ from firstvec.strategy import PLANS, LoadingStrategy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from firstvec.hardware import ResourceProfile
     from firstvec.manifest import Artifact, Manifest
 
@@ -28,6 +30,16 @@ class Choice(Record):
     """The others, each with the reason, in the manifest's order."""
     reason: str
     """Why the chosen one is the best."""
+
+    def to_values(self) -> dict[str, Any]:
+        """The choice as JSON values."""
+        return {
+            "artifact": self.artifact.id,
+            "device": self.device,
+            "reason": self.reason,
+            "fallbacks": [artifact.id for artifact in self.candidates[1:]],
+            "rejected": {artifact.id: reason for artifact, reason in self.rejected},
+        }
 
 
 def select(

@@ -139,6 +139,17 @@ def installed() -> Iterator[str]:
         yield from folders(root)
 
 
+def read_all() -> tuple[list[Manifest], dict[str, str]]:
+    """The valid manifests of the search path, and folder → error of the bundles whose manifest is not valid."""
+    manifests, broken = [], {}
+    for folder in installed():
+        try:
+            manifests.append(Manifest.read(folder))
+        except ManifestError as error:
+            broken[folder] = str(error)
+    return manifests, broken
+
+
 def _is(manifest: Manifest, model_name: str) -> bool:
     name = manifest.model.name
     return model_name in (name, name.rsplit("/", 1)[-1])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from firstvec import __version__
+from firstvec.errors import FirstvecError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from firstvec.doctor import Diagnosis
     from firstvec.manifest import Artifact, Manifest
     from firstvec.selection import Choice
 
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False)  # paths and reasons may hold square brackets
 if not out.is_terminal:
     out.width = 1000  # a file or a pipe has no width: fold nothing
 
@@ -52,23 +58,12 @@ def artifact_table(manifest: Manifest, timings: Mapping[str, tuple[float, float]
 def choice_table(choice: Choice) -> Table:
     """Which artifact was chosen, and why each other one was not."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("[green]✓[/]", choice.artifact.id, f"{choice.reason}; on {choice.device}")
+    table.add_row(Text("✓", "green"), choice.artifact.id, f"{choice.reason}; on {choice.device}")
     for artifact in choice.candidates[1:]:
         table.add_row(" ", artifact.id, "next, if the one above fails to load")
     for artifact, reason in choice.rejected:
-        table.add_row("[red]✗[/]", artifact.id, reason)
+        table.add_row(Text("✗", "red"), artifact.id, reason)
     return table
-
-
-def choice_values(choice: Choice) -> dict[str, Any]:
-    """A choice as JSON values."""
-    return {
-        "artifact": choice.artifact.id,
-        "device": choice.device,
-        "reason": choice.reason,
-        "fallbacks": [artifact.id for artifact in choice.candidates[1:]],
-        "rejected": {artifact.id: reason for artifact, reason in choice.rejected},
-    }
 
 
 def artifact_values(artifact: Artifact) -> dict[str, Any]:
@@ -80,3 +75,42 @@ def artifact_values(artifact: Artifact) -> dict[str, Any]:
         "quality": artifact.quality.to_dict(),
         "size": artifact.size,
     }
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what `firstvec doctor` found."""
+    profile = diagnosis.profile
+    storage = {True: "not rotational", False: "rotational", None: "unknown"}[profile.is_ssd]
+    accelerators = f"CUDA {'yes' if profile.has_cuda else 'no'}, MPS {'yes' if profile.has_mps else 'no'}"
+    facts = {
+        "firstvec": f"{__version__}, Python {sys.version.split()[0]}",
+        "processor": f"{profile.machine}, {profile.cpu_count} usable cores",
+        "instruction sets": ", ".join(profile.isa) or "none that INT8 needs",
+        "memory": f"{profile.available_memory_mb:.0f} MB available",
+        "storage": storage,
+        "accelerators": f"{accelerators}; recommended device {profile.recommended_device}",
+        "engines": ", ".join(f"{name} {version or 'not installed'}" for name, version in profile.engines),
+        "cache": diagnosis.cache,
+        "bundles from": "\n".join(diagnosis.searched),
+    }
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in facts.items():
+        table.add_row(name, value)
+    out.print(table)
+    for root, strategies in diagnosis.choices.items():
+        out.print(f"\n{root}", style="bold")
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        for strategy, found in strategies.items():
+            if isinstance(found, FirstvecError):
+                table.add_row(strategy.name, Text("none", "red"), str(found))
+            else:
+                table.add_row(strategy.name, found.artifact.id, f"{found.reason}; on {found.device}")
+        out.print(table)
+    for folder, reason in diagnosis.broken.items():
+        out.print(Text.assemble(("\nbroken bundle ", "red"), f"{folder}: {reason}"))
+    if not diagnosis.choices:
+        out.print("\nno bundle was found", style="red", end="")
+        out.print(": build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS")
+    for each in diagnosis.missing:
+        mark = ("missing", "red") if each.required else ("optional", "")
+        out.print(Text.assemble(mark, f": {each.needed_for}: pip install '{each.install}'"))

@@ -31,8 +31,9 @@ FLAGS = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr sse sse2 ht syscall nx
 
 
 def cpuinfo(flags: str) -> str:
-    """Two processors of /proc/cpuinfo, with the line that looks like flags and is not."""
-    processor = f"vendor_id\t: GenuineIntel\nfpu\t\t: yes\nflags\t\t: {flags}\nvmx flags\t: vnmi avx2 avx512_vnni\n\n"
+    """Two processors of /proc/cpuinfo, with lines that look like flags and are not."""
+    other = "vmx flags\t: vnmi avx2 avx512_vnni\n"
+    processor = f"vendor_id\t: GenuineIntel\nfpu\t\t: yes\n{other}flags\t\t: {flags}\n{other}\n"
     return "".join(f"processor\t: {number}\n{processor}" for number in range(2))
 
 

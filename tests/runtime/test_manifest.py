@@ -658,11 +658,11 @@ def _mutate(value: Any, place: Place, operation: str, new: Any) -> None:
             del parent[key]
         elif operation == "duplicate" and isinstance(parent, list):
             parent.append(parent[key])
-        elif isinstance(parent, dict):
+        elif operation == "swap" and isinstance(parent, dict):
             # Two values change places.
             other = min(parent)
             parent[key], parent[other] = parent[other], parent[key]
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, ValueError):
         # An earlier mutation took the place away.
         return
 

@@ -529,6 +529,7 @@ def test_selecting_changes_none_of_its_arguments() -> None:
         ("2.13.0+cu130", "2.13", "3", True),
         ("2.13.0+cu130", "2.10", "2.13", False),
         ("2.9.1+cpu", "2.10", "3", False),
+        ("1.23+cu13.4", "1.23", "1.23.1", True),
         ("2.14.0a0+git1234", "2.10", "3", True),
         ("1.23.0rc1", "1.23", "2", True),
         ("2.0.0rc1", "1.23", "2", False),

@@ -22,7 +22,7 @@ SHA = "0123456789abcdef" * 4
 
 
 def document(name: str, revision: str | None = None) -> dict[str, Any]:
-    """A valid manifest with a full-precision and an INT8 artifact."""
+    """A valid manifest with two full-precision artifacts and an INT8 one."""
 
     def artifact(id_: str, precision: str, *sizes: int) -> dict[str, Any]:
         return {
@@ -66,7 +66,11 @@ def document(name: str, revision: str | None = None) -> dict[str, Any]:
             "default_prompt_name": None,
         },
         "tokenizer": {"path": "tokenizer.json", "size": 2, "sha256": SHA},
-        "artifacts": [artifact("fp32", "fp32", 1_000_000, 89_000_000), artifact("int8", "int8", 23_000_000)],
+        "artifacts": [
+            artifact("large", "fp32", 91_000_000),
+            artifact("fp32", "fp32", 1_000_000, 89_000_000),
+            artifact("int8", "int8", 23_000_000),
+        ],
         "support_files": [],
         "built_with": {},
         "inputs_sha256": SHA,
@@ -338,7 +342,7 @@ def test_the_metadata_is_what_the_manifest_says(places: dict[str, Path]) -> None
         revision="abc",
         pooling_mode="cls",
         normalized=False,
-        artifacts=("fp32", "int8"),
+        artifacts=("large", "fp32", "int8"),
         path=str(folder),
     )
 

@@ -1,0 +1,148 @@
+"""JSON that is read with suspicion: every value is checked, and every error says where in the document it is."""
+
+from __future__ import annotations
+
+import json
+
+from firstvec.errors import ManifestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+
+def parse_object(data: bytes, file: str) -> CheckedObject:
+    """Parse a JSON document whose top is an object.
+
+    Raises:
+        ManifestError: it is not UTF-8 JSON, holds a key twice in one object, NaN or Infinity, or is nested too deeply.
+    """
+    try:
+        document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(file, f"is not valid JSON ({error})") from error
+    return CheckedObject(document, file, "")
+
+
+def is_number(text: str) -> bool:
+    """Whether ``text`` is a short run of ASCII digits."""
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} occurs twice")
+    return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+class CheckedObject:
+    """A JSON object and its place in the document, so that every error can say where."""
+
+    def __init__(self, value: Any, file: str, place: str) -> None:
+        self.file = file
+        self.place = place
+        if not isinstance(value, dict):
+            raise ManifestError(f"{file}: {place}" if place else file, f"is {_kind(value)}, not an object")
+        self.value = value
+
+    def error(self, key: str, reason: str) -> ManifestError:
+        return ManifestError(f"{self.file}: {self._at(key)}", reason)
+
+    def _at(self, key: str) -> str:
+        return f"{self.place}.{key}" if self.place else key
+
+    def _get(self, key: str, kind: type[T]) -> T:
+        if key not in self.value:
+            raise self.error(key, "is missing")
+        value = self.value[key]
+        if type(value) is not kind:
+            raise self.error(key, f"is {_kind(value)}, not {_NAMES[kind]}")
+        return value
+
+    def text(self, key: str) -> str:
+        value = self._get(key, str)
+        if not value or len(value) > 10_000:
+            raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
+        return value
+
+    def literal(self, key: str, expected: str) -> None:
+        if (value := self.text(key)) != expected:
+            raise self.error(key, f"is {value[:80]!r}, not {expected!r}")
+
+    def one_of(self, key: str, choices: tuple[str, ...]) -> str:
+        if (value := self.text(key)) not in choices:
+            raise self.error(key, f"is {value[:80]!r}, not one of {', '.join(choices)}")
+        return value
+
+    def one_of_each(self, key: str, choices: tuple[str, ...]) -> list[str]:
+        values: list[Any] = self._get(key, list)
+        for index, value in enumerate(values):
+            if value not in choices:
+                raise self.error(f"{key}[{index}]", f"is {str(value)[:80]!r}, not one of {', '.join(choices)}")
+        if not values:
+            raise self.error(key, "is empty")
+        return values
+
+    def version(self, key: str) -> str:
+        value = self.text(key)
+        if not all(map(is_number, value.split("."))):
+            raise self.error(key, f"{value[:80]!r} is not a version like 1.23.0")
+        return value
+
+    def digest(self, key: str) -> str:
+        value = self.text(key)
+        if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+            raise self.error(key, f"{value[:80]!r} is not a SHA-256 of 64 lower-case hexadecimal digits")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        return self._get(key, bool)
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._get(key, int)
+        if not low <= value <= high:
+            raise self.error(key, f"is not between {low} and {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self.value.get(key)
+        value = float(value) if type(value) is int and abs(value) < 1 << 53 else self._get(key, float)
+        if not low <= value <= high or value in (float("inf"), float("-inf")):
+            raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
+        return value
+
+    def texts(self, key: str) -> dict[str, str]:
+        values: dict[str, Any] = self._get(key, dict)
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise self.error(f"{key}.{name[:80]!a}", f"is {_kind(value)}, not a string")
+        return values
+
+    def optional(self, key: str, read: Callable[[str], T]) -> T | None:
+        return read(key) if self.value.get(key) is not None else None
+
+    def child(self, key: str) -> CheckedObject:
+        return CheckedObject(self._get(key, dict), self.file, self._at(key))
+
+    def children(self, key: str, at_least: int = 0) -> list[CheckedObject]:
+        values: list[Any] = self._get(key, list)
+        if len(values) < at_least:
+            raise self.error(key, "is empty")
+        return [CheckedObject(value, self.file, self._at(f"{key}[{index}]")) for index, value in enumerate(values)]
+
+
+_NAMES: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
+_NAMES |= {list: "an array", dict: "an object", type(None): "null"}
+
+
+def _kind(value: object) -> str:
+    return _NAMES[type(value)]
