@@ -124,7 +124,7 @@ class CheckedObject:
         values: dict[str, Any] = self._get(key, dict)
         for name, value in values.items():
             if not isinstance(value, str):
-                raise self.error(f"{key}.{name[:80]!a}", f"is {_kind(value)}, not a string")
+                raise self.error(f"{key}.{name[:80]}", f"is {_kind(value)}, not a string")
         return values
 
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:
