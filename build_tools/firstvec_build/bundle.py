@@ -94,8 +94,13 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
         # Without an atomic exchange the name is missing for the time between two renames.
         old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
         os.rename(target, old / target.name)
-        os.rename(folder, target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            os.rename(old / target.name, target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
     _sync(target.parent)
     return Manifest.read(target)
 

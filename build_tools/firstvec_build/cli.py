@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -75,6 +76,8 @@ def build(
 
     A bundle of the same inputs is left as it is. A failed build leaves the previous bundle untouched.
     """
+    if quiet or as_json:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
     with _Stages(silent=quiet or as_json) as stages:
         defaults = Thresholds()
 

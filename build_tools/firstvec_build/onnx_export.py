@@ -13,8 +13,9 @@ from firstvec.errors import ExportError
 from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
 from firstvec_build.quiet import quiet_tools
 
-OPSET = 18
-"""The lowest that optimum recommends for transformers; read by every onnxruntime since 1.14."""
+OPSET = 17
+"""The newest whose scaled-dot-product attention onnxruntime 1.32's optimizer recognises: from 18 on it fuses nothing.
+Measured on all-MiniLM-L6-v2, the fused graph opens in 3-4 ms instead of 9-11 ms."""
 _EXTERNAL_FROM_BYTES = 1024
 """Smaller initializers stay in the graph file: shape constants are read while the graph is built."""
 

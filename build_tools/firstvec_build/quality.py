@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -61,16 +62,17 @@ def read_labelled_pairs(path: Path) -> LabelledPairs:
     """
     first, second, scores = [], [], []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Not str.splitlines(): sentences may hold U+2028 and other characters that it takes for line ends.
+        lines = path.read_bytes().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, 1):
-        columns = line.split("\t")
+    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+        columns = line.removesuffix("\r").split("\t")
         # STS Benchmark: genre, file, year, id, score, sentence 1, sentence 2, and sources.
         columns = columns[4:7] if len(columns) >= 7 else columns
         try:
             score, one, two = columns
-            scores.append(float(score))
+            scores.append(_finite(score))
         except ValueError:
             raise BuildError(
                 f"{path}:{number}: expected three tab-separated columns (score, sentence 1, sentence 2) or the STS "
@@ -80,7 +82,15 @@ def read_labelled_pairs(path: Path) -> LabelledPairs:
         second.append(two)
     if len(scores) < 3:
         raise BuildError(f"{path}: holds {len(scores)} labelled pairs, at least 3 are needed")
+    if len(set(scores)) == 1:
+        raise BuildError(f"{path}: all labels are {scores[0]:g}; a correlation needs different ones")
     return first, second, scores
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def measure(

@@ -115,9 +115,9 @@ def exact_twin(path: Path, twin: Path) -> None:
         if node.input[zero_point]:
             node.input[zero_point] = shift(node.input[zero_point])
         else:
-            model.graph.initializer.append(numpy_helper.from_array(np.uint8(128), "zero_point_u8"))
             node.input[zero_point] = "zero_point_u8"
         node.input[weights] = shift(node.input[weights])
+    model.graph.initializer.append(numpy_helper.from_array(np.uint8(128), "zero_point_u8"))
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]

@@ -22,6 +22,9 @@ SUPPORT_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
     "*/config.json",
+    # Weights of modules behind the transformer (Dense, LayerNorm), which other libraries run themselves.
+    "*/model.safetensors",
+    "*/pytorch_model.bin",
 )
 """What sentence-transformers and transformers need, beside the artifacts, to load the bundle's folder."""
 

@@ -35,7 +35,7 @@ class Source:
     """For people: ``wheel NAME==VERSION``, ``hub ID``, or ``folder``."""
     revision: str | None
     sha256: str
-    """Digest of the weights: of the file, or of the digests of several in the order of their names."""
+    """Digest of the weights: of the file, or over the names and digests of several."""
 
 
 def resolve(model: str | None = None, *, revision: str | None = None, sha256: str | None = None) -> Source:
@@ -51,12 +51,20 @@ def resolve(model: str | None = None, *, revision: str | None = None, sha256: st
         SourceError: it is not there, cannot be fetched, is not a sentence-transformers model, or has other weights.
     """
     pinned = _pinned()
-    name: str = model or pinned["default"]
+    name: str = pinned["default"] if model is None else model
     entries: dict[str, dict[str, str]] = pinned["models"]
     for known, entry in entries.items():
         if name in (known, known.rsplit("/", 1)[-1]):
-            expected = sha256 or entry["sha256"]
-            return _from_wheel(entry["wheel"], known, entry.get("revision"), expected)
+            if revision not in (None, entry.get("revision")):
+                raise SourceError(
+                    f"{known}: models.toml pins revision {entry.get('revision')}, not {revision}; leave --revision "
+                    "out, or build the other revision from a folder that holds it"
+                )
+            if sha256 not in (None, entry["sha256"]):
+                raise SourceError(
+                    f"{known}: models.toml pins weights of sha256 {entry['sha256']}, not {sha256}; leave --sha256 out"
+                )
+            return _from_wheel(entry["wheel"], known, entry.get("revision"), entry["sha256"])
     if os.path.isdir(name):
         return _checked(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256)
     if "==" in name:
@@ -151,14 +159,14 @@ def _checked(path: Path, name: str, origin: str, revision: str | None, sha256: s
 
 
 def _digest_of_weights(path: Path) -> str:
+    """The digest of the weights file; of several (shards, later modules) the digest of their names and digests."""
     for pattern in WEIGHTS:
-        files = sorted(path.glob(pattern))
-        digests = []
-        for file in files:
+        digests = {}
+        for file in sorted(path.rglob(pattern)):
             with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
         if len(digests) == 1:
-            return digests[0]
+            return next(iter(digests.values()))
         if digests:
-            return hashlib.sha256("".join(digests).encode()).hexdigest()
+            return hashlib.sha256("".join(f"{name}:{each}\n" for name, each in digests.items()).encode()).hexdigest()
     raise SourceError(f"{path}: holds no weights ({' or '.join(WEIGHTS)})")

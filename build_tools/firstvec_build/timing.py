@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from firstvec.errors import BuildError
 from firstvec.hardware import ResourceProfile
 from firstvec.manifest import Manifest
 from firstvec.selection import cannot_run
@@ -51,7 +52,10 @@ def first_vector_times(manifest: Manifest) -> dict[str, tuple[float, float] | No
         for _ in range(_ROUNDS + 1):
             started = time.perf_counter()
             command = [sys.executable, "-c", _CHILD, manifest.root, artifact.id]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            if done.returncode:
+                reason = (done.stderr.splitlines() or ["no message"])[-1]
+                raise BuildError(f"{artifact.id}: is built, but a fresh process cannot use it: {reason}")
             rounds.append((1e3 * json.loads(done.stdout), 1e3 * (time.perf_counter() - started)))
         sessions, whole = zip(*rounds[1:], strict=True)
         times[artifact.id] = (round(statistics.median(sessions), 1), round(statistics.median(whole), 1))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import re
 import zipfile
 from collections.abc import Sequence
+from hashlib import sha256 as _sha256
 from pathlib import Path
 
 from firstvec.errors import BuildError, InputError
@@ -35,10 +35,13 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     kept = manifest.replace(
         artifacts=tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
     )
-    name = re.sub(r"[^a-z0-9]+", "_", manifest.model.name.rsplit("/", 1)[-1].lower()).strip("_")
+    # A name without any letter of ASCII is told apart by its digest.
+    name = _plain(manifest.model.name.rsplit("/", 1)[-1], "_") or _sha256(manifest.model.name.encode()).hexdigest()[:12]
     distribution = f"firstvec_bundle_{name}"
     # A bundle has no version of its own; the revision it was built from tells two of them apart (PEP 440 local part).
-    version = "1" + (f"+{manifest.model.revision[:12]}" if manifest.model.revision else "")
+    # With a letter in front: digits alone would lose their leading zeros in pip's normal form.
+    local = _plain((manifest.model.revision or "")[:40], "")
+    version = f"1+r{local}" if local else "1"
     folder = f"{WHEEL_PACKAGE}/{manifest.model.name.rsplit('/', 1)[-1]}"
     info = f"{distribution}-{version}.dist-info"
     metadata = (
@@ -55,7 +58,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
 
             def add(arcname: str, data: bytes) -> None:
                 archive.writestr(zipfile.ZipInfo(arcname, _EPOCH), data, zipfile.ZIP_DEFLATED)
-                digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+                digest = base64.urlsafe_b64encode(_sha256(data).digest()).rstrip(b"=").decode()
                 records.append(f"{arcname},sha256={digest},{len(data)}")
 
             add(f"{folder}/{FILE_NAME}", kept.to_json())
@@ -69,5 +72,11 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     except OSError as error:
         raise BuildError(f"{path}: cannot be written ({error.strerror or error}); choose another --output") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        if scratch.exists():
+            scratch.unlink()
     return path
+
+
+def _plain(text: str, separator: str) -> str:
+    """Lower-case ASCII letters and digits, everything else one ``separator``."""
+    return re.sub(r"[^a-z0-9]+", separator, text.lower()).strip(separator)
