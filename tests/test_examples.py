@@ -1,0 +1,86 @@
+"""The example application, as its user would run it: every command in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "examples/docsearch/docsearch.py"
+
+
+def docsearch(*arguments: object, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def index(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index of the first 400 docstrings of the standard library."""
+    path = tmp_path_factory.mktemp("docsearch") / "stdlib.index"
+    done = docsearch("index", "--index", path, "--limit", 400, FIRSTVEC_ARTIFACTS=str(bundle.parent))
+    assert done.returncode == 0, done.stderr
+    assert "400 docstrings" in done.stdout
+    return path
+
+
+def test_search_finds_what_is_meant(index: Path) -> None:
+    done = docsearch("search", "convert binary data to printable text", "--index", index, "--json", "--top", 3)
+    assert done.returncode == 0, done.stderr
+    hits = json.loads(done.stdout)
+    assert len(hits) == 3
+    assert any(hit["name"].startswith(("base64", "binascii")) for hit in hits)
+    assert hits == sorted(hits, key=lambda hit: -hit["score"])
+
+
+def test_the_app_ships_its_bundle_beside_it(index: Path, bundle: Path, tmp_path: Path) -> None:
+    app = tmp_path / "app"
+    app.mkdir()
+    shutil.copy(SCRIPT, app)
+    shutil.copytree(bundle, app / "bundle", copy_function=os.link)
+    done = docsearch(
+        "search", "parse arguments", "--index", index, "--time", script=app / SCRIPT.name, FIRSTVEC_ARTIFACTS=""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ms from first line to result" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["search", "anything", "--index", "/nonexistent/index"], 2, "run `docsearch.py index` first"),
+        (["search", "", "--index", "{index}"], 2, "the query is empty"),
+        (["search", "anything", "--index", str(SCRIPT)], 2, "damaged"),
+    ],
+)
+def test_wrong_use_is_one_message(arguments: list[str], code: int, message: str, index: Path) -> None:
+    done = docsearch(*(argument.format(index=index) for argument in arguments))
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_app_without_its_bundle_says_what_is_missing(index: Path, tmp_path: Path) -> None:
+    done = docsearch("search", "anything", "--index", index, FIRSTVEC_ARTIFACTS=str(tmp_path))
+    assert done.returncode == 1
+    assert "firstvec build" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_loads_no_model() -> None:
+    done = docsearch("--help", FIRSTVEC_ARTIFACTS="/nonexistent")
+    assert done.returncode == 0
+    assert "search" in done.stdout
