@@ -63,13 +63,18 @@ class Task(Generic[T]):
 
 _PREFIX = "firstvec-"
 _PATIENCE = 15.0
-"""Seconds to wait for threads at exit: many times what any load takes. On CPython 3.11, Ctrl-C that arrives inside an
-import can leave the import lock taken for good; a thread that waits for that lock is in no engine and can be left."""
+"""Seconds to wait for threads at exit, and at a fork: many times what any load takes. On CPython 3.11, Ctrl-C that
+arrives inside an import can leave the import lock taken for good; a thread that waits for that lock is in no engine and
+can be left."""
 
 
 @atexit.register
-def _wait_for_all() -> None:
+def _before_exit() -> None:
     exiting.set()
+    _wait_for_all()
+
+
+def _wait_for_all() -> None:
     deadline = time.monotonic() + _PATIENCE
     # A task may start others before it ends; one that is just being started cannot be joined yet.
     while (left := deadline - time.monotonic()) > 0 and (threads := _running()):
@@ -89,4 +94,6 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    # A fork in the middle of an import leaves the child with a module that is half there, for good: let the load end
+    # first. It is a matter of a tenth of a second.
+    os.register_at_fork(before=_wait_for_all, after_in_child=_after_fork_in_child)

@@ -39,6 +39,8 @@ class Diagnosis(Record):
     """What `examine` found."""
 
     profile: ResourceProfile
+    onnxruntime: str
+    """How it is used: its C API, or its Python binding and why."""
     cache: str
     """The folder for what firstvec remembers."""
     searched: tuple[str, ...]
@@ -60,6 +62,7 @@ class Diagnosis(Record):
             "firstvec": __version__,
             "python": sys.version.split()[0],
             "machine": {**self.profile.to_dict(), "engines": dict(self.profile.engines)},
+            "onnxruntime": self.onnxruntime,
             "cache": self.cache,
             "searched": list(self.searched),
             "bundles": {
@@ -81,6 +84,7 @@ def examine() -> Diagnosis:
     manifests, broken = store.read_all()
     return Diagnosis(
         profile=profile,
+        onnxruntime=_onnxruntime(profile),
         cache=integrity.cache_dir(),
         searched=tuple(store.search_path()),
         choices={
@@ -90,6 +94,16 @@ def examine() -> Diagnosis:
         broken=broken,
         missing=tuple(_missing(profile)),
     )
+
+
+def _onnxruntime(profile: ResourceProfile) -> str:
+    if profile.engine_version("onnxruntime") is None:
+        return "not installed"
+    from firstvec.sessions import c_api_unusable, onnx_c
+
+    if reason := c_api_unusable():
+        return f"through its Python binding: {reason}"
+    return f"through its C API: {onnx_c.library().path}"
 
 
 def _choice(root: str, strategy: LoadingStrategy) -> Choice | FirstvecError:

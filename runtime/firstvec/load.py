@@ -29,13 +29,14 @@ ends never builds a session that it would only wait for."""
 class Load:
     """An attempt to load. Its provider, or its error, is final; `seconds` is how long it took."""
 
-    def __init__(self, model_name: str, choose: Callable[[Manifest], Choice], plan: Plan) -> None:
+    def __init__(self, model_name: str, choose: Callable[[Manifest], Choice], plan: Plan, output: str) -> None:
         self.provider: EmbeddingProvider | None = None
         self.error: BaseException | None = None
         self.seconds = 0.0
         self._model_name = model_name
         self._choose = choose
         self._plan = plan
+        self._output = output
         self._done = threading.Event()
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = threading.Event()
@@ -95,6 +96,8 @@ class Load:
         choice = self._choose(manifest)
         # Reading the tokenizer releases the GIL: it costs nothing beside the import of the engine.
         tokenizer = background.Task(lambda: self._read_tokenizer(manifest), "tokenizer")
+        # What turns vectors into arrays is imported beside the load, and only if arrays are wanted.
+        arrays = background.Task(_import_numpy, "numpy") if self._output == "numpy" else None
         errors: list[ArtifactError] = []
         for artifact in choice.candidates:
             device = choice.device if choice.device.partition(":")[0] in artifact.devices else "cpu"
@@ -108,7 +111,11 @@ class Load:
                 _warn_of_fallback(manifest, errors, artifact)
             from firstvec.provider import EmbeddingProvider
 
-            provider = EmbeddingProvider(manifest, artifact, device, tokenizer.result(), session, opener.open)
+            provider = EmbeddingProvider(
+                manifest, artifact, device, tokenizer.result(), session, opener.open, self._output
+            )
+            if arrays is not None:
+                arrays.result()
             if self._plan.hands_over:
                 hand_over = HandOver(provider, opener)
                 provider.on_first_run(hand_over.start)
@@ -133,6 +140,10 @@ class Load:
             if self._tokenizer is not None:
                 self._tokenizer_done.set()
         return self._tokenizer
+
+
+def _import_numpy() -> None:
+    import numpy  # noqa: F401
 
 
 class Opener:
@@ -166,6 +177,7 @@ class Opener:
             device=self.device,
             threads=usable_cpus(),
             pad_token_id=self.manifest.model.pad_token_id,
+            embedding_dim=self.manifest.model.embedding_dim,
             quick_start=quick_start,
         )
         return open_session(engine, self.artifact, options)

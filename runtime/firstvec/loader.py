@@ -8,7 +8,7 @@ from _weakref import ref
 
 from firstvec.errors import InputError, LoadError
 from firstvec.hardware import ResourceProfile
-from firstvec.strategy import PLANS, LoadingStrategy
+from firstvec.strategy import OUTPUTS, PLANS, LoadingStrategy
 
 # `load` and `store` (threading, json, hashlib: 12 ms) are imported by the first call that needs them, in the loading
 # thread where there is one; so a lock and a weak reference come from the modules that are always there.
@@ -33,9 +33,11 @@ class OptimizedEmbeddingLoader:
         device: ``cpu``, ``cuda`` or ``mps``; None takes the best for this machine.
         enable_quantization: let LAZY, BACKGROUND and PROGRESSIVE take INT8. QUANTIZED always does.
         min_quality: smallest acceptable ``cosine_min`` of an artifact to the fp32 reference, -1 to 1.
+        output: what the provider returns if it is not told: ``numpy`` arrays, a ``list`` of floats, or a ``buffer``
+            (memoryview of float32). Without arrays numpy is never imported, and the first vector comes sooner.
 
     Raises:
-        InputError: the strategy is unknown, or an argument has the wrong type.
+        InputError: the strategy or output is unknown, or an argument has the wrong type.
     """
 
     _instance: OptimizedEmbeddingLoader | None = None
@@ -49,6 +51,7 @@ class OptimizedEmbeddingLoader:
         enable_quantization: bool = False,
         *,
         min_quality: float | None = None,
+        output: str = "numpy",
     ) -> None:
         if isinstance(model_name, os.PathLike):
             model_name = os.fspath(model_name)
@@ -56,12 +59,15 @@ class OptimizedEmbeddingLoader:
             raise InputError(f"model_name {model_name!r} is not a name or a path")
         if device is not None and device.partition(":")[0] not in ("cpu", "cuda", "mps"):
             raise InputError(f"unknown device {device!r}: use cpu, cuda or mps")
+        if output not in OUTPUTS:
+            raise InputError(f"unknown output {output!r}: use one of {', '.join(OUTPUTS)}")
         self.model_name = model_name
         self.strategy = LoadingStrategy.parse(strategy)
         self.resource_profile = ResourceProfile.detect()
         self._device = device
         self._enable_quantization = enable_quantization
         self._min_quality = min_quality
+        self._output = output
         self._metadata: ModelMetadata | None = None
         self._lock = allocate_lock()
         self._load: Load | None = None
@@ -162,12 +168,14 @@ class OptimizedEmbeddingLoader:
         strategy: LoadingStrategy | str = LoadingStrategy.LAZY,
         device: str | None = None,
         enable_quantization: bool = False,
+        *,
+        output: str = "numpy",
     ) -> OptimizedEmbeddingLoader:
         """Return the process's one loader; the arguments count at the first call only, until ``reset()``."""
         if cls._instance is None:
             with cls._instance_lock:
                 if cls._instance is None:
-                    cls._instance = cls(model_name, strategy, device, enable_quantization)
+                    cls._instance = cls(model_name, strategy, device, enable_quantization, output=output)
         return cls._instance
 
     @classmethod
@@ -195,7 +203,7 @@ class OptimizedEmbeddingLoader:
                 return load
             from firstvec.load import Load
 
-            load = self._load = Load(self.model_name, self._choose, PLANS[self.strategy])
+            load = self._load = Load(self.model_name, self._choose, PLANS[self.strategy], self._output)
         load.start(in_thread=in_thread)
         return load
 
@@ -216,13 +224,15 @@ def preload_embeddings(
     strategy: LoadingStrategy | str = LoadingStrategy.PROGRESSIVE,
     device: str | None = None,
     enable_quantization: bool = False,
+    *,
+    output: str = "numpy",
 ) -> OptimizedEmbeddingLoader:
     """Start to load the process's one model, and return its loader at once.
 
     Raises:
         InputError: the strategy is unknown.
     """
-    loader = OptimizedEmbeddingLoader.get_instance(model_name, strategy, device, enable_quantization)
+    loader = OptimizedEmbeddingLoader.get_instance(model_name, strategy, device, enable_quantization, output=output)
     loader.start_loading()
     return loader
 
@@ -233,13 +243,16 @@ def get_embedding_provider(
     timeout: float | None = 60.0,
     device: str | None = None,
     enable_quantization: bool = False,
+    *,
+    output: str = "numpy",
 ) -> EmbeddingProvider:
     """Return the process's one model, waiting for what is left of its load; starts the load if nobody did.
 
     Raises:
         The errors of `OptimizedEmbeddingLoader.get_provider`.
     """
-    return preload_embeddings(model_name, strategy, device, enable_quantization).get_provider(timeout)
+    loader = preload_embeddings(model_name, strategy, device, enable_quantization, output=output)
+    return loader.get_provider(timeout)
 
 
 _loaders: set[ref[OptimizedEmbeddingLoader]] = set()

@@ -6,6 +6,7 @@ import os
 import threading
 
 from firstvec.errors import ClosedError, InputError, MissingDependency
+from firstvec.strategy import OUTPUTS
 from firstvec.tokenizer import check_texts
 
 TYPE_CHECKING = False
@@ -38,6 +39,7 @@ class EmbeddingProvider:
         tokenizer: Tokenizer,
         session: Session,
         reopen: Callable[[], Session],
+        output: str = "numpy",
     ) -> None:
         self.manifest = manifest
         self.artifact = artifact
@@ -45,6 +47,7 @@ class EmbeddingProvider:
         self._tokenizer = tokenizer
         self._session: Session | None = session
         self._reopen = reopen
+        self._output = output
         self._pid = os.getpid()
         self._fork_lock = threading.Lock()
         self._after_first_run: list[Callable[[], object]] = []
@@ -64,35 +67,48 @@ class EmbeddingProvider:
         """The engine in use and its version."""
         return self._open_session().engine
 
-    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+    def embed_query(self, text: str, output: str | None = None) -> Any:
         """Embed one search query: float32, shape (embedding_dim,).
 
-        Raises:
-            InputError: ``text`` is not a str, or holds a lone surrogate.
-        """
-        return self._encode_one(text, QUERY_PROMPTS)
+        Args:
+            output: ``numpy`` (an array), ``list`` (of floats) or ``buffer`` (a memoryview of float32, which
+                ``numpy.frombuffer``, ``struct``, sqlite-vec and others take); None: as the loader was told.
 
-    def embed_chunk(self, text: str) -> npt.NDArray[np.float32]:
+        Raises:
+            InputError: ``text`` is not a str, or holds a lone surrogate; the output is unknown.
+        """
+        return self._encode_one(text, QUERY_PROMPTS, output)
+
+    def embed_chunk(self, text: str, output: str | None = None) -> Any:
         """Embed one passage of a document: float32, shape (embedding_dim,).
 
+        Args:
+            output: as for `embed_query`.
+
         Raises:
-            InputError: ``text`` is not a str, or holds a lone surrogate.
+            InputError: as for `embed_query`.
         """
-        return self._encode_one(text, DOCUMENT_PROMPTS)
+        return self._encode_one(text, DOCUMENT_PROMPTS, output)
 
     def embed_batch(
-        self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False
-    ) -> npt.NDArray[np.float32]:
+        self,
+        texts: Sequence[str],
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        output: str | None = None,
+    ) -> Any:
         """Embed passages of documents: float32, shape (len(texts), embedding_dim), in the order given.
+
+        Args:
+            output: as for `embed_query`; a ``buffer`` has two dimensions, a ``list`` holds lists.
 
         Raises:
             InputError: there are no texts, or one is not usable; the error carries its index.
         """
         prompt = self._named_prompt(DOCUMENT_PROMPTS)
-        vectors: npt.NDArray[np.float32] = self.encode(
-            texts, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar
+        return self.encode(
+            texts, prompt=prompt, batch_size=batch_size, show_progress_bar=show_progress_bar, output=output
         )
-        return vectors
 
     def encode(
         self,
@@ -110,6 +126,7 @@ class EmbeddingProvider:
         truncate_dim: int | None = None,
         *,
         sentences: str | Sequence[str] | None = None,
+        output: str | None = None,
     ) -> Any:
         """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (5.x).
 
@@ -128,6 +145,8 @@ class EmbeddingProvider:
             normalize_embeddings: scale vectors to unit length; a no-op where the model does so itself.
             truncate_dim: keep the first components only (Matryoshka models).
             sentences: the older name of ``inputs``.
+            output: as for `embed_query`. Not with tensors. Only ``list`` and ``buffer`` of unchanged float32 vectors
+                need no numpy.
 
         Returns:
             One text: shape (dim,). A sequence: shape (len(inputs), dim), in the order given.
@@ -154,13 +173,17 @@ class EmbeddingProvider:
         check_texts(rows)
         if prefix := self._prompt(prompt_name, prompt):
             rows = [prefix + text for text in rows]
-        vectors = self._encode_many(rows, batch_size, bool(show_progress_bar))
-        vectors = _shape(vectors, truncate_dim, normalize_embeddings, self.embedding_dim)
-        if precision != "float32":
-            vectors = quantize_embeddings(vectors, precision)
+        wanted = self._wanted(output)
+        view = self._encode_many(rows, batch_size, bool(show_progress_bar))
         if convert_to_tensor or not convert_to_numpy:
-            vectors = _tensors(vectors, stacked=convert_to_tensor)
-        return vectors[0] if single else vectors
+            vectors = _tensors(self._changed(view, truncate_dim, normalize_embeddings, precision), convert_to_tensor)
+            return vectors[0] if single else vectors
+        if wanted == "numpy" or truncate_dim is not None or normalize_embeddings or precision != "float32":
+            array = self._changed(view, truncate_dim, normalize_embeddings, precision)
+            if wanted == "numpy":
+                return array[0] if single else array
+            view = memoryview(array)  # type: ignore[arg-type]
+        return _row(view, wanted) if single else _rows(view, wanted)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
         """Return each text's number of tokens, special tokens included, after truncation.
@@ -193,27 +216,44 @@ class EmbeddingProvider:
         if self._session is not None:
             self._session = session
 
-    def _encode_one(self, text: str, prompts: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    def _encode_one(self, text: str, prompts: tuple[str, ...], output: str | None) -> Any:
+        wanted = self._wanted(output)
         check_texts([text])
-        ids = self._tokenizer.encode([(self._named_prompt(prompts) or "") + text])
-        vector: npt.NDArray[np.float32] = self._run(ids)[0]
-        return vector
+        view = self._run(self._tokenizer.encode([(self._named_prompt(prompts) or "") + text]))
+        if wanted == "numpy":
+            return _array(view)[0]
+        return _row(view, wanted)
 
-    def _encode_many(self, texts: Sequence[str], batch_size: int, progress: bool) -> npt.NDArray[np.float32]:
-        import numpy
-
+    def _encode_many(self, texts: Sequence[str], batch_size: int, progress: bool) -> memoryview[float]:
+        """The vectors in the order of the texts, (N, D)."""
         ids = self._tokenizer.encode(texts)
         # Longest first: memory that does not suffice fails at once, and later batches reuse what the first one took.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
-        vectors = numpy.empty((len(ids), self.embedding_dim), dtype=numpy.float32)  # (N, D)
+        width = 4 * self.embedding_dim  # bytes of a vector
+        result = bytearray(width * len(ids))
         with _Progress(len(ids), progress) as bar:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                vectors[batch] = self._run([ids[index] for index in batch])
+                vectors = self._run([ids[index] for index in batch]).cast("B")
+                for position, index in enumerate(batch):
+                    result[width * index : width * (index + 1)] = vectors[width * position : width * (position + 1)]
                 bar.update(len(batch))
-        return vectors
+        return memoryview(result).cast("f", (len(ids), self.embedding_dim))
 
-    def _run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def _wanted(self, output: str | None) -> str:
+        if output is None:
+            return self._output
+        if output not in OUTPUTS:
+            raise InputError(f"unknown output {output!r}: use one of {', '.join(OUTPUTS)}")
+        return output
+
+    def _changed(
+        self, view: memoryview[float], truncate_dim: int | None, normalize: bool, precision: str
+    ) -> npt.NDArray[Any]:
+        vectors = _shape(_array(view), truncate_dim, normalize, self.embedding_dim)
+        return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
+
+    def _run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         vectors = self._open_session().run(rows)
         while self._after_first_run:
             try:
@@ -254,6 +294,22 @@ class EmbeddingProvider:
             if name in prompts:
                 return prompts[name]
         return self._prompt(None, None)
+
+
+def _array(view: memoryview[float]) -> npt.NDArray[np.float32]:
+    import numpy
+
+    return numpy.asarray(view, dtype=numpy.float32)
+
+
+def _row(view: memoryview[float], output: str) -> Any:
+    """The only row of (1, D)."""
+    flat = view.cast("B").cast(view.format)  # type: ignore[call-overload]
+    return flat.tolist() if output == "list" else flat
+
+
+def _rows(view: memoryview[float], output: str) -> Any:
+    return view.tolist() if output == "list" else view
 
 
 def _listed(texts: Any) -> list[str]:
@@ -300,7 +356,7 @@ def _shape(
     return vectors
 
 
-def _tensors(vectors: npt.NDArray[Any], *, stacked: bool) -> Any:
+def _tensors(vectors: npt.NDArray[Any], stacked: bool) -> Any:
     try:
         import torch
     except ImportError as error:

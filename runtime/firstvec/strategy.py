@@ -1,4 +1,4 @@
-"""The five loading strategies, as a table: when to load, and which artifact."""
+"""What a caller chooses: one of five loading strategies (a table of when and which), and the form of the vectors."""
 
 from __future__ import annotations
 
@@ -52,3 +52,6 @@ PLANS = {
     LoadingStrategy.QUANTIZED: Plan(in_thread=True, quick_start=True, hands_over=False, prefers="int8"),
     LoadingStrategy.CACHED: Plan(in_thread=True, quick_start=True, hands_over=False, prefers="precompiled"),
 }
+
+OUTPUTS = ("numpy", "list", "buffer")
+"""What vectors are returned as: an array, lists of floats, or a memoryview of float32."""

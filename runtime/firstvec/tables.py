@@ -90,6 +90,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         "storage": storage,
         "accelerators": f"{accelerators}; recommended device {profile.recommended_device}",
         "engines": ", ".join(f"{name} {version or 'not installed'}" for name, version in profile.engines),
+        "onnxruntime": diagnosis.onnxruntime,
         "cache": diagnosis.cache,
         "bundles from": "\n".join(diagnosis.searched),
     }

@@ -134,6 +134,9 @@ def test_doctor_shows_the_machine_and_each_strategy(bundle: Path, firstvec: Fres
     values = json.loads(firstvec("doctor", "--json").stdout)
     assert values["healthy"] is True
     assert values["machine"]["engines"]["onnxruntime"]
+    assert values["onnxruntime"].startswith("through its C API: ")
+    binding = firstvec("doctor", "--json", FIRSTVEC_ONNXRUNTIME="binding")
+    assert json.loads(binding.stdout)["onnxruntime"] == "through its Python binding: FIRSTVEC_ONNXRUNTIME=binding"
     assert values["bundles"][str(bundle)]["lazy"]["artifact"] == "onnx-fp32"
 
 

@@ -38,17 +38,17 @@ from firstvec import get_embedding_provider
 assert get_embedding_provider().embed_query("text").shape == (384,)
 {LOADED}
 """
-    assert fresh(code).stdout == "['numpy', 'onnxruntime', 'tokenizers']\n"
+    assert fresh(code).stdout == "['numpy', 'tokenizers']\n"
 
 
 def test_quantized_stays_below_100_mb(bundle: Path, fresh: Fresh) -> None:
     code = """
-import resource
 from firstvec import get_embedding_provider
 get_embedding_provider(strategy="quantized").embed_query("text")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss, in which the peak of the process that started this one lives on.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 """
-    assert int(fresh(code).stdout) / 1024 <= 100
+    assert 20 <= int(fresh(code).stdout) / 1024 <= 100
 
 
 def test_nothing_is_written_outside_the_cache(bundle: Path, tmp_path: Path, fresh: Fresh) -> None:

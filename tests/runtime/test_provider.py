@@ -90,6 +90,53 @@ def test_tensors_are_returned_where_torch_is_there(provider: EmbeddingProvider) 
     assert [len(each) for each in provider.encode(["one", "two"], convert_to_numpy=False)] == [384, 384]
 
 
+@pytest.mark.parametrize("method", ["embed_query", "embed_chunk", "encode"])
+def test_outputs_hold_the_same_vector(method: str, provider: EmbeddingProvider) -> None:
+    embed = getattr(provider, method)
+    array, floats, view = (embed("some text", output=output) for output in ("numpy", "list", "buffer"))
+    assert isinstance(array, np.ndarray)
+    assert isinstance(floats, list)
+    assert isinstance(view, memoryview)
+    assert (view.format, view.shape, view.contiguous) == ("f", (384,), True)
+    np.testing.assert_array_equal(np.frombuffer(view, np.float32), array)
+    np.testing.assert_array_equal(np.array(floats, np.float32), array)
+
+
+@pytest.mark.parametrize("method", ["embed_batch", "encode"])
+def test_outputs_of_several_texts_have_two_dimensions(method: str, provider: EmbeddingProvider) -> None:
+    embed = getattr(provider, method)
+    texts = ["some text", "x " * 300, ""]
+    array, floats, view = (embed(texts, output=output) for output in ("numpy", "list", "buffer"))
+    assert array.shape == view.shape == (3, 384)
+    np.testing.assert_array_equal(np.asarray(view), array)
+    np.testing.assert_array_equal(np.array(floats, np.float32), array)
+
+
+def test_changed_vectors_come_in_any_output(provider: EmbeddingProvider) -> None:
+    options: dict[str, Any] = {"truncate_dim": 8, "normalize_embeddings": True}
+    expected = provider.encode("text", **options)
+    np.testing.assert_array_equal(provider.encode("text", output="buffer", **options), expected)
+    np.testing.assert_array_equal(np.array(provider.encode("text", output="list", **options), np.float32), expected)
+    bits = provider.encode(["a", "b"], precision="ubinary", output="list")
+    assert bits == provider.encode(["a", "b"], precision="ubinary").tolist()
+
+
+def test_an_array_can_be_written_to(provider: EmbeddingProvider) -> None:
+    vector = provider.embed_query("text")
+    vector *= 2
+    np.testing.assert_allclose(np.linalg.norm(vector), 2.0, atol=1e-5)
+
+
+def test_the_loader_sets_the_output(tiny_built: Path) -> None:
+    provider = OptimizedEmbeddingLoader(str(tiny_built), output="list").get_provider()
+    assert isinstance(provider.embed_query("text"), list)
+    assert isinstance(provider.embed_query("text", output="numpy"), np.ndarray)
+    with pytest.raises(InputError, match="numpy, list, buffer"):
+        OptimizedEmbeddingLoader(output="tensor")
+    with pytest.raises(InputError, match="numpy, list, buffer"):
+        provider.embed_query("text", output="tensor")
+
+
 def test_a_progress_bar_is_drawn_on_request(provider: EmbeddingProvider, capsys: pytest.CaptureFixture[str]) -> None:
     provider.encode(["one", "two"], show_progress_bar=True)
     assert "2/2" in capsys.readouterr().err

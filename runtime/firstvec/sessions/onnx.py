@@ -1,4 +1,4 @@
-"""ONNX artifacts in onnxruntime, through its Python binding."""
+"""ONNX artifacts in onnxruntime, through its Python binding: where the C API cannot be used."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ import onnxruntime as onnxruntime
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import numpy as np
-    import numpy.typing as npt
 
 OUTPUT = "sentence_embedding"
 _LOG_ERRORS_ONLY = 3
@@ -46,11 +43,8 @@ class OnnxSession:
         settings.inter_op_num_threads = 1
         # The file was optimised when it was built.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if options.quick_start:
-            # Prepacking copies every weight: +12 ms (INT8) to +50 ms (fp32) at load, and no mapped page stays shared.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
-            # Worker threads that spin between runs take the core that the caller's own start-up needs.
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in options.onnxruntime_entries().items():
+            settings.add_session_config_entry(key, value)
         self.engine = f"onnxruntime {engine_version()} (Python binding)"
         self.kind = options.kind
         self._pad_token_id = options.pad_token_id
@@ -58,8 +52,8 @@ class OnnxSession:
             options.path, sess_options=settings, providers=["CPUExecutionProvider"]
         )
 
-    def run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Embed token ids. Returns float32, shape (len(rows), embedding_dim)."""
         input_ids, attention_mask = pad(rows, self._pad_token_id)
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self._session.run([OUTPUT], feeds)[0]  # type: ignore[no-any-return]
+        return memoryview(self._session.run([OUTPUT], feeds)[0])

@@ -14,9 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
 
 def engine_version() -> str:
     """The version of the imported torch."""
@@ -42,11 +39,11 @@ class TorchScriptSession:
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             self._module = torch.jit.load(options.path, map_location=self._device)
 
-    def run(self, rows: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Embed token ids. Returns float32, shape (len(rows), embedding_dim)."""
         input_ids, attention_mask = (
             torch.from_numpy(array).to(self._device) for array in pad(rows, self._pad_token_id)
         )
         # The profiling executor would specialise, and recompile, for each new shape.
         with torch.inference_mode(), torch.jit.optimized_execution(False):
-            return self._module(input_ids, attention_mask).cpu().numpy()  # type: ignore[no-any-return]
+            return memoryview(self._module(input_ids, attention_mask).cpu().contiguous().numpy())

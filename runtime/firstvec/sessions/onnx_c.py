@@ -1,0 +1,231 @@
+"""ONNX artifacts in onnxruntime, through its C API: no numpy, no Python binding, half the time to the first vector.
+
+The onnxruntime wheel ships the shared library that its C API documents (``onnxruntime_c_api.h``). Its one exported
+function, ``OrtGetApiBase``, leads to a table of functions that is only ever appended to (the header: "add new functions
+at the end"), so that a position, once released, stays. The positions used here were all released by version 1.5.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from _thread import allocate_lock
+from array import array
+
+from firstvec.sessions import SessionOptions
+
+# Wheels from 1.29 on send telemetry and keep a database in the user's cache unless this is set before they load.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+_API_VERSION = 17
+"""ORT_API_VERSION that is asked for: the library answers NULL if it is older."""
+_LOG_ERRORS_ONLY = 3  # ORT_LOGGING_LEVEL_ERROR
+_INT64 = 7  # ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
+_FLOAT = 1  # ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+_NO_OPTIMISATION = 0  # ORT_DISABLE_ALL: the file was optimised when it was built
+_ARENA, _DEFAULT_MEMORY = 1, 0  # OrtArenaAllocator, OrtMemTypeDefault
+
+_pointer = ctypes.c_void_p
+_out = ctypes.POINTER(ctypes.c_void_p)
+_text = ctypes.c_char_p
+_size = ctypes.c_size_t
+_int = ctypes.c_int
+_shape = ctypes.POINTER(ctypes.c_int64)
+_texts = ctypes.POINTER(ctypes.c_char_p)
+
+_FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
+    # name in struct OrtApi → position, argument types; each returns an OrtStatus*, NULL for success
+    "CreateEnv": (3, (_int, _text, _out)),
+    "CreateSession": (7, (_pointer, ctypes.c_wchar_p if os.name == "nt" else _text, _pointer, _out)),
+    "Run": (9, (_pointer, _pointer, _texts, _out, _size, _texts, _size, _out)),
+    "CreateSessionOptions": (10, (_out,)),
+    "SetSessionLogSeverityLevel": (22, (_pointer, _int)),
+    "SetSessionGraphOptimizationLevel": (23, (_pointer, _int)),
+    "SetIntraOpNumThreads": (24, (_pointer, _int)),
+    "SetInterOpNumThreads": (25, (_pointer, _int)),
+    "CreateTensorWithDataAsOrtValue": (49, (_pointer, _pointer, _size, _shape, _size, _int, _out)),
+    "CreateCpuMemoryInfo": (69, (_int, _int, _out)),
+    "AddSessionConfigEntry": (130, (_pointer, _text, _text)),
+}
+_GET_ERROR_MESSAGE = 2
+_RELEASES = {"Status": 93, "Session": 95, "Value": 96, "SessionOptions": 100}
+"""Object → position of its Release function, which returns nothing."""
+
+
+class _ApiBase(ctypes.Structure):
+    """struct OrtApiBase."""
+
+    _fields_ = (
+        ("GetApi", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)),
+        ("GetVersionString", ctypes.CFUNCTYPE(ctypes.c_char_p)),
+    )
+
+
+class Library:
+    """The loaded shared library, its version, and the one environment of the process.
+
+    Raises:
+        OSError: it cannot be loaded, or is older than the API version that is asked for.
+    """
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        try:
+            get_base = library.OrtGetApiBase
+        except AttributeError as error:
+            raise OSError(f"{path} has no OrtGetApiBase") from error
+        get_base.restype = ctypes.POINTER(_ApiBase)
+        base = get_base().contents
+        self.path = path
+        self.version: str = base.GetVersionString().decode()
+        table = base.GetApi(_API_VERSION)
+        if not table:
+            raise OSError(f"{path} is onnxruntime {self.version}, which has no API version {_API_VERSION}")
+        functions = ctypes.cast(table, ctypes.POINTER(ctypes.c_void_p))
+        self._functions = {
+            name: ctypes.CFUNCTYPE(ctypes.c_void_p, *arguments)(functions[position])
+            for name, (position, arguments) in _FUNCTIONS.items()
+        }
+        self._error_message = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(functions[_GET_ERROR_MESSAGE])
+        self._release: dict[str, Callable[[Any], None]] = {
+            name: ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions[position]) for name, position in _RELEASES.items()
+        }
+        self.environment = self.create("CreateEnv", _LOG_ERRORS_ONLY, b"firstvec")
+        self.memory = self.create("CreateCpuMemoryInfo", _ARENA, _DEFAULT_MEMORY)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the API; raise RuntimeError with the library's message if it does not succeed."""
+        status = self._functions[name](*arguments)
+        if status:
+            message = self._error_message(status).decode("utf-8", "replace")
+            self._release["Status"](status)
+            raise RuntimeError(f"{name}: {message}")
+
+    def create(self, name: str, *arguments: Any) -> ctypes.c_void_p:
+        """Call a function whose last argument takes what it creates."""
+        created = ctypes.c_void_p()
+        self.call(name, *arguments, ctypes.byref(created))
+        return created
+
+    def release(self, kind: str, handle: ctypes.c_void_p) -> None:
+        """Free what was created."""
+        self._release[kind](handle)
+
+
+_library: Library | None = None
+_library_lock = allocate_lock()
+
+
+def library() -> Library:
+    """Load the shared library of the installed onnxruntime, once per process, without importing the package.
+
+    Raises:
+        OSError: it is not found, cannot be loaded, or is too old.
+    """
+    global _library
+    with _library_lock:
+        if _library is None:
+            _library = Library(find_library())
+        return _library
+
+
+def find_library() -> str:
+    """The path of the shared library in the onnxruntime package that ``import`` would find.
+
+    Raises:
+        OSError: there is none.
+    """
+    names = {"win32": ("onnxruntime", ".dll"), "darwin": ("libonnxruntime.", ".dylib")}
+    prefix, suffix = names.get(sys.platform, ("libonnxruntime.so", ""))
+    for entry in sys.path:
+        folder = os.path.join(entry or os.curdir, "onnxruntime", "capi")
+        try:
+            files = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for name in files:
+            if name.startswith(prefix) and name.endswith(suffix) and "providers" not in name:
+                return os.path.join(folder, name)
+        raise OSError(f"{folder} has no shared library {prefix}*{suffix}")
+    raise OSError("onnxruntime is not installed")
+
+
+def engine_version() -> str:
+    """The version of the shared library."""
+    return library().version
+
+
+def open_session(options: SessionOptions) -> OnnxCSession:
+    """Open an ONNX file; its external weights are memory-mapped."""
+    return OnnxCSession(library(), options)
+
+
+class OnnxCSession:
+    """An onnxruntime session on the CPU. ``run`` may be called from several threads."""
+
+    _INPUTS = (ctypes.c_char_p * 2)(b"input_ids", b"attention_mask")
+    _OUTPUTS = (ctypes.c_char_p * 1)(b"sentence_embedding")
+
+    def __init__(self, api: Library, options: SessionOptions) -> None:
+        self._api = api
+        self._session: ctypes.c_void_p | None = None
+        self.engine = f"onnxruntime {api.version} (C API)"
+        self.kind = options.kind
+        self._pad_token_id = options.pad_token_id
+        self._dim = options.embedding_dim
+        settings = api.create("CreateSessionOptions")
+        try:
+            api.call("SetSessionLogSeverityLevel", settings, _LOG_ERRORS_ONLY)
+            api.call("SetSessionGraphOptimizationLevel", settings, _NO_OPTIMISATION)
+            api.call("SetIntraOpNumThreads", settings, options.threads)
+            api.call("SetInterOpNumThreads", settings, 1)
+            for key, value in options.onnxruntime_entries().items():
+                api.call("AddSessionConfigEntry", settings, key.encode(), value.encode())
+            path = options.path if os.name == "nt" else os.fsencode(options.path)
+            self._session = api.create("CreateSession", api.environment, path, settings)
+        finally:
+            api.release("SessionOptions", settings)
+
+    def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
+        """Embed token ids. Returns float32, shape (len(rows), embedding_dim), in memory of its own."""
+        longest = max(map(len, rows))
+        shape = (ctypes.c_int64 * 2)(len(rows), longest)
+        input_ids = array("q", [self._pad_token_id]) * (len(rows) * longest)  # (B, T)
+        attention_mask = array("q", [0]) * (len(rows) * longest)  # (B, T)
+        ones = array("q", [1]) * longest
+        for index, row in enumerate(rows):
+            start = index * longest
+            input_ids[start : start + len(row)] = array("q", row)
+            attention_mask[start : start + len(row)] = ones[: len(row)]
+        result = bytearray(4 * len(rows) * self._dim)  # (B, D)
+        target = (ctypes.c_char * len(result)).from_buffer(result)
+        values: list[ctypes.c_void_p] = []
+        try:
+            for data in (input_ids, attention_mask):
+                address, count = data.buffer_info()
+                values.append(self._tensor(address, 8 * count, shape, _INT64))
+            out_shape = (ctypes.c_int64 * 2)(len(rows), self._dim)
+            values.append(self._tensor(ctypes.addressof(target), len(result), out_shape, _FLOAT))
+            feeds = (ctypes.c_void_p * 2)(values[0], values[1])
+            fetches = (ctypes.c_void_p * 1)(values[2])
+            self._api.call("Run", self._session, None, self._INPUTS, feeds, 2, self._OUTPUTS, 1, fetches)
+        finally:
+            for value in values:
+                self._api.release("Value", value)
+        return memoryview(result).cast("f", (len(rows), self._dim))
+
+    def _tensor(self, address: int, size: int, shape: Any, kind: int) -> ctypes.c_void_p:
+        """A tensor over memory of ours, which must outlive it."""
+        return self._api.create("CreateTensorWithDataAsOrtValue", self._api.memory, address, size, shape, 2, kind)
+
+    def __del__(self) -> None:
+        # The last reference is gone, so no run is under way.
+        session, self._session = getattr(self, "_session", None), None
+        if session is not None:
+            self._api.release("Session", session)
