@@ -86,11 +86,18 @@ assert loader.get_embedding_dim_fast() == loader.get_metadata().embedding_dim
 # On the CPU as the peer: what is compared is not an accelerator.
 FIRST_VECTOR = """
 from firstvec import OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader({bundle!r}, "STRATEGY", device="cpu")
+loader = OptimizedEmbeddingLoader({bundle!r}, "STRATEGY", device="cpu", output="OUTPUT")
 loader.start_loading()
 provider = loader.get_provider()
 print(provider.embed_query({text!r}).tolist())
 """
+
+
+def first_vector(strategy: str, output: str = "numpy") -> str:
+    """The code of a process that loads by a strategy and prints its first vector."""
+    return FIRST_VECTOR.replace("STRATEGY", strategy).replace("OUTPUT", output)
+
+
 SENTENCE_TRANSFORMERS = """
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer({source!r}, device="cpu")
@@ -111,11 +118,14 @@ CASES = (
     Case("import firstvec", "import firstvec" + NO_ENGINE),
     Case("first loader", TIMED.replace("BODY", "OptimizedEmbeddingLoader()") + NO_ENGINE, figure="constructor_ms"),
     Case("metadata only", TIMED.replace("BODY", METADATA) + NO_ENGINE, figure="metadata_ms"),
-    Case("LAZY", FIRST_VECTOR.replace("STRATEGY", "lazy"), vector="fp32"),
-    Case("BACKGROUND", FIRST_VECTOR.replace("STRATEGY", "background"), vector="fp32"),
-    Case("PROGRESSIVE", FIRST_VECTOR.replace("STRATEGY", "progressive"), vector="fp32"),
-    Case("QUANTIZED", FIRST_VECTOR.replace("STRATEGY", "quantized"), vector="int8"),
-    Case("CACHED", FIRST_VECTOR.replace("STRATEGY", "cached"), vector="fp32"),
+    Case("LAZY", first_vector("lazy"), vector="fp32"),
+    Case("BACKGROUND", first_vector("background"), vector="fp32"),
+    Case("PROGRESSIVE", first_vector("progressive"), vector="fp32"),
+    Case("QUANTIZED", first_vector("quantized"), vector="int8"),
+    Case("CACHED", first_vector("cached"), vector="fp32"),
+    Case("PROGRESSIVE, buffer", first_vector("progressive", "buffer"), vector="fp32"),
+    Case("QUANTIZED, buffer", first_vector("quantized", "buffer"), vector="int8"),
+    Case("CACHED, buffer", first_vector("cached", "buffer"), vector="fp32"),
     Case(PEER, SENTENCE_TRANSFORMERS, vector="fp32"),
     Case("plain onnxruntime", PLAIN_ONNXRUNTIME, vector="int8"),
     Case("firstvec encode", command=COMMAND_LINE, vector="int8"),
@@ -258,6 +268,10 @@ def derive(figures: Figures, results: Results) -> dict[str, float]:
         f"QUANTIZED, × faster than {PEER}": paired(PEER, "QUANTIZED", results),
         "QUANTIZED, peak MB": figures.get("QUANTIZED", {}).get("peak MB"),
         f"QUANTIZED ÷ {FLOOR}": paired("QUANTIZED", FLOOR, results),
+        f"QUANTIZED, buffer, × faster than {PEER}": paired(PEER, "QUANTIZED, buffer", results),
+        "QUANTIZED, buffer, peak MB": figures.get("QUANTIZED, buffer", {}).get("peak MB"),
+        f"QUANTIZED, buffer ÷ {FLOOR}": paired("QUANTIZED, buffer", FLOOR, results),
+        "CACHED, buffer ÷ QUANTIZED, buffer": paired("CACHED, buffer", "QUANTIZED, buffer", results),
         "CACHED ÷ QUANTIZED": paired("CACHED", "QUANTIZED", results),
     }
     return {name: value for name, value in derived.items() if value is not None}
