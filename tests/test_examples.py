@@ -50,7 +50,7 @@ def test_the_app_ships_its_bundle_beside_it(index: Path, bundle: Path, tmp_path:
     app = tmp_path / "app"
     app.mkdir()
     shutil.copy(SCRIPT, app)
-    shutil.copytree(bundle, app / "bundle", copy_function=os.link)
+    shutil.copytree(bundle, app / "bundle")
     done = docsearch(
         "search", "parse arguments", "--index", index, "--time", script=app / SCRIPT.name, FIRSTVEC_ARTIFACTS=""
     )
