@@ -139,7 +139,8 @@ def _from_hub(name: str, revision: str | None, sha256: str | None) -> Source:
         raise SourceError(f"hub id {name} at revision {revision or 'main'}: not found on the hub") from error
     except (requests.RequestException, OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise SourceError(
-            f"hub id {name}: the hub cannot be reached ({type(error).__name__}); check the network, "
+            f"hub id {name} (it is no folder and no name in models.toml): the hub cannot be reached "
+            f"({type(error).__name__}); check the name and the network, "
             "or build from a local folder: firstvec build FOLDER"
         ) from error
     return _checked(Path(path), name, f"hub {name}", commit, sha256)

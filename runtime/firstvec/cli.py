@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import sys
 from enum import Enum
 from pathlib import Path
@@ -45,7 +47,8 @@ Model = Annotated[
 ]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Name of a bundle, or the path of its folder.")]
 StrategyOption = Annotated[
-    LoadingStrategy, typer.Option("--strategy", "-s", help="Which artifact is taken; quantized takes INT8.")
+    LoadingStrategy,
+    typer.Option("--strategy", "-s", case_sensitive=False, help="Which artifact is taken; quantized takes INT8."),
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the best for this machine if left out.")]
 QuantizationOption = Annotated[bool, typer.Option("--enable-quantization", help="Allow INT8 for every strategy.")]
@@ -168,7 +171,8 @@ def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
 def explain(
     model: Model = DEFAULT_MODEL,
     strategy: Annotated[
-        LoadingStrategy | None, typer.Option("--strategy", "-s", help="One strategy; all if left out.")
+        LoadingStrategy | None,
+        typer.Option("--strategy", "-s", case_sensitive=False, help="One strategy; all if left out."),
     ] = None,
     device: DeviceOption = None,
     enable_quantization: QuantizationOption = False,
@@ -257,7 +261,9 @@ def _stdin_lines() -> list[str]:
     if sys.stdin is None or sys.stdin.isatty():
         return []
     try:
-        return sys.stdin.buffer.read().decode("utf-8").splitlines()
+        # Not str.splitlines(): a text may hold U+2028 and other characters that it takes for line ends.
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+        return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     except UnicodeDecodeError as error:
         raise InputError(
             f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
@@ -266,8 +272,6 @@ def _stdin_lines() -> list[str]:
 
 def _formatted(vectors: Any, form: Format, provider: EmbeddingProvider) -> bytes:
     if form is Format.NPY:
-        import io
-
         import numpy
 
         stream = io.BytesIO()
@@ -290,13 +294,23 @@ def _write(data: bytes, output: Path | None) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    # Whole or not at all: a reader never sees half a file.
-    scratch = output.with_name(f".{output.name}.{os.getpid()}")
+    target = Path(os.path.realpath(output))
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        scratch.write_bytes(data)
-        os.replace(scratch, output)
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)  # a device or a pipe is written to, not replaced
+            return
+        try:
+            # Whole or not at all: a reader never sees half a file.
+            scratch.write_bytes(data)
+            if target.exists():
+                shutil.copymode(target, scratch)
+            os.replace(scratch, target)
+        except OSError:
+            if scratch.exists():
+                scratch.unlink()
+            raise
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
 
 
@@ -318,16 +332,30 @@ _add_build_commands()
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that firstvec raises on purpose end it with one message and exit code 1."""
+    if sys.stdout is None or sys.stderr is None:
+        os._exit(1)  # started with a closed stdout or stderr: there is nowhere to say so
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ or ✗
     try:
         app(arguments)
+        sys.stdout.flush()
     except FirstvecError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:
-        # The reader of our output has seen enough; keep the interpreter from complaining at its own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        # The reader of our output has seen enough.
+        _drop_output()
+        sys.exit(0)
+    except OSError as error:
+        _drop_output()
+        sys.exit(f"error: the output cannot be written ({error.strerror or error})")
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from failing again at its own flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

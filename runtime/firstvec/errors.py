@@ -76,9 +76,11 @@ class BundleNotFound(FirstvecError):
     def __init__(self, name: str, searched: Sequence[str], found: Sequence[str] = ()) -> None:
         places = "".join(f"\n  - {place}" for place in searched) or "\n  - (nowhere: no place is configured)"
         others = f"\nBundles that are there: {', '.join(found)}." if found else ""
+        is_path = name.startswith(("/", ".", "~"))
+        build = "Build a bundle with `firstvec build`" if is_path else f"Build it with `firstvec build {name}`"
         super().__init__(
             f"no bundle for model {name!r} was found. Searched:{places}{others}\n"
-            f"Build it with `firstvec build {name}`, or set FIRSTVEC_ARTIFACTS to the folder that holds it."
+            f"{build}, or set FIRSTVEC_ARTIFACTS to the folder that holds it."
         )
         self.name = name
         self.searched = tuple(searched)

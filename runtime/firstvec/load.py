@@ -7,7 +7,14 @@ import time
 import weakref
 
 from firstvec import background
-from firstvec.errors import ArtifactError, FirstvecError, LoadError, LoadTimeout, NoCompatibleArtifact
+from firstvec.errors import (
+    ArtifactError,
+    FirstvecError,
+    IntegrityError,
+    LoadError,
+    LoadTimeout,
+    NoCompatibleArtifact,
+)
 from firstvec.store import find
 
 TYPE_CHECKING = False
@@ -126,7 +133,9 @@ class Load:
             manifest.model.name,
             "each candidate failed to load",
             [(error.artifact, error.reason) for error in errors],
-            "Run `firstvec verify` to see which files were changed, and restore or rebuild the bundle.",
+            "Run `firstvec verify` to see which files were changed, and restore or rebuild the bundle."
+            if any(isinstance(error, IntegrityError) for error in errors)
+            else "Run `firstvec doctor` to see what this machine lacks.",
         )
 
     def _read_tokenizer(self, manifest: Manifest) -> Tokenizer:

@@ -57,8 +57,10 @@ class OptimizedEmbeddingLoader:
             model_name = os.fspath(model_name)
         if not isinstance(model_name, str) or not model_name:
             raise InputError(f"model_name {model_name!r} is not a name or a path")
-        if device is not None and device.partition(":")[0] not in ("cpu", "cuda", "mps"):
-            raise InputError(f"unknown device {device!r}: use cpu, cuda or mps")
+        if device is not None and not _is_device(device):
+            raise InputError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:1' or 'mps'")
+        if min_quality is not None and not (type(min_quality) in (int, float) and -1 <= min_quality <= 1):
+            raise InputError(f"min_quality {min_quality!r} is not a cosine, between -1 and 1")
         if output not in OUTPUTS:
             raise InputError(f"unknown output {output!r}: use one of {', '.join(OUTPUTS)}")
         self.model_name = model_name
@@ -94,6 +96,7 @@ class OptimizedEmbeddingLoader:
             BundleNotFound, ManifestError, IntegrityError, NoCompatibleArtifact: why the load failed. The same error
                 is raised in every thread that waits; ``start_loading()`` tries again.
         """
+        _seconds(timeout)
         load = self._load
         lazy = not PLANS[self.strategy].in_thread
         if load is None and not lazy and not self._interrupted:
@@ -101,7 +104,7 @@ class OptimizedEmbeddingLoader:
         if load is None or (lazy and not load.usable):
             # With a time limit the work goes on in a thread, so that the limit can be kept.
             load = self._start(in_thread=timeout is not None)
-        return load.result(timeout)
+        return load.result(_seconds(timeout))
 
     def wait_for_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
         """The replaced loader's second name for `get_provider`."""
@@ -115,7 +118,7 @@ class OptimizedEmbeddingLoader:
             LoadError, LoadTimeout and the errors of `get_provider`.
         """
         load = self._load or self._start(in_thread=True)
-        return load.tokenizer(timeout).count([texts] if isinstance(texts, str) else texts)
+        return load.tokenizer(_seconds(timeout)).count([texts] if isinstance(texts, str) else texts)
 
     def is_loaded(self) -> bool:
         """Whether ``get_provider()`` would return at once. Takes no lock."""
@@ -164,19 +167,44 @@ class OptimizedEmbeddingLoader:
     @classmethod
     def get_instance(
         cls,
-        model_name: str = DEFAULT_MODEL,
-        strategy: LoadingStrategy | str = LoadingStrategy.LAZY,
+        model_name: str | None = None,
+        strategy: LoadingStrategy | str | None = None,
         device: str | None = None,
-        enable_quantization: bool = False,
+        enable_quantization: bool | None = None,
         *,
-        output: str = "numpy",
+        output: str | None = None,
     ) -> OptimizedEmbeddingLoader:
-        """Return the process's one loader; the arguments count at the first call only, until ``reset()``."""
-        if cls._instance is None:
-            with cls._instance_lock:
-                if cls._instance is None:
-                    cls._instance = cls(model_name, strategy, device, enable_quantization, output=output)
-        return cls._instance
+        """Return the process's one loader, made at the first call; arguments that are left out fit any.
+
+        Raises:
+            InputError: the loader is there and an argument differs from what it was made with.
+        """
+        wanted = {
+            "model_name": model_name,
+            "strategy": None if strategy is None else LoadingStrategy.parse(strategy),
+            "device": device,
+            "enable_quantization": enable_quantization,
+            "output": output,
+        }
+        wanted = {name: value for name, value in wanted.items() if value is not None}
+        with cls._instance_lock:
+            if cls._instance is None:
+                cls._instance = cls(**wanted)  # type: ignore[arg-type]
+            instance = cls._instance
+        has = {
+            "model_name": instance.model_name,
+            "strategy": instance.strategy,
+            "device": instance._device,
+            "enable_quantization": instance._enable_quantization,
+            "output": instance._output,
+        }
+        for name, value in wanted.items():
+            if has[name] != value:
+                raise InputError(
+                    f"the process's loader was made with {name}={has[name]!r}, not {value!r}: construct an "
+                    "OptimizedEmbeddingLoader of your own, or call OptimizedEmbeddingLoader.reset() first"
+                )
+        return instance
 
     @classmethod
     def reset(cls) -> None:
@@ -219,40 +247,58 @@ class OptimizedEmbeddingLoader:
             self._interrupted = True
 
 
+def _is_device(device: object) -> bool:
+    if not isinstance(device, str):
+        return False
+    kind, _, index = device.partition(":")
+    return device in ("cpu", "cuda", "mps") or (kind == "cuda" and index.isascii() and index.isdecimal())
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """A time limit that threads accept."""
+    if timeout is None:
+        return None
+    if type(timeout) not in (int, float) or timeout != timeout:
+        raise InputError(f"timeout {timeout!r} is not a number of seconds")
+    return None if timeout > 1e9 else float(timeout)  # thirty years
+
+
 def preload_embeddings(
-    model_name: str = DEFAULT_MODEL,
-    strategy: LoadingStrategy | str = LoadingStrategy.PROGRESSIVE,
+    model_name: str | None = None,
+    strategy: LoadingStrategy | str | None = None,
     device: str | None = None,
-    enable_quantization: bool = False,
+    enable_quantization: bool | None = None,
     *,
-    output: str = "numpy",
+    output: str | None = None,
 ) -> OptimizedEmbeddingLoader:
-    """Start to load the process's one model, and return its loader at once.
+    """Start to load the process's one model, PROGRESSIVE if nothing else is said, and return its loader at once.
 
     Raises:
-        InputError: the strategy is unknown.
+        InputError: an argument is not usable, or differs from what the process's loader was made with.
     """
+    if strategy is None and OptimizedEmbeddingLoader._instance is None:
+        strategy = LoadingStrategy.PROGRESSIVE
     loader = OptimizedEmbeddingLoader.get_instance(model_name, strategy, device, enable_quantization, output=output)
     loader.start_loading()
     return loader
 
 
 def get_embedding_provider(
-    model_name: str = DEFAULT_MODEL,
-    strategy: LoadingStrategy | str = LoadingStrategy.PROGRESSIVE,
+    model_name: str | None = None,
+    strategy: LoadingStrategy | str | None = None,
     timeout: float | None = 60.0,
     device: str | None = None,
-    enable_quantization: bool = False,
+    enable_quantization: bool | None = None,
     *,
-    output: str = "numpy",
+    output: str | None = None,
 ) -> EmbeddingProvider:
     """Return the process's one model, waiting for what is left of its load; starts the load if nobody did.
 
     Raises:
+        InputError: as for `preload_embeddings`.
         The errors of `OptimizedEmbeddingLoader.get_provider`.
     """
-    loader = preload_embeddings(model_name, strategy, device, enable_quantization, output=output)
-    return loader.get_provider(timeout)
+    return preload_embeddings(model_name, strategy, device, enable_quantization, output=output).get_provider(timeout)
 
 
 _loaders: set[ref[OptimizedEmbeddingLoader]] = set()

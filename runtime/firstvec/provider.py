@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from firstvec.errors import ClosedError, InputError, MissingDependency
+from firstvec.errors import ClosedError, IncompatibleArtifact, InputError, MissingDependency
 from firstvec.strategy import OUTPUTS
 from firstvec.tokenizer import check_texts
 
@@ -164,8 +164,10 @@ class EmbeddingProvider:
             raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         if device not in (None, self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
-        if type(batch_size) is not int or batch_size < 1:
+        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise InputError(f"batch_size {batch_size!r} is not a positive integer")
+        if prompt is not None and not isinstance(prompt, str):
+            raise InputError(f"prompt {prompt!r} is not a str")
         single = isinstance(texts, (str, bytes))
         rows: list[str] = _listed(texts)
         if not rows:
@@ -254,7 +256,17 @@ class EmbeddingProvider:
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
     def _run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
-        vectors = self._open_session().run(rows)
+        session = self._open_session()
+        try:
+            vectors = session.run(rows)
+        except (RuntimeError, ValueError) as error:
+            raise IncompatibleArtifact(
+                self.artifact.id,
+                f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle",
+            ) from error
+        if vectors.shape != (len(rows), self.embedding_dim):
+            reason = f"gives vectors of shape {vectors.shape}, the manifest says {self.embedding_dim} components"
+            raise IncompatibleArtifact(self.artifact.id, f"{reason}; rebuild the bundle with `firstvec build --force`")
         while self._after_first_run:
             try:
                 callback = self._after_first_run.pop()
@@ -315,6 +327,8 @@ def _rows(view: memoryview[float], output: str) -> Any:
 def _listed(texts: Any) -> list[str]:
     if isinstance(texts, (str, bytes)):
         return [texts]  # type: ignore[list-item]
+    if isinstance(texts, (set, frozenset, dict)):
+        raise InputError(f"{type(texts).__name__} has no order that vectors could follow: pass a list")
     try:
         return list(texts)
     except TypeError:
@@ -347,7 +361,7 @@ def _shape(
     import numpy
 
     if truncate_dim is not None:
-        if not isinstance(truncate_dim, int) or not 1 <= truncate_dim <= dim:
+        if type(truncate_dim) is not int or not 1 <= truncate_dim <= dim:
             raise InputError(f"truncate_dim {truncate_dim!r} is not between 1 and {dim}")
         vectors = vectors[:, :truncate_dim]
     if normalize:

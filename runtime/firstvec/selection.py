@@ -78,8 +78,9 @@ def select(
             candidates.append((_rank(artifact, profile, prefers, target_kind), artifact))
     candidates.sort(key=lambda candidate: candidate[0], reverse=True)
     if not candidates:
+        hint = "Leave the device out, or choose cpu." if device not in (None, "cpu") else _HINTS[prefers]
         raise NoCompatibleArtifact(
-            manifest.model.name, str(profile), [(artifact.id, reason) for artifact, reason in rejected], _HINTS[prefers]
+            manifest.model.name, str(profile), [(artifact.id, reason) for artifact, reason in rejected], hint
         )
     best = candidates[0][1]
     return Choice(

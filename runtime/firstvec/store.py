@@ -72,16 +72,20 @@ def find(model_name: str) -> Manifest:
     """Return the manifest of the bundle of that name, or in that folder.
 
     Args:
-        model_name: ``organisation/model``, ``model`` alone, or the path of a bundle's folder.
+        model_name: ``organisation/model``, ``model`` alone, or the path of a bundle's folder. A relative path counts
+            as one if it begins with ``.``, or if it has a separator and no bundle of that name is found.
 
     Raises:
         BundleNotFound: there is none; the error lists the places that were searched.
         ManifestError: it is there, and its manifest is missing or invalid.
     """
-    if os.path.isfile(os.path.join(model_name, FILE_NAME)):
-        return Manifest.read(model_name)
-    if os.path.isdir(model_name) and (os.path.isabs(model_name) or model_name.startswith(".")):
-        raise ManifestError(os.path.join(model_name, FILE_NAME), "does not exist: this folder is not a complete bundle")
+    path = os.path.expanduser(model_name)
+    if os.path.isabs(path) or path.startswith("."):
+        if not os.path.exists(path):
+            raise BundleNotFound(model_name, [path])
+        if not os.path.isfile(os.path.join(path, FILE_NAME)):
+            raise ManifestError(os.path.join(path, FILE_NAME), "does not exist: this is not a complete bundle")
+        return Manifest.read(path)
     base = model_name.rsplit("/", 1)[-1]
     for root in search_path():
         # The usual place first: other bundles of the root then need not be read at all.
@@ -95,7 +99,11 @@ def find(model_name: str) -> Manifest:
                 continue
             if _is(manifest, model_name):
                 return manifest
-    raise BundleNotFound(model_name, search_path(), [os.path.basename(folder) for folder in installed()])
+    # Last, and never for a bare name: what lies in the current folder must not stand in for an installed bundle.
+    if os.sep in path and os.path.isfile(os.path.join(path, FILE_NAME)):
+        return Manifest.read(path)
+    names = dict.fromkeys(os.path.basename(folder) for folder in installed())
+    raise BundleNotFound(model_name, search_path(), [*names])
 
 
 def search_path() -> list[str]:

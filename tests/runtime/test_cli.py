@@ -57,6 +57,45 @@ def test_encode_reads_a_text_a_line_from_stdin(tiny_built: Path, firstvec: Fresh
     np.testing.assert_allclose(np.loadtxt(io.StringIO(done.stdout)), vectors, atol=1e-6)
 
 
+def test_only_newlines_end_a_text_on_stdin(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, "-f", "text", stdin="a\x0cb\u2028c\u0085d\r\n\nlast".encode())
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_encode_writes_through_what_is_no_regular_file(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert firstvec("encode", "-m", tiny_built, "-o", link, "text").returncode == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["embedding_dim"] == 32
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert firstvec("encode", "-m", tiny_built, "-o", "/dev/null", "text").returncode == 0
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_full_disk_is_one_message(tiny_built: Path) -> None:
+    command = f"{Path(sys.executable).with_name('firstvec')} encode -m {tiny_built} text > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (No space left on device)\n"
+
+
+def test_a_terminal_without_check_marks_is_no_error(bundle: Path, firstvec: Fresh) -> None:
+    done = firstvec("explain", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_strategies_are_accepted_in_capitals(tiny_built: Path, firstvec: Fresh) -> None:
+    assert firstvec("encode", "-m", tiny_built, "-s", "QUANTIZED", "text").returncode == 0
+
+
+def test_python_m_firstvec_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "firstvec", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"firstvec {__version__}\n"
+
+
 def test_encode_writes_npy_to_a_file_and_to_a_pipe(
     tiny_built: Path, tmp_path: Path, firstvec: Fresh, vectors: np.ndarray
 ) -> None:
@@ -158,6 +197,8 @@ def test_doctor_shows_a_broken_bundle(tiny_bundle: Path, firstvec: Fresh) -> Non
     [
         (["encode", "--model", "no/such", "text"], "firstvec build no/such"),
         (["encode", "--model", "/nonexistent/folder", "text"], "/nonexistent/folder"),
+        (["encode", "-o", "/etc/hostname/x", "--model", "{tiny}", "text"], "--output"),
+        (["encode", "--device", "cuda", "--model", "{tiny}", "text"], "Leave the device out"),
         (["inspect", "no/such"], "no/such"),
         (["explain", "no/such"], "no/such"),
         (["verify", "no/such"], "no/such"),
@@ -167,8 +208,10 @@ def test_doctor_shows_a_broken_bundle(tiny_bundle: Path, firstvec: Fresh) -> Non
         (["build", "some-package==1.0"], "--sha256"),
     ],
 )
-def test_a_known_error_is_one_message_and_exit_code_1(arguments: list[str], message: str, firstvec: Fresh) -> None:
-    done = firstvec(*arguments)
+def test_a_known_error_is_one_message_and_exit_code_1(
+    arguments: list[str], message: str, tiny_built: Path, firstvec: Fresh
+) -> None:
+    done = firstvec(*(argument.format(tiny=tiny_built) for argument in arguments))
     assert done.returncode == 1
     assert message in done.stderr
     assert "error: " in done.stderr

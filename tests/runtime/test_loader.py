@@ -17,6 +17,7 @@ import pytest
 from firstvec import (
     BundleNotFound,
     EmbeddingProvider,
+    IncompatibleArtifact,
     InputError,
     IntegrityError,
     LoadError,
@@ -104,8 +105,26 @@ def test_a_model_name_that_is_none_is_refused(name: object) -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(InputError, match="cpu, cuda or mps"):
-        OptimizedEmbeddingLoader(device="tpu")
+    for device in ("tpu", "cpu:7", "cuda:x", 5, ["cpu"], b"cpu"):
+        with pytest.raises(InputError, match="'cpu', 'cuda', 'cuda:1' or 'mps'"):
+            OptimizedEmbeddingLoader(device=device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["x", float("nan"), 2, -2, True])
+def test_a_min_quality_that_is_no_cosine_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="min_quality"):
+        OptimizedEmbeddingLoader(min_quality=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["5", float("nan"), b"1"])
+def test_a_timeout_that_is_no_number_is_refused(value: object, tiny_built: Path) -> None:
+    with pytest.raises(InputError, match="timeout"):
+        OptimizedEmbeddingLoader(str(tiny_built)).get_provider(timeout=value)  # type: ignore[arg-type]
+
+
+def test_an_endless_timeout_is_accepted(tiny_built: Path) -> None:
+    for timeout in (None, float("inf"), 1e300):
+        assert OptimizedEmbeddingLoader(str(tiny_built)).get_provider(timeout).embedding_dim == 32
 
 
 def test_strategies_are_accepted_by_name(tiny_built: Path) -> None:
@@ -332,7 +351,11 @@ def test_torchscript_is_taken_where_torch_is_loaded_already(bundle: Path, senten
 
 def test_get_instance_is_one_per_process_until_reset(tiny_built: Path) -> None:
     first = OptimizedEmbeddingLoader.get_instance(str(tiny_built))
-    assert OptimizedEmbeddingLoader.get_instance("ignored") is first
+    assert OptimizedEmbeddingLoader.get_instance() is first
+    assert OptimizedEmbeddingLoader.get_instance(str(tiny_built), "lazy") is first
+    for other in ({"model_name": "other"}, {"strategy": "cached"}, {"enable_quantization": True}, {"output": "list"}):
+        with pytest.raises(InputError, match=rf"{next(iter(other))}=.*reset\(\)"):
+            OptimizedEmbeddingLoader.get_instance(**other)  # type: ignore[arg-type]
     OptimizedEmbeddingLoader.reset()
     assert OptimizedEmbeddingLoader.get_instance(str(tiny_built)) is not first
 
@@ -358,6 +381,43 @@ def test_preload_returns_the_loader_that_get_embedding_provider_waits_for(tiny_b
     provider = get_embedding_provider()
     assert loader.get_provider() is provider
     assert provider.embed_query("text").shape == (32,)
+
+
+def test_another_model_than_the_preloaded_one_is_an_error_not_that_model(tiny_built: Path) -> None:
+    preload_embeddings(str(tiny_built))
+    with pytest.raises(InputError, match="not 'all-MiniLM-L6-v2'"):
+        get_embedding_provider("all-MiniLM-L6-v2")
+
+
+def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(embedding_dim=33))
+    for way in ("capi", "binding"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FIRSTVEC_ONNXRUNTIME", way)
+            provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+            with pytest.raises(IncompatibleArtifact, match="rebuild the bundle"):
+                provider.embed_query("text")
+
+
+POOL_AFTER_PRELOAD = """
+import multiprocessing, sys, time
+from firstvec import get_embedding_provider, preload_embeddings
+def work(text):
+    return len(get_embedding_provider().embed_query(text))
+if __name__ == "__main__":
+    preload_embeddings(sys.argv[1], sys.argv[2])
+    time.sleep(float(sys.argv[3]))
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(work, ["text"] * 8).get(60) == [32] * 8
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.01, 0.02, 0.04])
+@pytest.mark.parametrize("strategy", [LoadingStrategy.PROGRESSIVE, LoadingStrategy.BACKGROUND])
+def test_a_pool_may_be_forked_right_after_the_preload(
+    strategy: LoadingStrategy, seconds: float, tiny_built: Path, fresh: Fresh
+) -> None:
+    fresh(POOL_AFTER_PRELOAD, tiny_built, strategy.value, seconds)
 
 
 def test_get_embedding_provider_starts_the_load_that_nobody_started(tiny_built: Path) -> None:

@@ -377,7 +377,7 @@ def test_when_none_is_left_every_reason_is_listed_with_a_hint(
     assert "org/model" in str(error)
     assert str(profile) in str(error)
     hint = str(error).splitlines()[-1]
-    assert hint.startswith(("Install", "Use"))
+    assert hint.startswith(("Install", "Use", "Leave"))
     assert hint.endswith(".")
 
 

@@ -1,0 +1,348 @@
+"""A bundle's folder appears whole or not at all, and what was there before is not lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstvec.errors import BuildError, ManifestError, QualityError
+from firstvec.integrity import verify
+from firstvec.manifest import FILE_NAME, Manifest
+from firstvec_build import bundle
+from tests.conftest import edit_manifest
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below ``folder`` and its content; None for a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def another(source: Path, folder: Path) -> Manifest:
+    """Put ``source``'s files into ``folder``, and return a manifest that differs from ``source``'s in its revision."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / FILE_NAME).unlink()
+    manifest = Manifest.read(source)
+    return manifest.replace(model=manifest.model.replace(revision="another"))
+
+
+def cannot_exchange(_one: Path, _other: Path) -> bool:
+    return False
+
+
+@pytest.fixture(params=["exchange", "fallback"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both ways to replace a folder."""
+    if request.param == "fallback":
+        monkeypatch.setattr(bundle, "_exchange", cannot_exchange)
+        return
+    for name in ("one", "other"):
+        (tmp_path / "try" / name).mkdir(parents=True)
+    if not bundle._exchange(tmp_path / "try" / "one", tmp_path / "try" / "other"):
+        pytest.skip("this file system cannot exchange two folders")
+
+
+def test_staging_is_a_hidden_folder_beside_the_target_and_goes_away(tmp_path: Path) -> None:
+    with bundle.staging(tmp_path / "new" / "model") as folder:
+        (folder / "file").touch()
+        assert folder.parent == tmp_path / "new"
+        assert folder.name.startswith(".")
+    assert not list((tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize(
+    "error", [QualityError("onnx-fp32", "max_abs_diff", 1.0, "at most", 0.1), KeyboardInterrupt(), RuntimeError("bug")]
+)
+def test_staging_is_removed_on_any_error_which_passes_through(error: BaseException, tmp_path: Path) -> None:
+    def stop(folder: Path) -> None:
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.onnx").write_bytes(b"half")
+        raise error
+
+    with pytest.raises(type(error)) as caught, bundle.staging(tmp_path / "model") as folder:
+        stop(folder)
+    assert caught.value is error
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_is_a_build_error(tmp_path: Path) -> None:
+    expected = r"model\.onnx_data: .*No space left.*previous bundle is untouched"
+    with pytest.raises(BuildError, match=expected), bundle.staging(tmp_path / "model"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.onnx_data")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper", "file/much/deeper"])
+def test_output_below_a_file_is_refused_before_any_work(below: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(BuildError, match="cannot be written; choose another folder with --output"):
+        bundle.check_writable(tmp_path / below)
+    with pytest.raises(BuildError, match="--output"), bundle.staging(tmp_path / below / "model"):
+        pytest.fail("entered")
+    assert snapshot(tmp_path) == {"file": b"kept"}
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_output_that_may_not_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(BuildError, match="cannot be written"):
+            bundle.check_writable(tmp_path / "new" / "folder")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_writable_output_is_accepted_and_not_made(tmp_path: Path) -> None:
+    bundle.check_writable(tmp_path)
+    bundle.check_writable(tmp_path / "one" / "two")
+    assert not list(tmp_path.iterdir())
+
+
+def test_description_of_a_file_is_what_verification_expects(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"graph")
+    file = bundle.describe(tmp_path, "onnx/model.onnx")
+    assert (file.path, file.size) == ("onnx/model.onnx", 5)
+    verify(str(tmp_path), file, remember=False)  # raises if it does not fit
+
+
+def test_publish_makes_a_new_bundle(tiny_built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundles" / "tiny-bert"
+    with bundle.staging(target) as folder:
+        manifest = bundle.publish(folder, another(tiny_built, folder), target)
+    assert manifest == Manifest.read(target)
+    assert manifest.root == str(target)
+    assert manifest.model.revision == "another"
+    expected, found = snapshot(tiny_built), snapshot(target)
+    assert found.pop(FILE_NAME) != expected.pop(FILE_NAME)
+    assert found == expected
+    assert os.listdir(target.parent) == ["tiny-bert"]
+    assert {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()} == {0o644}
+
+
+@pytest.mark.usefixtures("_way")
+def test_publish_replaces_the_previous_bundle(tiny_built: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    (target / "left-over").touch()
+    with bundle.staging(target) as folder:
+        manifest = bundle.publish(folder, another(tiny_built, folder), target)
+    assert manifest.model.revision == Manifest.read(target).model.revision == "another"
+    assert snapshot(target).keys() == snapshot(tiny_built).keys()
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+@pytest.mark.usefixtures("_way")
+def test_open_files_of_the_replaced_bundle_stay_readable(tiny_built: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    with (target / "tokenizer.json").open("rb") as stream:
+        with bundle.staging(target) as folder:
+            bundle.publish(folder, another(tiny_built, folder), target)
+        assert stream.read() == (tiny_built / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.usefixtures("_way")
+def test_publish_fills_an_empty_folder(tiny_built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundles" / "tiny-bert"
+    target.mkdir(parents=True)
+    with bundle.staging(target) as folder:
+        bundle.publish(folder, another(tiny_built, folder), target)
+    assert Manifest.read(target).model.revision == "another"
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+def test_exchange_leaves_no_moment_without_a_bundle(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "tiny-bert"))
+    with bundle.staging(target) as folder:
+        manifest = another(tiny_built, folder)
+        (tmp_path / "one").mkdir()
+        (tmp_path / "other").mkdir()
+        if not bundle._exchange(tmp_path / "one", tmp_path / "other"):
+            pytest.skip("this file system cannot exchange two folders")
+
+        def renamed(source: object, destination: object) -> None:
+            pytest.fail(f"{source} was renamed to {destination}: the target was missing for a moment")
+
+        monkeypatch.setattr(os, "rename", renamed)
+        monkeypatch.setattr(os, "replace", renamed)
+        assert bundle.publish(folder, manifest, target).model.revision == "another"
+
+
+def test_exchange_says_where_it_is_not_possible(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    assert not bundle._exchange(tmp_path / "one", tmp_path / "missing")
+    assert (tmp_path / "one").is_dir()
+
+
+def test_fallback_that_fails_half_way_puts_the_previous_bundle_back(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    before = snapshot(target)
+    rename = os.rename
+
+    def failing(source: Any, destination: Any) -> None:
+        if Path(source).name.startswith(".tiny-bert.staging-"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(destination))
+        rename(source, destination)
+
+    monkeypatch.setattr(bundle, "_exchange", cannot_exchange)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(BuildError), bundle.staging(target) as folder:
+        bundle.publish(folder, another(tiny_built, folder), target)
+    assert os.listdir(target.parent) == ["tiny-bert"]
+    assert snapshot(target) == before
+
+
+@pytest.mark.parametrize("name", ["left-over", "onnx/model.onnx_backup", ".work/scratch.onnx"])
+def test_file_that_the_manifest_does_not_list_is_refused(name: str, tiny_built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tiny-bert"
+
+    def with_file(folder: Path) -> Manifest:
+        manifest = another(tiny_built, folder)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+        return manifest
+
+    with (
+        pytest.raises(BuildError, match=f"{name} is in the staging folder but not in the manifest"),
+        bundle.staging(target) as folder,
+    ):
+        bundle.publish(folder, with_file(folder), target)
+    assert not list(tmp_path.iterdir())
+
+
+def test_manifest_that_the_runtime_would_refuse_is_not_published(tiny_bundle: Path) -> None:
+    before = snapshot(tiny_bundle)
+
+    def without_components(manifest: Manifest) -> Manifest:
+        return manifest.replace(model=manifest.model.replace(embedding_dim=0))
+
+    with pytest.raises(ManifestError, match="embedding_dim: is not between"), bundle.staging(tiny_bundle) as folder:
+        bundle.publish(folder, without_components(another(tiny_bundle, folder)), tiny_bundle)
+    assert snapshot(tiny_bundle) == before
+
+
+def make_file(target: Path) -> None:
+    target.write_text("a file")
+
+
+def make_link_to_a_bundle(target: Path) -> None:
+    (target.parent / "elsewhere").mkdir()
+    (target.parent / "elsewhere" / FILE_NAME).write_text("{}")
+    target.symlink_to(target.parent / "elsewhere", target_is_directory=True)
+
+
+def make_dangling_link(target: Path) -> None:
+    target.symlink_to(target.parent / "missing")
+
+
+def make_other_folder(target: Path) -> None:
+    (target / "holiday").mkdir(parents=True)
+    (target / "holiday" / "photo.jpg").write_bytes(b"precious")
+
+
+@pytest.mark.parametrize("make", [make_file, make_link_to_a_bundle, make_dangling_link, make_other_folder])
+def test_what_is_not_a_bundle_is_not_replaced(make: Callable[[Path], None], tiny_built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "tiny-bert"
+    make(target)
+    before = (snapshot(tmp_path), target.is_symlink())
+    with (
+        pytest.raises(BuildError, match=r"tiny-bert: is not a (folder|bundle).*--output"),
+        bundle.staging(target) as folder,
+    ):
+        bundle.publish(folder, another(tiny_built, folder), target)
+    assert (snapshot(tmp_path), target.is_symlink()) == before
+
+
+def inputs(root: Path) -> str:
+    return Manifest.read(root).inputs_sha256
+
+
+def test_untouched_bundle_is_current_for_its_own_inputs_only(tiny_built: Path, tmp_path: Path) -> None:
+    assert bundle.is_current(tiny_built, inputs(tiny_built))
+    assert not bundle.is_current(tiny_built, "0" * 64)
+    assert not bundle.is_current(tmp_path / "missing", inputs(tiny_built))
+
+
+def flip_a_bit(root: Path) -> None:
+    path = root / "onnx" / "model.onnx_data"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    status = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def truncate(root: Path) -> None:
+    path = root / "torchscript" / "model.pt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(root: Path) -> None:
+    (root / "1_Pooling" / "config.json").unlink()
+
+
+def replace_by_a_link(root: Path) -> None:
+    (root / "tokenizer.json").rename(root.parent / "tokenizer.json")
+    (root / "tokenizer.json").symlink_to(root.parent / "tokenizer.json")
+
+
+def replace_by_a_folder(root: Path) -> None:
+    (root / "tokenizer.json").unlink()
+    (root / "tokenizer.json").mkdir()
+
+
+def remove_manifest(root: Path) -> None:
+    (root / FILE_NAME).unlink()
+
+
+def cut_manifest(root: Path) -> None:
+    (root / FILE_NAME).write_bytes((root / FILE_NAME).read_bytes()[:100])
+
+
+def replace_manifest_by_a_folder(root: Path) -> None:
+    remove_manifest(root)
+    (root / FILE_NAME).mkdir()
+
+
+def newer_manifest(root: Path) -> None:
+    edit_manifest(root, lambda document: document.update(format_version="2.0"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(flip_a_bit, truncate, remove, replace_by_a_link, replace_by_a_folder),
+        *(remove_manifest, cut_manifest, replace_manifest_by_a_folder, newer_manifest),
+    ],
+)
+def test_damaged_bundle_is_not_current(damage: Callable[[Path], None], tiny_bundle: Path) -> None:
+    expected = inputs(tiny_bundle)
+    assert bundle.is_current(tiny_bundle, expected)  # and remembered as verified
+    damage(tiny_bundle)
+    assert not bundle.is_current(tiny_bundle, expected)
+
+
+def test_staging_of_a_killed_build_is_collected_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+    import subprocess
+
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    stale = tmp_path / f".model.staging-{ended.pid}-abc"
+    running = tmp_path / f".model.staging-{os.getpid()}-abc"
+    for folder in (stale, running):
+        folder.mkdir()
+        (folder / "part").write_bytes(b"x")
+    with bundle.staging(tmp_path / "model"):
+        assert not stale.exists()
+        assert running.exists()

@@ -1,0 +1,179 @@
+"""The fp32 ONNX artifact: its graph, its files, and who else can load it."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from firstvec.errors import ExportError
+from firstvec_build.quality import evaluation_sentences
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Any:
+    from firstvec_build import reference, source
+
+    return reference.load(source.resolve(str(tiny_model)))
+
+
+@pytest.fixture(scope="module")
+def graphs(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with each step's graph: exported.onnx, fused.onnx, optimised.onnx."""
+    from firstvec_build import onnx_export
+
+    folder = tmp_path_factory.mktemp("graphs")
+    onnx_export.export(model, folder / "exported.onnx")
+    onnx_export.fuse(folder / "exported.onnx", model, folder / "fused.onnx")
+    onnx_export.optimise(folder / "fused.onnx", folder / "optimised.onnx")
+    return folder
+
+
+def axes(values: Any) -> dict[str, list[str | int]]:
+    """Name → the names of dynamic axes and the sizes of the others."""
+    return {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
+def session(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def random_inputs(shape: tuple[int, int]) -> dict[str, np.ndarray[Any, Any]]:
+    ids = np.random.default_rng(shape[1]).integers(5, 400, shape)
+    mask = np.ones_like(ids)
+    mask[0, shape[1] // 2 + 1 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("step", ["exported", "fused", "optimised"])
+def test_graph_takes_ids_and_mask_and_gives_the_embedding(graphs: Path, step: str) -> None:
+    graph = onnx.load(str(graphs / f"{step}.onnx"), load_external_data=False).graph
+    inputs, outputs = axes(graph.input), axes(graph.output)
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert {value.type.tensor_type.elem_type for value in graph.input} == {onnx.TensorProto.INT64}
+    for dynamic in inputs.values():
+        assert [type(axis) for axis in dynamic] == [str, str]
+    assert set(outputs) == {"sentence_embedding", "last_hidden_state"}
+    batch = inputs["input_ids"][0]
+    assert outputs["sentence_embedding"][0] == batch
+    assert outputs["last_hidden_state"][:2] == inputs["input_ids"]
+
+
+def test_exported_graph_passes_the_checker(graphs: Path) -> None:
+    onnx.checker.check_model(str(graphs / "exported.onnx"), full_check=True)
+    exported = onnx.load(str(graphs / "exported.onnx"))
+    assert [(item.domain, item.version) for item in exported.opset_import] == [("", 17)]
+
+
+def test_exported_graph_holds_no_trace_of_the_building_machine(graphs: Path) -> None:
+    for step in ("exported", "optimised"):
+        data = (graphs / f"{step}.onnx").read_bytes()
+        for trace in ("site-packages", str(graphs), str(REPOSITORY)):
+            assert trace.encode() not in data
+
+
+def test_transformer_operators_are_fused(graphs: Path, bundle: Path) -> None:
+    # Two layers: one Attention each, a normalisation behind attention and feed-forward each.
+    for path, layers in ((graphs / "optimised.onnx", 2), (bundle / "onnx" / "model.onnx", 6)):
+        counts = Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+        assert counts["Attention"] == layers
+        assert counts["SkipLayerNormalization"] == 2 * layers
+        assert counts["EmbedLayerNormalization"] == 1
+        assert counts["Softmax"] == 0
+
+
+def test_weights_lie_in_a_file_of_their_own(graphs: Path, bundle: Path) -> None:
+    for path in (graphs / "optimised.onnx", bundle / "onnx" / "model.onnx"):
+        assert path.stat().st_size < 200_000
+        graph = onnx.load(str(path), load_external_data=False).graph
+        for tensor in graph.initializer:
+            if tensor.data_location != onnx.TensorProto.EXTERNAL:
+                assert tensor.ByteSize() < 1200
+                continue
+            entries = {entry.key: entry.value for entry in tensor.external_data}
+            assert entries["location"] == f"{path.name}_data"  # beside the graph, wherever the bundle lies
+            end = int(entries["offset"]) + int(entries["length"])
+            assert end <= path.with_name(f"{path.name}_data").stat().st_size
+        assert sum(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer) > 10
+
+
+@pytest.mark.parametrize("step", ["exported", "fused", "optimised"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 128), (7, 5)])
+def test_every_step_gives_the_reference_vectors(model: Any, graphs: Path, step: str, shape: tuple[int, int]) -> None:
+    import torch
+
+    feeds = random_inputs(shape)
+    with torch.inference_mode():
+        expected = model({name: torch.from_numpy(array) for name, array in feeds.items()})
+    embedding, hidden = session(graphs / f"{step}.onnx").run(["sentence_embedding", "last_hidden_state"], feeds)
+    assert np.abs(embedding - expected["sentence_embedding"].numpy()).max() <= 1e-5
+    assert hidden.shape == (*shape, 32)
+    real = feeds["attention_mask"].astype(bool)  # what stands at padding is nobody's business
+    assert np.abs(hidden - expected["token_embeddings"].numpy())[real].max() <= 1e-4
+
+
+def test_sentence_transformers_loads_the_real_bundle(bundle: Path, sentence_transformer: Any) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(
+        str(bundle), backend="onnx", device="cpu", model_kwargs={"file_name": "onnx/model.onnx"}
+    )
+    sentences = evaluation_sentences()[::4]
+    assert np.abs(model.encode(sentences) - sentence_transformer.encode(sentences)).max() <= 1e-5
+
+
+def test_graph_that_onnxruntime_cannot_load_is_an_export_error(tmp_path: Path) -> None:
+    from firstvec_build import onnx_export
+
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ExportError, match=r"ONNX: onnxruntime cannot optimise broken\.onnx"):
+        onnx_export.optimise(tmp_path / "broken.onnx", tmp_path / "out.onnx")
+
+
+# onnxruntime's optimizer leaves its scratch folder to the garbage collector when it fails.
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning")
+def test_graph_that_cannot_be_fused_is_an_export_error(model: Any, tmp_path: Path) -> None:
+    from firstvec_build import onnx_export
+
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ExportError, match="ONNX: the graph cannot be fused"):
+        onnx_export.fuse(tmp_path / "broken.onnx", model, tmp_path / "out.onnx")
+    gc.collect()
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_model_that_optimum_cannot_export_is_an_export_error(model: Any, tmp_path: Path) -> None:
+    import torch
+
+    from firstvec_build import onnx_export
+
+    class Bessel(torch.nn.Module):
+        """An operator that ONNX does not have."""
+
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            return features | {"sentence_embedding": torch.special.i0(features["sentence_embedding"])}
+
+    unknown = copy.deepcopy(model)
+    unknown.append(Bessel())
+    with pytest.raises(ExportError, match="ONNX: optimum cannot export the model"):
+        onnx_export.export(unknown, tmp_path / "out" / "exported.onnx")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_copied_graph_finds_its_weights(graphs: Path, tmp_path: Path) -> None:
+    from firstvec_build import onnx_export
+
+    onnx_export.copy(graphs / "optimised.onnx", tmp_path / "moved" / "optimised.onnx")
+    feeds = random_inputs((2, 9))
+    moved, original = (session(folder / "optimised.onnx").run(None, feeds) for folder in (tmp_path / "moved", graphs))
+    assert all(np.array_equal(one, other) for one, other in zip(moved, original, strict=True))

@@ -1,0 +1,358 @@
+"""The whole build: what is built, when it is built again, and what a failed build leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstvec import OptimizedEmbeddingLoader, ResourceProfile
+from firstvec.errors import BuildError, ExportError, InputError, QualityError
+from firstvec.manifest import Artifact, Manifest
+from firstvec_build import pipeline
+from firstvec_build.pipeline import ARTIFACT_IDS, BuildResult, build
+from firstvec_build.quality import Thresholds
+from tests.conftest import REPOSITORY, Fresh
+
+# Random weights quantise as they like: only fp32 is held to its threshold, as in tests.tiny.
+ANY_INT8 = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
+QUICK = ("onnx-fp32",)
+HERE = f"onnx-int8-{[*ResourceProfile.detect().isa, 'avx2'][0]}"
+"""An INT8 artifact that this machine can run."""
+
+
+@pytest.fixture(scope="module")
+def quick_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's bundle with `QUICK` only. Do not change it."""
+    output = tmp_path_factory.mktemp("quick")
+    return Path(build(str(tiny_model), output, only=QUICK, thresholds=ANY_INT8).manifest.root)
+
+
+@pytest.fixture
+def output(quick_built: Path, tmp_path: Path) -> Path:
+    """A folder of bundles that holds a copy of `quick_built`, to build into."""
+    shutil.copytree(quick_built, tmp_path / "bundles" / quick_built.name)
+    return tmp_path / "bundles"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("5\tone two\tone two three\n3\tred\tgreen blue\n1\thow are you\tquantum field theory\n", "utf-8")
+    return path
+
+
+def build_quick(model: Path, output: Path, **options: Any) -> BuildResult:
+    return build(str(model), output, **{"only": QUICK, "thresholds": ANY_INT8, **options})
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below ``folder``, hidden ones included, and its content."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def identities(folder: Path) -> dict[str, tuple[int, int, int]]:
+    found = {path: path.stat() for path in [folder, *folder.rglob("*")]}
+    return {str(path): (status.st_ino, status.st_mtime_ns, status.st_ctime_ns) for path, status in found.items()}
+
+
+def test_bundle_holds_every_artifact_and_nothing_else(tiny_built: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    assert tuple(artifact.id for artifact in manifest.artifacts) == ARTIFACT_IDS
+    assert set(snapshot(tiny_built)) == {"firstvec.json", *(file.path for file in manifest.files())}
+    assert manifest.model.name == "tiny-bert"
+    assert manifest.model.source == "folder"
+    assert str(REPOSITORY) not in (tiny_built / "firstvec.json").read_text("utf-8")
+    for artifact in manifest.artifacts:
+        emulated = artifact.isa is not None and artifact.isa not in ResourceProfile.detect().isa
+        assert ("stand-in" in artifact.quality.measured_with) == emulated
+
+
+def test_unchanged_inputs_leave_every_file_as_it_is(tiny_model: Path, output: Path) -> None:
+    before = identities(output / "tiny-bert")
+    stages: list[str] = []
+    result = build_quick(tiny_model, output, progress=lambda what, *_: stages.append(what))
+    assert not result.rebuilt
+    assert result.manifest == Manifest.read(output / "tiny-bert")
+    assert identities(output / "tiny-bert") == before
+    assert stages == ["fetching the model"]
+
+
+def test_force_builds_the_same_bundle_again(tiny_model: Path, output: Path) -> None:
+    before, content = identities(output / "tiny-bert"), snapshot(output)
+    assert build_quick(tiny_model, output, force=True).rebuilt
+    assert snapshot(output) == content
+    assert not {inode for inode, *_ in before.values()} & {
+        inode for inode, *_ in identities(output / "tiny-bert").values()
+    }
+
+
+def test_damaged_bundle_is_built_again(tiny_model: Path, output: Path) -> None:
+    content = snapshot(output)
+    (output / "tiny-bert" / "onnx" / "model.onnx_data").write_bytes(b"damaged")
+    assert build_quick(tiny_model, output).rebuilt
+    assert snapshot(output) == content
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"only": (*QUICK, HERE)},
+        {"thresholds": Thresholds(fp32_max_abs_diff=2e-5)},
+    ],
+    ids=["only", "thresholds"],
+)
+def test_other_options_build_again(options: dict[str, Any], tiny_model: Path, output: Path) -> None:
+    result = build_quick(tiny_model, output, **options)
+    assert result.rebuilt
+    assert [artifact.id for artifact in result.manifest.artifacts] == list(options.get("only", QUICK))
+    assert not build_quick(tiny_model, output, **options).rebuilt
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"])
+def test_another_model_of_the_same_name_is_not_current(name: str, tiny_model: Path, output: Path) -> None:
+    copy = Path(shutil.copytree(tiny_model, output.parent / "changed" / "tiny-bert"))
+    assert not build_quick(copy, output).rebuilt  # the folder that it lies in does not matter
+    with (copy / name).open("ab") as stream:
+        stream.write(b" ")  # still valid, and another file
+    stages: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def progress(what: str, stage: int, _stages: int) -> None:
+        stages.append(what)
+        if stage:
+            raise Stop
+
+    with pytest.raises(Stop):
+        build_quick(copy, output, progress=progress)
+    assert stages == ["fetching the model", "importing the toolchain"]
+
+
+def test_changed_weights_of_a_later_module_are_built_again(tmp_path: Path, tiny_model: Path) -> None:
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        modules = list(SentenceTransformer(str(tiny_model), device="cpu"))
+        model = SentenceTransformer(modules=[*modules[:2], Dense(32, 16)], device="cpu")
+        model.save(str(tmp_path / f"{seed}" / "dense"), create_model_card=False)
+        result = build_quick(tmp_path / f"{seed}" / "dense", tmp_path / "bundles")
+        provider = OptimizedEmbeddingLoader(result.manifest.root, "lazy", device="cpu").get_provider()
+        results.append(result.rebuilt)
+        difference = provider.embed_query("some text") - model.encode("some text")
+    assert results == [True, True]
+    assert np.abs(difference).max() <= 1e-4
+
+
+BUILD = """
+import os, sys
+folder, model, output = sys.argv[1:]
+os.chdir(folder)
+from firstvec_build.pipeline import build
+from firstvec_build.quality import Thresholds
+thresholds = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
+assert build(model, output, thresholds=thresholds).rebuilt
+"""
+
+
+def test_builds_elsewhere_give_the_same_bytes(tiny_model: Path, tiny_built: Path, fresh: Fresh, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    shutil.copytree(tiny_model, elsewhere / "tiny-bert")
+    fresh(BUILD, tmp_path, tiny_model, tmp_path / "one", PYTHONHASHSEED="1", TZ="UTC")
+    fresh(BUILD, elsewhere, "tiny-bert", "two", PYTHONHASHSEED="271828", TZ="Asia/Tokyo", HOME=str(elsewhere))
+
+    one, two = snapshot(tmp_path / "one" / "tiny-bert"), snapshot(elsewhere / "two" / "tiny-bert")
+    here = snapshot(tiny_built)
+    assert one.keys() == two.keys() == here.keys()
+    assert [name for name in here if not one[name] == two[name] == here[name]] == []
+
+
+def test_missed_threshold_leaves_the_previous_bundle(tiny_model: Path, output: Path) -> None:
+    before = snapshot(output)
+    with pytest.raises(QualityError, match=f"{HERE}: cosine_mean is 0.99.*must be at least 1") as caught:
+        build_quick(tiny_model, output, only=[*QUICK, HERE], thresholds=Thresholds(int8_cosine_mean=1.0))
+    assert 0.97 < caught.value.value < 1
+    assert snapshot(output) == before
+    assert sorted(os.listdir(output)) == ["tiny-bert"]
+    assert OptimizedEmbeddingLoader(str(output / "tiny-bert")).get_provider().embed_query("text").shape == (32,)
+
+
+def test_missed_threshold_of_full_precision_stops_the_build(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(QualityError, match=r"onnx-fp32: max_abs_diff is .*, must be at most 0"):
+        build_quick(tiny_model, tmp_path / "bundles", thresholds=Thresholds(fp32_max_abs_diff=0.0))
+    assert not list((tmp_path / "bundles").iterdir())
+
+
+@pytest.mark.parametrize("error", [ExportError("made to fail"), MemoryError(), KeyboardInterrupt()])
+def test_failure_in_the_middle_leaves_no_trace(
+    error: BaseException, tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstvec_build.workbench import Workbench
+
+    before = snapshot(output)
+    succeed = Workbench.build
+    staged: list[str] = []
+
+    def fail_at_the_second(self: Workbench, artifact_id: str) -> Artifact:
+        if artifact_id == QUICK[0]:
+            return succeed(self, artifact_id)
+        staged.extend(os.listdir(output))
+        raise error
+
+    monkeypatch.setattr(Workbench, "build", fail_at_the_second)
+    with pytest.raises(type(error)):
+        build_quick(tiny_model, output, only=[*QUICK, HERE])
+    assert len(staged) == 2  # the previous bundle and the staging folder
+    assert os.listdir(output) == ["tiny-bert"]
+    assert snapshot(output) == before
+
+
+def test_only_builds_what_is_asked_for_in_the_usual_order(tiny_model: Path, tmp_path: Path) -> None:
+    manifest = build_quick(tiny_model, tmp_path, only=[HERE, "onnx-fp32", HERE]).manifest
+    assert [artifact.id for artifact in manifest.artifacts] == ["onnx-fp32", HERE]
+    assert sorted(os.listdir(tmp_path / "tiny-bert" / "onnx")) == sorted(
+        Path(file.path).name for artifact in manifest.artifacts for file in artifact.files
+    )
+    assert not (tmp_path / "tiny-bert" / "torchscript").exists()
+
+
+@pytest.mark.parametrize("artifact_id", ["onnx-int4", "", "ONNX-FP32"])
+def test_unknown_artifact_is_refused_before_any_work(artifact_id: str, tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"unknown artifact '{artifact_id}': use one of torchscript-fp32, onnx-fp32"):
+        build(str(tiny_model), tmp_path / "bundles", only=["onnx-fp32", artifact_id])
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_unwritable_output_is_refused_before_any_work(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    stages: list[str] = []
+    with pytest.raises(BuildError, match="cannot be written; choose another folder with --output"):
+        build_quick(tiny_model, tmp_path / "file" / "bundles", progress=lambda what, *_: stages.append(what))
+    assert stages == []
+
+
+def test_model_folder_is_never_replaced_by_its_bundle(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "tiny-bert"))
+    before = snapshot(tmp_path)
+    with pytest.raises(BuildError, match="tiny-bert: is not a bundle, so it is not replaced"):
+        build_quick(model, tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_progress_counts_up_to_the_number_of_stages(tiny_model: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    build_quick(tiny_model, tmp_path, only=[*QUICK, HERE], progress=lambda *call: calls.append(call))
+    assert [stage for _, stage, _ in calls] == list(range(6))
+    assert {stages for *_, stages in calls} == {6}
+    assert [what for what, *_ in calls][3:5] == ["building onnx-fp32", f"building {HERE}"]
+
+
+def test_labelled_set_gives_each_artifact_its_spearman(tiny_model: Path, output: Path, pairs: Path) -> None:
+    assert all(artifact.quality.spearman is None for artifact in Manifest.read(output / "tiny-bert").artifacts)
+    result = build_quick(tiny_model, output, sts=pairs, only=(*QUICK, HERE))
+    assert result.rebuilt
+    assert not build_quick(tiny_model, output, sts=pairs, only=(*QUICK, HERE)).rebuilt
+    for artifact in Manifest.read(result.manifest.root).artifacts:
+        assert artifact.quality.spearman is not None
+        assert -100 <= artifact.quality.spearman <= 100
+
+
+def test_unreadable_labelled_set_stops_before_the_toolchain_is_imported(tiny_model: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    with pytest.raises(BuildError, match=r"missing\.tsv: cannot be read"):
+        build_quick(
+            tiny_model,
+            tmp_path / "bundles",
+            sts=tmp_path / "missing.tsv",
+            progress=lambda what, *_: stages.append(what),
+        )
+    assert stages == ["fetching the model"]
+
+
+def test_changed_tools_build_again(tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = pipeline._tool_versions()
+    assert versions["onnxruntime"] == ResourceProfile.detect().engine_version("onnxruntime")
+    assert versions == Manifest.read(output / "tiny-bert").built_with
+
+    class Stop(Exception):
+        pass
+
+    def progress(_what: str, stage: int, _stages: int) -> None:
+        if stage:
+            raise Stop
+
+    monkeypatch.setattr(pipeline, "_tool_versions", lambda: versions | {"onnxruntime": "99"})
+    with pytest.raises(Stop):
+        build_quick(tiny_model, output, progress=progress)
+
+
+def test_command_builds_where_the_runtime_looks_and_prints_json(
+    tiny_model: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    home = {"FIRSTVEC_HOME": str(tmp_path / "home"), "FIRSTVEC_ARTIFACTS": ""}
+    done = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--json", **home)
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert set(result) == {"path", "model", "rebuilt", "seconds", "artifacts"}
+    assert result["path"] == str(tmp_path / "home" / "bundles" / "tiny-bert")
+    assert (result["model"], result["rebuilt"]) == ("tiny-bert", True)
+    assert [artifact["id"] for artifact in result["artifacts"]] == ["onnx-fp32", HERE]
+    for artifact in result["artifacts"]:
+        assert artifact["size"] == sum(file["size"] for file in artifact["files"])
+        assert artifact["quality"]["cosine_min"] > 0.9
+        assert 0 < artifact["load_ms"] < artifact["first_vector_ms"]
+
+    encoded = firstvec("encode", "--model", "tiny-bert", "some text", **home)
+    assert len(json.loads(encoded.stdout)["vectors"][0]) == 32
+
+    again = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--json", **home)
+    assert json.loads(again.stdout)["rebuilt"] is False
+    quiet = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--quiet", **home)
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    table = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, **home)
+    assert "Nothing changed" in table.stdout
+    assert "fp32" in table.stdout
+    assert "int8" in table.stdout
+
+
+def test_quiet_command_builds_and_prints_nothing(tiny_model: Path, firstvec: Fresh, tmp_path: Path) -> None:
+    done = firstvec("build", tiny_model, "--output", tmp_path, "--only", "onnx-fp32", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert Manifest.read(tmp_path / "tiny-bert").model.name == "tiny-bert"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}/no-such-model"], "no-such-model: there is no such folder"),
+        (["{model}", "--output", "{tmp}/file/bundles"], "cannot be written; choose another folder with --output"),
+        (["{model}", "--only", "onnx-int4"], "unknown artifact 'onnx-int4'"),
+        (["{model}", "--sha256", "0" * 64], "the weights are not the pinned ones"),
+        (["{model}", "--sts", "{tmp}/missing.tsv"], "missing.tsv: cannot be read"),
+        (["{model}", "--only", HERE, "--min-cosine", "1.0"], f"{HERE}: cosine_min is 0.9"),
+    ],
+    ids=["folder", "output", "only", "sha256", "sts", "threshold"],
+)
+def test_command_ends_with_one_message(
+    arguments: list[str], message: str, tiny_model: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    done = firstvec("build", *(argument.format(tmp=tmp_path, model=tiny_model) for argument in arguments))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "error: " in done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "home").glob("**/tiny-bert"))

@@ -1,0 +1,262 @@
+"""What is measured on an artifact, and the thresholds it is held to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.errors import BuildError, QualityError
+from firstvec.manifest import Manifest, Quality
+from firstvec.provider import EmbeddingProvider
+from firstvec_build.quality import (
+    Thresholds,
+    cosine,
+    evaluation_sentences,
+    measure,
+    neighbour_overlap,
+    read_labelled_pairs,
+    spearman,
+)
+
+THRESHOLDS = Thresholds(fp32_max_abs_diff=0.001, int8_cosine_mean=0.98, int8_cosine_min=0.9, int8_neighbour_overlap=0.8)
+PERFECT = Quality(
+    cosine_mean=1.0,
+    cosine_min=1.0,
+    max_abs_diff=0.0,
+    neighbour_overlap=1.0,
+    batch_cosine_min=1.0,
+    sentences=3,
+    measured_with="by hand",
+)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small labelled set."""
+    path = tmp_path_factory.mktemp("labelled") / "pairs.tsv"
+    pairs = [
+        ("5.0", "A man is playing a guitar.", "A man plays the guitar."),
+        ("4.2", "The cat sleeps on the sofa.", "A cat is lying on the couch."),
+        ("2.6", "She is cooking dinner.", "She is eating dinner."),
+        ("1.0", "The stock market fell on Monday.", "It rained on Monday."),
+        ("0.0", "Two dogs run in the snow.", "The parliament passed the law."),
+    ]
+    path.write_text("".join("\t".join(pair) + "\n" for pair in pairs), "utf-8")
+    return path
+
+
+def full_precision(root: Path) -> EmbeddingProvider:
+    provider = OptimizedEmbeddingLoader(str(root), "lazy", device="cpu").get_provider()
+    assert provider.artifact.precision == "fp32"
+    return provider
+
+
+@pytest.mark.parametrize(
+    ("precision", "metric", "passes", "fails"),
+    [
+        ("fp32", "max_abs_diff", 0.001, 0.0011),
+        ("int8", "cosine_mean", 0.98, 0.9799),
+        ("int8", "cosine_min", 0.9, 0.8999),
+        ("int8", "neighbour_overlap", 0.8, 0.7999),
+    ],
+)
+def test_each_metric_is_held_to_its_threshold(precision: str, metric: str, passes: float, fails: float) -> None:
+    THRESHOLDS.check("some-artifact", precision, PERFECT.replace(**{metric: passes}))
+    for value in (fails, math.nan):
+        with pytest.raises(QualityError, match=f"some-artifact: {metric} is .*, must be at (most|least)") as caught:
+            THRESHOLDS.check("some-artifact", precision, PERFECT.replace(**{metric: value}))
+        assert caught.value.metric == metric
+        assert caught.value.value is value
+        assert caught.value.threshold == passes
+
+
+def test_precisions_are_held_to_their_own_thresholds_only() -> None:
+    THRESHOLDS.check("int8", "int8", PERFECT.replace(max_abs_diff=0.5))
+    with pytest.raises(QualityError, match=r"cosine_mean is 0, must be at least 0\.98"):
+        THRESHOLDS.check("int8", "int8", PERFECT.replace(cosine_mean=0.0, cosine_min=0.0, max_abs_diff=0.0))
+
+
+def test_cosine_of_rows_by_hand() -> None:
+    a = np.array([[3, 4], [1, 0], [1, 1], [2, 0], [0, 0]], np.float32)
+    b = np.array([[4, 3], [0, 5], [-1, -1], [7, 0], [1, 0]], np.float32)
+    assert cosine(a, b) == pytest.approx([24 / 25, 0, -1, 1, 0], abs=1e-15)
+    assert cosine(a, b).dtype == np.float64
+
+
+def test_cosine_never_leaves_its_range() -> None:
+    rows = np.random.default_rng(0).normal(size=(500, 384)).astype(np.float32)
+    found = cosine(rows, rows * np.float32(1.1))
+    assert found.max() <= 1.0
+    assert found.min() > 1 - 1e-9
+
+
+def test_neighbour_overlap_by_hand() -> None:
+    angles = np.deg2rad([0, 10, 30, 90, 100])
+    reference = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert neighbour_overlap(reference, reference, 2) == 1.0
+    assert neighbour_overlap(reference * 7, reference, 2) == 1.0  # the direction counts, not the length
+
+    # Nearest two in the reference: {1,2} {0,2} {1,0} {4,2} {3,2}. The row at 30° moves to 200°, and they become
+    # {1,3} {0,3} {4,3} {4,1} {3,1}: shares of 1/2, 1/2, 0, 1/2 and 1/2.
+    angles[2] = np.deg2rad(200)
+    moved = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert neighbour_overlap(moved, reference, 2) == pytest.approx((0.5 + 0.5 + 0 + 0.5 + 0.5) / 5)
+
+
+def test_neighbour_overlap_of_few_rows_takes_all_others() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    assert neighbour_overlap(rows, -rows, 10) == 1.0
+
+
+def test_evaluation_sentences_cover_what_texts_are_like(bundle: Path) -> None:
+    sentences = evaluation_sentences()
+    tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    tokenizer.no_truncation()
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(sentences)]
+    assert len(sentences) == len(set(sentences)) == 320
+    assert sentences.count("") == 1
+    assert sum(length > 256 for length in lengths) >= 3  # truncation
+    assert sum(length < 16 for length in lengths) >= 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "belongs"),
+    [
+        ("CJK", lambda text: any("\u4e00" <= character <= "\u9fff" for character in text)),
+        ("emoji", lambda text: any("\U0001f300" <= character <= "\U0001faff" for character in text)),
+        ("code", lambda text: any(mark in text for mark in ("def ", "SELECT ", "return ", "();", "{\n"))),
+        ("accents", lambda text: any(character in text for character in "éüñçø")),
+    ],
+)
+def test_evaluation_sentences_hold(kind: str, belongs: Callable[[str], bool]) -> None:
+    assert sum(map(belongs, evaluation_sentences())) >= 3, kind
+
+
+def test_labelled_pairs_are_read_in_both_layouts(tmp_path: Path) -> None:
+    rows = [("4.5", "one", "two"), ("0", "three", "vier für fünf"), ("3.25", 'with "quotes', "a, b")]
+    (tmp_path / "plain.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "sts.csv").write_text(
+        "\n".join("\t".join(["main-news", "MSRpar", "2012", "0001", *row, "source", "other"]) for row in rows), "utf-8"
+    )
+    (tmp_path / "sts-without-sources.csv").write_text(
+        "\r\n".join("\t".join(["main-news", "MSRpar", "2012", "0001", *row]) for row in rows), "utf-8"
+    )
+    expected = (["one", "three", 'with "quotes'], ["two", "vier für fünf", "a, b"], [4.5, 0.0, 3.25])
+    for name in ("plain.tsv", "sts.csv", "sts-without-sources.csv"):
+        assert read_labelled_pairs(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("separator", ["\x85", "\u2028", "\x0b", "\x1c"])
+def test_only_newlines_end_a_labelled_pair(separator: str, tmp_path: Path) -> None:
+    # All of these are line ends to str.splitlines(); texts from the web hold them.
+    path = tmp_path / "pairs.tsv"
+    path.write_text(f"1\ta{separator}b\tc\n2\td\te\n3\tf\tg\n", "utf-8")
+    assert read_labelled_pairs(path)[0] == [f"a{separator}b", "d", "f"]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("one\ttwo", "found 2"),
+        ("1.0, one, two", "found 1"),
+        ("", "found 1"),
+        ("1.0\tone\ttwo\tthree", "found 4"),
+        ("high\tone\ttwo", "three tab-separated columns"),
+        # No rank, so no correlation: the manifest would hold a NaN, which is not JSON.
+        ("nan\tone\ttwo", "pairs.tsv:3"),
+    ],
+)
+def test_wrong_columns_are_reported_with_file_and_line(line: str, found: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text(f"1.0\tone\ttwo\n2.0\tthree\tfour\n{line}\n3.0\tfive\tsix\n", "utf-8")
+    with pytest.raises(BuildError) as caught:
+        read_labelled_pairs(path)
+    assert f"{path}:3: " in str(caught.value)
+    assert found in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_too_few_labelled_pairs_are_refused(count: int, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    path.write_text("1.0\tone\ttwo\n" * count, "utf-8")
+    with pytest.raises(BuildError, match=rf"pairs\.tsv: holds {count} labelled pairs, at least 3"):
+        read_labelled_pairs(path)
+
+
+def test_equal_labels_are_refused(tmp_path: Path) -> None:
+    # Nothing correlates with a constant: the result would be no number, which no manifest can hold.
+    path = tmp_path / "pairs.tsv"
+    path.write_text("1.0\tone\ttwo\n1.0\tthree\tfour\n1.0\tfive\tsix\n", "utf-8")
+    with pytest.raises(BuildError, match=r"pairs\.tsv"):
+        read_labelled_pairs(path)
+
+
+@pytest.mark.parametrize("content", [None, b"1.0\tcaf\xe9\tcoffee\n"])
+def test_unreadable_labelled_set_is_refused(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.tsv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BuildError, match=r"pairs\.tsv: cannot be read"):
+        read_labelled_pairs(path)
+
+
+def test_spearman_is_that_of_sentence_transformers(bundle: Path, sentence_transformer: Any, labelled: Path) -> None:
+    from scipy.stats import spearmanr
+
+    first, second, scores = read_labelled_pairs(labelled)
+    one, two = sentence_transformer.encode(first), sentence_transformer.encode(second)
+    expected = 100 * spearmanr((one * two).sum(axis=1), scores).statistic
+    found = spearman(full_precision(bundle), (first, second, scores))
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert 50 < found <= 100
+
+
+def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -> None:
+    provider = full_precision(tiny_built)
+    sentences = evaluation_sentences()[:40]
+    exact = provider.encode(sentences)
+    reference = exact.copy()
+    reference[3] = exact[4]  # one sentence went wrong
+    found = measure(provider, sentences, reference, "a test", read_labelled_pairs(labelled))
+
+    similarity = float((exact[3] * exact[4]).sum())
+    assert found.cosine_min == pytest.approx(similarity, abs=2e-6)
+    assert found.cosine_mean == pytest.approx((39 + similarity) / 40, abs=2e-6)
+    assert found.max_abs_diff == pytest.approx(float(np.abs(exact[3] - exact[4]).max()), rel=0.06)
+    assert 0 < found.neighbour_overlap < 1
+    assert found.batch_cosine_min >= 1 - 1e-6
+    assert (found.sentences, found.measured_with) == (40, "a test")
+    assert found.spearman == pytest.approx(spearman(provider, read_labelled_pairs(labelled)), abs=1e-6)
+
+
+def test_difference_is_relative_to_the_length_of_the_reference(tiny_built: Path) -> None:
+    provider = full_precision(tiny_built)
+    sentences = evaluation_sentences()[:12]
+    found = measure(provider, sentences, 2 * provider.encode(sentences), "a test")
+    largest = float(np.abs(provider.encode(sentences)).max())
+    assert found.max_abs_diff == pytest.approx(largest / 2, rel=0.06)
+    assert found.cosine_min == 1.0
+    assert found.spearman is None
+
+
+def test_real_bundle_states_what_it_reached(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "fp32", "int8", "int8", "int8"]
+    for artifact in manifest.artifacts:
+        Thresholds().check(artifact.id, artifact.precision, artifact.quality)
+        assert artifact.quality.sentences == 320
+        if artifact.precision == "fp32":
+            assert artifact.quality.max_abs_diff <= 1e-5
+            assert artifact.quality.batch_cosine_min >= 0.999999
+    stated = json.loads((bundle / "firstvec.json").read_bytes())["artifacts"]
+    figures = [value for item in stated for value in item["quality"].values() if isinstance(value, float)]
+    assert len(figures) >= 5 * 5
+    assert all(map(math.isfinite, figures))

