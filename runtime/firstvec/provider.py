@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import threading
 
-from firstvec.errors import ClosedError, IncompatibleArtifact, InputError, MissingDependency
+from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
 from firstvec.strategy import OUTPUTS
 from firstvec.tokenizer import check_texts
+from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    import numpy as np
     import numpy.typing as npt
 
     from firstvec.manifest import Artifact, Manifest
@@ -178,14 +178,14 @@ class EmbeddingProvider:
         wanted = self._wanted(output)
         view = self._encode_many(rows, batch_size, bool(show_progress_bar))
         if convert_to_tensor or not convert_to_numpy:
-            vectors = _tensors(self._changed(view, truncate_dim, normalize_embeddings, precision), convert_to_tensor)
+            vectors = as_tensors(self._changed(view, truncate_dim, normalize_embeddings, precision), convert_to_tensor)
             return vectors[0] if single else vectors
         if wanted == "numpy" or truncate_dim is not None or normalize_embeddings or precision != "float32":
             array = self._changed(view, truncate_dim, normalize_embeddings, precision)
             if wanted == "numpy":
                 return array[0] if single else array
             view = memoryview(array)  # type: ignore[arg-type]
-        return _row(view, wanted) if single else _rows(view, wanted)
+        return as_row(view, wanted) if single else as_rows(view, wanted)
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
         """Return each text's number of tokens, special tokens included, after truncation.
@@ -223,8 +223,8 @@ class EmbeddingProvider:
         check_texts([text])
         view = self._run(self._tokenizer.encode([(self._named_prompt(prompts) or "") + text]))
         if wanted == "numpy":
-            return _array(view)[0]
-        return _row(view, wanted)
+            return as_array(view)[0]
+        return as_row(view, wanted)
 
     def _encode_many(self, texts: Sequence[str], batch_size: int, progress: bool) -> memoryview[float]:
         """The vectors in the order of the texts, (N, D)."""
@@ -252,7 +252,7 @@ class EmbeddingProvider:
     def _changed(
         self, view: memoryview[float], truncate_dim: int | None, normalize: bool, precision: str
     ) -> npt.NDArray[Any]:
-        vectors = _shape(_array(view), truncate_dim, normalize, self.embedding_dim)
+        vectors = shorten(as_array(view), truncate_dim, normalize, self.embedding_dim)
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
     def _run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
@@ -308,22 +308,6 @@ class EmbeddingProvider:
         return self._prompt(None, None)
 
 
-def _array(view: memoryview[float]) -> npt.NDArray[np.float32]:
-    import numpy
-
-    return numpy.asarray(view, dtype=numpy.float32)
-
-
-def _row(view: memoryview[float], output: str) -> Any:
-    """The only row of (1, D)."""
-    flat = view.cast("B").cast(view.format)  # type: ignore[call-overload]
-    return flat.tolist() if output == "list" else flat
-
-
-def _rows(view: memoryview[float], output: str) -> Any:
-    return view.tolist() if output == "list" else view
-
-
 def _listed(texts: Any) -> list[str]:
     if isinstance(texts, (str, bytes)):
         return [texts]  # type: ignore[list-item]
@@ -337,46 +321,6 @@ def _listed(texts: Any) -> list[str]:
 
 _keep_forever: list[Session] = []
 """Sessions inherited over a fork: their destructor would wait for threads that do not exist in the child."""
-
-
-def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[Any]:
-    """Reduce the precision of vectors, shape (N, D), with the formulas of sentence-transformers' function."""
-    import numpy
-
-    if precision in ("binary", "ubinary"):
-        bits = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
-        return bits if precision == "ubinary" else (bits.astype(numpy.int16) - 128).astype(numpy.int8)
-    low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
-    step = (high - low) / 255
-    steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
-    quantised: npt.NDArray[Any] = (
-        steps.astype(numpy.uint8) if precision == "uint8" else (steps - 128).astype(numpy.int8)
-    )
-    return quantised
-
-
-def _shape(
-    vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool, dim: int
-) -> npt.NDArray[np.float32]:
-    import numpy
-
-    if truncate_dim is not None:
-        if type(truncate_dim) is not int or not 1 <= truncate_dim <= dim:
-            raise InputError(f"truncate_dim {truncate_dim!r} is not between 1 and {dim}")
-        vectors = vectors[:, :truncate_dim]
-    if normalize:
-        norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = vectors / numpy.maximum(norms, 1e-12)
-    return vectors
-
-
-def _tensors(vectors: npt.NDArray[Any], stacked: bool) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependency("convert_to_tensor", "torch", "firstvec[torch]") from error
-    tensor = torch.from_numpy(vectors)
-    return tensor if stacked else list(tensor)
 
 
 class _Progress:

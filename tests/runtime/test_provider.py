@@ -117,6 +117,8 @@ def test_changed_vectors_come_in_any_output(provider: EmbeddingProvider) -> None
     expected = provider.encode("text", **options)
     np.testing.assert_array_equal(provider.encode("text", output="buffer", **options), expected)
     np.testing.assert_array_equal(np.array(provider.encode("text", output="list", **options), np.float32), expected)
+    short = provider.encode("text", truncate_dim=8, output="buffer")
+    np.testing.assert_array_equal(short, provider.encode("text")[:8])
     bits = provider.encode(["a", "b"], precision="ubinary", output="list")
     assert bits == provider.encode(["a", "b"], precision="ubinary").tolist()
 
