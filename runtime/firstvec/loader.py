@@ -10,7 +10,7 @@ from firstvec.errors import InputError, LoadError
 from firstvec.hardware import ResourceProfile
 from firstvec.strategy import OUTPUTS, PLANS, LoadingStrategy
 
-# `load` and `store` (threading, json, hashlib: 12 ms) are imported by the first call that needs them, in the loading
+# `load` and `store` (with threading and json: 4 ms) are imported by the first call that needs them, in the loading
 # thread where there is one; so a lock and a weak reference come from the modules that are always there.
 
 TYPE_CHECKING = False

@@ -1,7 +1,7 @@
 """Immutable, keyword-only records: what ``@dataclass(frozen=True, kw_only=True)`` gives, without its import.
 
-``import dataclasses`` pulls in ``inspect``, ``ast`` and ``re``: about 8 ms in a fresh process, as much as the whole
-rest of ``import firstvec`` together. These thirty lines cost 0.1 ms.
+``import dataclasses`` pulls in ``inspect``, ``ast`` and ``re``: 12 ms in a fresh process against 0.4 ms for this module
+(``-X importtime``, medians of 15, 2-core AMD EPYC).
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class TorchScriptSession:
         self._pad_token_id = options.pad_token_id
         self._device = torch.device(options.device)
         with warnings.catch_warnings():
-            # torch 2.13 points to torch.export for new code; an exported program needs the model's Python classes'
-            # dynamo stack to load (3 s), TorchScript does not, and it is still loaded by every torch 2.
+            # torch 2.13 deprecates torch.jit in favour of torch.export and still loads TorchScript, which is what the
+            # bundle holds. Whoever calls the runtime cannot act on the warning.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
             self._module = torch.jit.load(options.path, map_location=self._device)
 
