@@ -68,7 +68,7 @@ def fresh() -> Fresh:
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=120,
             check=False,
             env=_as_installed() | environment,
         )

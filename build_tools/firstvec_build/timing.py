@@ -21,7 +21,7 @@ from firstvec.load import Opener
 from firstvec.manifest import Manifest
 from firstvec.provider import EmbeddingProvider
 from firstvec.sessions import engine_for
-from firstvec.tokenizer import Tokenizer
+from firstvec.tokenizer import open_tokenizer
 manifest = Manifest.read(sys.argv[1])
 artifact = next(artifact for artifact in manifest.artifacts if artifact.id == sys.argv[2])
 opener = Opener(manifest, artifact, "cpu")
@@ -29,8 +29,8 @@ engine_for(artifact)
 started = time.perf_counter()
 session = opener.open()
 opened = time.perf_counter()
-tokenizer = Tokenizer(f"{manifest.root}/{manifest.tokenizer.path}", manifest.model.max_seq_length)
-EmbeddingProvider(manifest, artifact, "cpu", tokenizer, session, opener.open).embed_query("how do I reset my password?")
+provider = EmbeddingProvider(manifest, artifact, "cpu", open_tokenizer(manifest), session, opener.open)
+provider.embed_query("how do I reset my password?")
 print(opened - started)
 """
 

@@ -12,8 +12,8 @@ from firstvec.hardware import ResourceProfile
 from firstvec.load import Opener
 from firstvec.manifest import Artifact, Manifest, Model, Quality
 from firstvec.provider import EmbeddingProvider
-from firstvec.tokenizer import Tokenizer
-from firstvec_build import bundle, onnx_export, quality, quantize, reference, torchscript
+from firstvec.tokenizer import open_tokenizer
+from firstvec_build import bundle, onnx_export, quality, quantize, reference, torchscript, wordpiece
 from firstvec_build.quality import LabelledPairs, Thresholds, Vectors
 from firstvec_build.quantize import Target
 from firstvec_build.source import Source
@@ -45,7 +45,8 @@ class Workbench:
         self.folder = folder
         self.encoder = reference.load(origin)
         self.model: Model = reference.describe(self.encoder, origin)
-        (folder / "tokenizer.json").write_text(reference.tokenizer_json(self.encoder), "utf-8")
+        tokenizer_json = reference.tokenizer_json(self.encoder)
+        (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
         self.support_files = reference.support_files(origin)
         for path in self.support_files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,7 @@ class Workbench:
         self._thresholds = thresholds
         self._labelled = labelled
         self._sentences = quality.evaluation_sentences()
+        self._wordpiece = wordpiece.write(tokenizer_json, folder, self._sentences)
         self._reference: Vectors = np.asarray(self.encoder.encode(self._sentences), dtype=np.float32)  # (N, D)
         self._scratch = folder / ".work"
 
@@ -62,6 +64,7 @@ class Workbench:
             path=str(self.folder / bundle.FILE_NAME),
             model=self.model,
             tokenizer=bundle.describe(self.folder, "tokenizer.json"),
+            wordpiece=self._wordpiece,
             artifacts=artifacts,
             support_files=tuple(bundle.describe(self.folder, path.as_posix()) for path in self.support_files),
             built_with=built_with,
@@ -138,9 +141,8 @@ class Workbench:
         manifest = self.manifest((), {}, "")
         opener = Opener(manifest, artifact, "cpu")
         session = opener.open(quick_start=False)
-        tokenizer = Tokenizer(str(self.folder / manifest.tokenizer.path), self.model.max_seq_length)
         found = quality.measure(
-            EmbeddingProvider(manifest, artifact, "cpu", tokenizer, session, opener.open),
+            EmbeddingProvider(manifest, artifact, "cpu", open_tokenizer(manifest), session, opener.open),
             self._sentences,
             self._reference,
             f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",

@@ -3,19 +3,25 @@
 A non-daemon thread would be waited for before ``atexit`` runs, with no way to tell it to hurry; a daemon thread that
 is inside an engine while the interpreter is torn down aborts the process. So: daemon threads, joined by ``atexit``,
 that can see that the process is ending.
+
+They are started with ``_thread``: ``threading.Thread.start()`` waits until the new thread runs, which costs the caller
+the 5 ms for which the new thread may then keep the GIL (``sys.getswitchinterval()``).
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+
+# Here, in the caller's thread: the thread that imports threading first is what it takes for the main thread.
 import threading
 import time
+from _thread import allocate_lock, start_new_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Generic, TypeVar
+    from typing import Any, Generic, TypeVar
 
     T = TypeVar("T")
 else:
@@ -26,31 +32,63 @@ else:
 
     T = None
 
-exiting = threading.Event()
+
+class Signal:
+    """What `threading.Event` is, without the two locks and the condition variable that it makes each time."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._closed = allocate_lock()
+        self._closed.acquire()
+
+    def set(self) -> None:
+        """Let all who wait go on. Only the first call counts."""
+        if not self._is_set:
+            self._is_set = True
+            self._closed.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, at most ``timeout`` seconds; return whether it is set."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._is_set:
+            # Ctrl-C may fall between the two calls and leave the lock taken: so look again now and then.
+            left = 1.0 if deadline is None else min(1.0, max(0.0, deadline - time.monotonic()))
+            if self._closed.acquire(timeout=left):
+                self._closed.release()
+            elif deadline is not None and time.monotonic() >= deadline:
+                break
+        return self._is_set
+
+
+exiting = Signal()
 """Set when the interpreter is about to exit: work that nobody waits for is left undone."""
 
 
 class Task(Generic[T]):
     """A call in a thread of its own; in the calling thread where no thread can be started."""
 
-    def __init__(self, work: Callable[[], T], name: str) -> None:
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._finished = threading.Event()
+        self._finished = Signal()
+        self.thread: int | None = None
+        _running.add(self)
         try:
-            threading.Thread(target=self._run, name=f"{_PREFIX}{name}", daemon=True).start()
+            start_new_thread(self._run, ())
         except RuntimeError:
             # "can't start new thread": slower, and as right.
             self._run()
 
     def _run(self) -> None:
+        self.thread = threading.get_ident()
         try:
             self._value = self._work()
         except BaseException as error:
             self._error = error
         finally:
             del self._work  # and what it refers to
+            _running.discard(self)
             self._finished.set()
 
     def result(self) -> T:
@@ -60,8 +98,12 @@ class Task(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]
 
+    def wait(self, timeout: float) -> None:
+        """Wait for the call to end, at most ``timeout`` seconds."""
+        self._finished.wait(timeout)
 
-_PREFIX = "firstvec-"
+
+_running: set[Task[Any]] = set()
 _PATIENCE = 15.0
 """Seconds to wait for threads at exit, and at a fork: many times what any load takes. On CPython 3.11, Ctrl-C that
 arrives inside an import can leave the import lock taken for good; a thread that waits for that lock is in no engine and
@@ -75,22 +117,20 @@ def _before_exit() -> None:
 
 
 def _wait_for_all() -> None:
+    this = threading.get_ident()
     deadline = time.monotonic() + _PATIENCE
-    # A task may start others before it ends; one that is just being started cannot be joined yet.
-    while (left := deadline - time.monotonic()) > 0 and (threads := _running()):
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(left)
-
-
-def _running() -> list[threading.Thread]:
-    this = threading.current_thread()
-    return [thread for thread in threading.enumerate() if thread.name.startswith(_PREFIX) and thread is not this]
+    # A task may start others before it ends.
+    while (left := deadline - time.monotonic()) > 0:
+        if not (others := [task for task in list(_running) if task.thread != this]):
+            break
+        for task in others:
+            task.wait(left)
 
 
 def _after_fork_in_child() -> None:
     global exiting
-    exiting = threading.Event()
+    exiting = Signal()
+    _running.clear()
 
 
 if hasattr(os, "register_at_fork"):

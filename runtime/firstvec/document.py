@@ -69,7 +69,9 @@ class CheckedObject:
         return value
 
     def text(self, key: str) -> str:
-        value = self._get(key, str)
+        return self._checked(key, self._get(key, str))
+
+    def _checked(self, key: str, value: str) -> str:
         if not value or len(value) > 10_000:
             raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
         return value
@@ -112,6 +114,21 @@ class CheckedObject:
         if not low <= value <= high:
             raise self.error(key, f"is not between {low} and {high}")
         return value
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        values: list[Any] = self._get(key, list)
+        for index, value in enumerate(values):
+            if type(value) is not int or not low <= value <= high:
+                raise self.error(f"{key}[{index}]", f"is not an integer between {low} and {high}")
+        return tuple(values)
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        values: list[Any] = self._get(key, list)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                raise self.error(f"{key}[{index}]", f"is {_kind(value)}, not a string")
+            self._checked(f"{key}[{index}]", value)
+        return tuple(values)
 
     def number(self, key: str, low: float, high: float) -> float:
         value = self.value.get(key)

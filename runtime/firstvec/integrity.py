@@ -122,3 +122,17 @@ def _remember(marker: str) -> None:
     except OSError:
         # A read-only or missing home: the next load hashes again, which is slower and as safe.
         return
+
+
+def read_ahead(path: str) -> None:
+    """Ask the system to bring a file into memory, and do not wait for it. A matter of speed: whatever fails is left."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return

@@ -1,8 +1,13 @@
-"""One attempt to load a model: from a name to a provider, with every step that can overlap overlapped."""
+"""One attempt to load a model: from a name to a provider, with every step that can overlap overlapped.
+
+With nothing to wait for but the processor, the first vector comes no sooner than its longest chain of steps: the
+engine's library, its environment, the session, the run. So that chain begins before the manifest is read, and all the
+rest (manifest, choice, verification, vocabulary, numpy) happens beside it, while the engine works without the GIL.
+"""
 
 from __future__ import annotations
 
-import threading
+import os
 import time
 import weakref
 
@@ -15,17 +20,18 @@ from firstvec.errors import (
     LoadTimeout,
     NoCompatibleArtifact,
 )
-from firstvec.store import find
+from firstvec.trace import Trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from firstvec.manifest import Artifact, Manifest
+    from firstvec.plans import Plan
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
     from firstvec.sessions import Session
-    from firstvec.strategy import Plan
     from firstvec.tokenizer import Tokenizer
 
 HAND_OVER_DELAY = 0.25
@@ -34,19 +40,31 @@ ends never builds a session that it would only wait for."""
 
 
 class Load:
-    """An attempt to load. Its provider, or its error, is final; `seconds` is how long it took."""
+    """An attempt to load. Its provider, or its error, is final; `seconds` is how long it took.
 
-    def __init__(self, model_name: str, choose: Callable[[Manifest], Choice], plan: Plan, output: str) -> None:
+    Args:
+        model_name: name or folder of a bundle.
+        choose: which artifact of its manifest to take.
+        plan: what the strategy does.
+        output: what the provider returns if it is not told.
+        engine_first: start onnxruntime before the manifest says that it is needed, which on a CPU it always is.
+    """
+
+    def __init__(
+        self, model_name: str, choose: Callable[[Manifest], Choice], plan: Plan, output: str, *, engine_first: bool
+    ) -> None:
         self.provider: EmbeddingProvider | None = None
         self.error: BaseException | None = None
         self.seconds = 0.0
+        self.trace = Trace()
         self._model_name = model_name
         self._choose = choose
         self._plan = plan
         self._output = output
-        self._done = threading.Event()
+        self._engine_first = engine_first
+        self._done = background.Signal()
         self._tokenizer: Tokenizer | None = None
-        self._tokenizer_done = threading.Event()
+        self._tokenizer_done = background.Signal()
 
     @property
     def usable(self) -> bool:
@@ -56,7 +74,7 @@ class Load:
     def start(self, *, in_thread: bool) -> None:
         """Load, in a thread or now."""
         if in_thread:
-            background.Task(self._run, "load")
+            background.Task(self._run)
         else:
             self._run()
 
@@ -76,15 +94,34 @@ class Load:
             raise self.error
         return self._tokenizer
 
-    def _wait(self, event: threading.Event, timeout: float | None) -> None:
-        if not event.wait(timeout):
+    def report(self) -> dict[str, Any]:
+        """What it did, as JSON values; see `OptimizedEmbeddingLoader.report`."""
+        provider, began = self.provider, self.trace.began
+        return {
+            "artifact": provider.artifact.id if provider is not None else None,
+            "engine": provider.engine if provider is not None and not provider.closed else None,
+            "error": str(self.error) if self.error is not None else None,
+            "seconds": self.seconds,
+            "started": began,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "at_ms": round(1e3 * (stage.started - began), 3),
+                    "ms": round(1e3 * (stage.ended - stage.started), 3),
+                    "thread": stage.thread,
+                }
+                for stage in sorted(self.trace.stages, key=lambda stage: stage.started)
+            ],
+        }
+
+    def _wait(self, signal: background.Signal, timeout: float | None) -> None:
+        if not signal.wait(timeout):
             raise LoadTimeout(self._model_name, timeout or 0.0)
 
     def _run(self) -> None:
-        started = time.perf_counter()
         try:
             provider = self._open()
-            self.seconds = time.perf_counter() - started
+            self.seconds = time.perf_counter() - self.trace.began
             self.provider = provider
         except FirstvecError as error:
             self.error = error
@@ -99,16 +136,29 @@ class Load:
             self._tokenizer_done.set()
 
     def _open(self) -> EmbeddingProvider:
-        manifest = find(self._model_name)
-        choice = self._choose(manifest)
-        # Reading the tokenizer releases the GIL: it costs nothing beside the import of the engine.
-        tokenizer = background.Task(lambda: self._read_tokenizer(manifest), "tokenizer")
-        # What turns vectors into arrays is imported beside the load, and only if arrays are wanted.
-        arrays = background.Task(_import_numpy, "numpy") if self._output == "numpy" else None
+        trace = self.trace
+        library = None
+        if self._engine_first:
+            from firstvec.sessions import c_api
+
+            # The import and the opening of the library hold the GIL: nothing could overlap with them.
+            with trace.stage("onnxruntime: library"):
+                library = c_api()
+        if self._output == "numpy":
+            from firstvec.vectors import spare_the_second_core
+
+            spare_the_second_core()
+            # Nobody waits for it here: the first vector that has to be an array does.
+            background.Task(lambda: _import_numpy(trace))
+        prepared = background.Task(self._prepare)
+        if library is not None:
+            with trace.stage("onnxruntime: environment"):
+                library.environment()
+        manifest, choice, opener, tokenizer = prepared.result()
         errors: list[ArtifactError] = []
         for artifact in choice.candidates:
-            device = choice.device if choice.device.partition(":")[0] in artifact.devices else "cpu"
-            opener = Opener(manifest, artifact, device)
+            if artifact is not opener.artifact:
+                opener = Opener(manifest, artifact, _device(choice, artifact), trace)
             try:
                 session = opener.open(quick_start=self._plan.quick_start)
             except ArtifactError as error:
@@ -118,14 +168,10 @@ class Load:
                 _warn_of_fallback(manifest, errors, artifact)
             from firstvec.provider import EmbeddingProvider
 
-            provider = EmbeddingProvider(
-                manifest, artifact, device, tokenizer.result(), session, opener.open, self._output
-            )
-            if arrays is not None:
-                arrays.result()
+            reopen = Opener(manifest, artifact, opener.device, trace).open
+            provider = EmbeddingProvider(manifest, artifact, opener.device, tokenizer, session, reopen, self._output)
             if self._plan.hands_over:
-                hand_over = HandOver(provider, opener)
-                provider.on_first_run(hand_over.start)
+                provider.on_first_run(HandOver(provider, opener).start)
             return provider
         if len(errors) == 1:
             raise errors[0]
@@ -138,30 +184,66 @@ class Load:
             else "Run `firstvec doctor` to see what this machine lacks.",
         )
 
-    def _read_tokenizer(self, manifest: Manifest) -> Tokenizer:
-        from firstvec.integrity import locate, verify
-        from firstvec.tokenizer import Tokenizer
+    def _prepare(self) -> tuple[Manifest, Choice, Opener, Tokenizer]:
+        """Everything but the engine, for the artifact that was chosen."""
+        trace = self.trace
+        with trace.stage("manifest"):
+            from firstvec.store import find
 
-        try:
-            verify(manifest.root, manifest.tokenizer)
-            self._tokenizer = Tokenizer(locate(manifest.root, manifest.tokenizer), manifest.model.max_seq_length)
-        finally:
-            if self._tokenizer is not None:
-                self._tokenizer_done.set()
-        return self._tokenizer
+            manifest = find(self._model_name)
+        with trace.stage("choice"):
+            choice = self._choose(manifest)
+        opener = Opener(manifest, choice.artifact, _device(choice, choice.artifact), trace)
+        opener.read_ahead()
+        with trace.stage("tokenizer"):
+            from firstvec.tokenizer import open_tokenizer
+
+            self._tokenizer = open_tokenizer(manifest)
+            self._tokenizer_done.set()
+        opener.verify()
+        with trace.stage("import provider"):
+            import firstvec.provider  # noqa: F401 - here, where the engine is waited for
+        return manifest, choice, opener, self._tokenizer
 
 
-def _import_numpy() -> None:
-    import numpy  # noqa: F401
+def _device(choice: Choice, artifact: Artifact) -> str:
+    return choice.device if choice.device.partition(":")[0] in artifact.devices else "cpu"
+
+
+def _import_numpy(trace: Trace) -> None:
+    with trace.stage("import numpy"):
+        import numpy  # noqa: F401
 
 
 class Opener:
     """Opens sessions of one artifact: verified files, then the engine."""
 
-    def __init__(self, manifest: Manifest, artifact: Artifact, device: str) -> None:
+    def __init__(self, manifest: Manifest, artifact: Artifact, device: str, trace: Trace | None = None) -> None:
         self.manifest = manifest
         self.artifact = artifact
         self.device = device
+        self._trace = trace or Trace()
+        self._error: IntegrityError | None = None
+        self._verified = False
+
+    def read_ahead(self) -> None:
+        """Ask the system to read the artifact's files, while other work is done."""
+        from firstvec.integrity import read_ahead
+
+        for file in self.artifact.files:
+            read_ahead(os.path.join(self.manifest.root, file.path))
+
+    def verify(self) -> None:
+        """Verify the artifact's files for the next `open`, which raises what is found."""
+        from firstvec.integrity import verify
+
+        with self._trace.stage("verification"):
+            try:
+                for file in self.artifact.files:
+                    verify(self.manifest.root, file, self.artifact.id)
+            except IntegrityError as error:
+                self._error = error
+            self._verified = True
 
     def open(self, *, quick_start: bool = True) -> Session:
         """Verify the artifact's files and open it.
@@ -170,32 +252,28 @@ class Opener:
             IntegrityError: a file is not the one that was built.
             IncompatibleArtifact: the engine cannot run it.
         """
-        root = self.manifest.root
-        verified = background.Task(self._verify, "verify")
-        try:
-            from firstvec.sessions import SessionOptions, engine_for, open_session
-
-            engine = engine_for(self.artifact)  # imports it, while the files are hashed
-        finally:
-            verified.result()
+        if not self._verified:
+            self.verify()
+        self._verified = False  # for this time
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         from firstvec.hardware import usable_cpus
         from firstvec.integrity import locate
+        from firstvec.sessions import SessionOptions, engine_for, open_session
 
         options = SessionOptions(
-            path=locate(root, self.artifact.files[0], self.artifact.id),
+            path=locate(self.manifest.root, self.artifact.files[0], self.artifact.id),
             device=self.device,
             threads=usable_cpus(),
             pad_token_id=self.manifest.model.pad_token_id,
             embedding_dim=self.manifest.model.embedding_dim,
             quick_start=quick_start,
         )
-        return open_session(engine, self.artifact, options)
-
-    def _verify(self) -> None:
-        from firstvec.integrity import verify
-
-        for file in self.artifact.files:
-            verify(self.manifest.root, file, self.artifact.id)
+        with self._trace.stage("engine"):
+            engine = engine_for(self.artifact)
+        with self._trace.stage("session"):
+            return open_session(engine, self.artifact, options)
 
 
 class HandOver:
@@ -207,7 +285,7 @@ class HandOver:
 
     def start(self) -> None:
         """Build it in a thread."""
-        background.Task(self._run, "hand-over")
+        background.Task(self._run)
 
     def _run(self) -> None:
         if background.exiting.wait(HAND_OVER_DELAY) or self._provider() is None:

@@ -8,18 +8,21 @@ from _weakref import ref
 
 from firstvec.errors import InputError, LoadError
 from firstvec.hardware import ResourceProfile
-from firstvec.strategy import OUTPUTS, PLANS, LoadingStrategy
+from firstvec.load import Load
+from firstvec.plans import OUTPUTS, PLANS, strategy_name
 
-# `load` and `store` (with threading and json: 4 ms) are imported by the first call that needs them, in the loading
-# thread where there is one; so a lock and a weak reference come from the modules that are always there.
+# What reads a bundle (`store`, `manifest`, json) is imported by the first call that needs it, in the loading thread
+# where there is one.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from firstvec.load import Load
+    from typing import Any
+
     from firstvec.manifest import Manifest
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
     from firstvec.store import ModelMetadata
+    from firstvec.strategy import LoadingStrategy
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 
@@ -46,7 +49,7 @@ class OptimizedEmbeddingLoader:
     def __init__(
         self,
         model_name: str = DEFAULT_MODEL,
-        strategy: LoadingStrategy | str = LoadingStrategy.LAZY,
+        strategy: LoadingStrategy | str = "lazy",
         device: str | None = None,
         enable_quantization: bool = False,
         *,
@@ -64,7 +67,8 @@ class OptimizedEmbeddingLoader:
         if output not in OUTPUTS:
             raise InputError(f"unknown output {output!r}: use one of {', '.join(OUTPUTS)}")
         self.model_name = model_name
-        self.strategy = LoadingStrategy.parse(strategy)
+        self._strategy = strategy_name(strategy)
+        self._plan = PLANS[self._strategy]
         self.resource_profile = ResourceProfile.detect()
         self._device = device
         self._enable_quantization = enable_quantization
@@ -76,12 +80,19 @@ class OptimizedEmbeddingLoader:
         self._interrupted = False
         _loaders.add(ref(self, _loaders.discard))
 
+    @property
+    def strategy(self) -> LoadingStrategy:
+        """When this loader loads and which artifact it takes."""
+        from firstvec.strategy import LoadingStrategy
+
+        return LoadingStrategy(self._strategy)
+
     def start_loading(self) -> None:
         """Start to load as the strategy says, and return at once. LAZY waits for the first ``get_provider()``.
 
         A load that is under way or done is left alone; a failed one is tried again.
         """
-        if PLANS[self.strategy].in_thread:
+        if self._plan.in_thread:
             self._start(in_thread=True)
 
     def get_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
@@ -98,7 +109,7 @@ class OptimizedEmbeddingLoader:
         """
         _seconds(timeout)
         load = self._load
-        lazy = not PLANS[self.strategy].in_thread
+        lazy = not self._plan.in_thread
         if load is None and not lazy and not self._interrupted:
             raise LoadError(f"{self.model_name} is not being loaded: call start_loading() first, or use strategy LAZY")
         if load is None or (lazy and not load.usable):
@@ -139,6 +150,19 @@ class OptimizedEmbeddingLoader:
         """Return how long the load took, in seconds; 0.0 until it is done."""
         load = self._load
         return load.seconds if load is not None else 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Return what the load did: its artifact, engine and error, and its stages in milliseconds from its start.
+
+        Stages of different threads overlap: their sum is more than `seconds`, the time that the load took.
+        """
+        load = self._load
+        return {
+            "model": self.model_name,
+            "strategy": self._strategy,
+            "state": "loaded" if self.is_loaded() else "loading" if self.is_loading() else "failed" if load else "idle",
+            **(load.report() if load is not None else {}),
+        }
 
     def get_metadata(self) -> ModelMetadata | None:
         """Return what the manifest says of the model, or None if there is no valid bundle. Loads no model."""
@@ -181,7 +205,7 @@ class OptimizedEmbeddingLoader:
         """
         wanted = {
             "model_name": model_name,
-            "strategy": None if strategy is None else LoadingStrategy.parse(strategy),
+            "strategy": None if strategy is None else strategy_name(strategy),
             "device": device,
             "enable_quantization": enable_quantization,
             "output": output,
@@ -193,7 +217,7 @@ class OptimizedEmbeddingLoader:
             instance = cls._instance
         has = {
             "model_name": instance.model_name,
-            "strategy": instance.strategy,
+            "strategy": instance._strategy,
             "device": instance._device,
             "enable_quantization": instance._enable_quantization,
             "output": instance._output,
@@ -218,7 +242,7 @@ class OptimizedEmbeddingLoader:
         return select(
             manifest,
             self.resource_profile,
-            self.strategy,
+            self._strategy,
             device=self._device,
             enable_quantization=self._enable_quantization,
             min_quality=self._min_quality,
@@ -229,9 +253,10 @@ class OptimizedEmbeddingLoader:
             load = self._load
             if load is not None and load.usable:
                 return load
-            from firstvec.load import Load
-
-            load = self._load = Load(self.model_name, self._choose, PLANS[self.strategy], self._output)
+            profile = self.resource_profile
+            # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
+            engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded
+            load = self._load = Load(self.model_name, self._choose, self._plan, self._output, engine_first=engine_first)
         load.start(in_thread=in_thread)
         return load
 
@@ -277,7 +302,7 @@ def preload_embeddings(
         InputError: an argument is not usable, or differs from what the process's loader was made with.
     """
     if strategy is None and OptimizedEmbeddingLoader._instance is None:
-        strategy = LoadingStrategy.PROGRESSIVE
+        strategy = "progressive"
     loader = OptimizedEmbeddingLoader.get_instance(model_name, strategy, device, enable_quantization, output=output)
     loader.start_loading()
     return loader

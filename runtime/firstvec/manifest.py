@@ -121,6 +121,24 @@ class Model(Record):
     default_prompt_name: str | None
 
 
+class WordPiece(Record):
+    """What `firstvec.wordpiece` needs to give the ids of the bundle's tokenizer.json without its package."""
+
+    vocabulary: File
+    """UTF-8 text, one token a line, in the order of their ids from 0."""
+    lowercase: bool
+    strip_accents: bool
+    unk_id: int
+    max_input_chars_per_word: int
+    """Longer words become the unknown token."""
+    prefix_ids: tuple[int, ...]
+    """Put before every text, ``[CLS]``."""
+    suffix_ids: tuple[int, ...]
+    """Put after every text, ``[SEP]``."""
+    added_tokens: tuple[str, ...]
+    """Texts that hold one of them are left to the tokenizers package."""
+
+
 class Manifest(Record):
     """A validated manifest."""
 
@@ -128,6 +146,8 @@ class Manifest(Record):
     """The file it was read from."""
     model: Model
     tokenizer: File
+    wordpiece: WordPiece | None = None
+    """Where the tokenizer is one that the runtime has a quicker way to."""
     artifacts: tuple[Artifact, ...]
     support_files: tuple[File, ...]
     """Files that other libraries need to load the same folder."""
@@ -144,6 +164,8 @@ class Manifest(Record):
     def files(self) -> Iterator[File]:
         """Every file of the bundle but the manifest itself."""
         yield self.tokenizer
+        if self.wordpiece is not None:
+            yield self.wordpiece.vocabulary
         for artifact in self.artifacts:
             yield from artifact.files
         yield from self.support_files
@@ -186,11 +208,15 @@ class Manifest(Record):
             path=path,
             model=_model(top.child("model")),
             tokenizer=_file(top.child("tokenizer")),
+            wordpiece=top.optional("wordpiece", lambda key: _wordpiece(top.child(key))),
             artifacts=tuple(_artifact(item) for item in top.children("artifacts")),
             support_files=tuple(_file(item) for item in top.children("support_files")),
             built_with=top.texts("built_with"),
             inputs_sha256=top.digest("inputs_sha256"),
         )
+        rules = manifest.wordpiece
+        if rules is not None and len(rules.prefix_ids + rules.suffix_ids) > manifest.model.max_seq_length:
+            raise top.error("wordpiece", "puts more tokens around a text than max_seq_length allows")
         if not manifest.artifacts:
             raise top.error("artifacts", "is empty: a bundle holds at least one artifact")
         _unique(top, "artifacts[].id", [artifact.id for artifact in manifest.artifacts])
@@ -205,6 +231,7 @@ class Manifest(Record):
             "format_version": FORMAT_VERSION,
             "model": self.model.to_dict(),
             "tokenizer": self.tokenizer.to_dict(),
+            "wordpiece": _plain(self.wordpiece),
             "artifacts": [_plain(artifact) for artifact in self.artifacts],
             "support_files": [file.to_dict() for file in self.support_files],
             "built_with": self.built_with,
@@ -235,6 +262,19 @@ def _model(item: CheckedObject) -> Model:
         pad_token_id=item.integer("pad_token_id", 0, 1 << 31),
         prompts=item.texts("prompts"),
         default_prompt_name=item.optional("default_prompt_name", item.text),
+    )
+
+
+def _wordpiece(item: CheckedObject) -> WordPiece:
+    return WordPiece(
+        vocabulary=_file(item.child("vocabulary")),
+        lowercase=item.boolean("lowercase"),
+        strip_accents=item.boolean("strip_accents"),
+        unk_id=item.integer("unk_id", 0, 1 << 31),
+        max_input_chars_per_word=item.integer("max_input_chars_per_word", 1, 1 << 20),
+        prefix_ids=item.integers("prefix_ids", 0, 1 << 31),
+        suffix_ids=item.integers("suffix_ids", 0, 1 << 31),
+        added_tokens=item.strings("added_tokens"),
     )
 
 

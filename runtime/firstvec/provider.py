@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
+from _thread import allocate_lock
 
 from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
-from firstvec.strategy import OUTPUTS
+from firstvec.plans import OUTPUTS
 from firstvec.tokenizer import check_texts
 from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
 
@@ -49,7 +49,7 @@ class EmbeddingProvider:
         self._reopen = reopen
         self._output = output
         self._pid = os.getpid()
-        self._fork_lock = threading.Lock()
+        self._fork_lock = allocate_lock()
         self._after_first_run: list[Callable[[], object]] = []
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from firstvec.errors import NoCompatibleArtifact
+from firstvec.plans import PLANS, strategy_name
 from firstvec.record import Record
-from firstvec.strategy import PLANS, LoadingStrategy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from firstvec.hardware import ResourceProfile
     from firstvec.manifest import Artifact, Manifest
+    from firstvec.strategy import LoadingStrategy
 
 _ISA_RANK = {"avx512_vnni": 3, "arm64": 2, "avx2": 1, None: 0}
 """Faster first, among INT8 artifacts that are all right on this CPU."""
@@ -45,7 +46,7 @@ class Choice(Record):
 def select(
     manifest: Manifest,
     profile: ResourceProfile,
-    strategy: LoadingStrategy | str = LoadingStrategy.LAZY,
+    strategy: LoadingStrategy | str = "lazy",
     *,
     device: str | None = None,
     enable_quantization: bool = False,
@@ -63,7 +64,7 @@ def select(
         NoCompatibleArtifact: none can be used; the error lists each one's reason.
         InputError: the strategy is unknown.
     """
-    prefers = PLANS[LoadingStrategy.parse(strategy)].prefers
+    prefers = PLANS[strategy_name(strategy)].prefers
     target = device or profile.recommended_device
     target_kind = target.partition(":")[0]
     candidates: list[tuple[tuple[int, ...], Artifact]] = []

@@ -1,15 +1,14 @@
-"""What a caller chooses: one of five loading strategies (a table of when and which), and the form of the vectors."""
+"""`LoadingStrategy`, the names of the plans as an enum. Apart from them, because ``import enum`` costs 3 ms."""
 
 from __future__ import annotations
 
 import enum
 
-from firstvec.errors import InputError
-from firstvec.record import Record
+from firstvec.plans import strategy_name
 
 
 class LoadingStrategy(enum.Enum):
-    """When a model is loaded and which of its artifacts is taken; `PLANS` says what each member means."""
+    """When a model is loaded and which of its artifacts is taken; `firstvec.plans` says what each member means."""
 
     LAZY = "lazy"
     BACKGROUND = "background"
@@ -24,34 +23,4 @@ class LoadingStrategy(enum.Enum):
         Raises:
             InputError: there is no such strategy.
         """
-        if isinstance(value, cls):
-            return value
-        names = ", ".join(member.value for member in cls)
-        if isinstance(value, str) and value.lower() in {member.value for member in cls}:
-            return cls(value.lower())
-        raise InputError(f"unknown strategy {value!r}: use one of {names}")
-
-
-class Plan(Record):
-    """What a strategy does."""
-
-    in_thread: bool
-    """Whether ``start_loading()`` loads in a thread; otherwise the first ``get_provider()`` loads."""
-    quick_start: bool
-    """Whether the first session is the one that opens fastest; otherwise the one that runs fastest."""
-    hands_over: bool
-    """Whether a session that runs fastest takes over later."""
-    prefers: str
-    """``best`` for the profile, ``int8``, or ``precompiled`` full precision: see `firstvec.selection`."""
-
-
-PLANS = {
-    LoadingStrategy.LAZY: Plan(in_thread=False, quick_start=True, hands_over=False, prefers="best"),
-    LoadingStrategy.BACKGROUND: Plan(in_thread=True, quick_start=False, hands_over=False, prefers="best"),
-    LoadingStrategy.PROGRESSIVE: Plan(in_thread=True, quick_start=True, hands_over=True, prefers="best"),
-    LoadingStrategy.QUANTIZED: Plan(in_thread=True, quick_start=True, hands_over=False, prefers="int8"),
-    LoadingStrategy.CACHED: Plan(in_thread=True, quick_start=True, hands_over=False, prefers="precompiled"),
-}
-
-OUTPUTS = ("numpy", "list", "buffer")
-"""What vectors are returned as: an array, lists of floats, or a memoryview of float32."""
+        return cls(strategy_name(value))

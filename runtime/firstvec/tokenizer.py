@@ -1,53 +1,113 @@
-"""Text → token ids, with the bundle's tokenizer.json."""
+"""Text → token ids: the quick way where the bundle has one, the tokenizers package for everything else."""
 
 from __future__ import annotations
+
+from _thread import allocate_lock
 
 from firstvec.errors import IncompatibleArtifact, InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
+
+    from firstvec.manifest import Manifest
+    from firstvec.wordpiece import QuickTokenizer
+
+
+def open_tokenizer(manifest: Manifest) -> Tokenizer:
+    """Open the bundle's tokenizer, its files verified.
+
+    Raises:
+        IntegrityError: a file is not the one that was built.
+        IncompatibleArtifact: the tokenizers package is needed at once, and cannot read the file.
+    """
+    from firstvec.integrity import locate, verify
+
+    root, length = manifest.root, manifest.model.max_seq_length
+    verify(root, manifest.tokenizer)
+    path = locate(root, manifest.tokenizer)
+    if manifest.wordpiece is None:
+        return Tokenizer(path, length)
+    from firstvec.wordpiece import QuickTokenizer
+
+    verify(root, manifest.wordpiece.vocabulary)
+    with open(locate(root, manifest.wordpiece.vocabulary), encoding="utf-8", newline="") as stream:
+        return Tokenizer(path, length, QuickTokenizer(manifest.wordpiece, stream.read(), length))
 
 
 class Tokenizer:
     """The bundle's tokenizer: special tokens added, truncated to ``max_seq_length``, never padded.
 
+    Args:
+        path: the tokenizer.json, verified.
+        max_seq_length: tokens, special tokens included.
+        quick: gives the same ids, or None, without the tokenizers package, which is then imported when it is needed.
+
     Raises:
         IncompatibleArtifact: the installed tokenizers package cannot read the file.
     """
 
-    def __init__(self, path: str, max_seq_length: int) -> None:
-        import tokenizers
-
-        try:
-            # Releases the GIL, so that an engine can be imported and opened meanwhile.
-            self._tokenizer = tokenizers.Tokenizer.from_file(path)
-        except Exception as error:  # tokenizers raises plain Exception
-            raise IncompatibleArtifact(
-                "", f"tokenizers {tokenizers.__version__} cannot read {path}: {error}; pip install -U tokenizers"
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_seq_length)
+    def __init__(self, path: str, max_seq_length: int, quick: QuickTokenizer | None = None) -> None:
+        self._path = path
+        self._max_seq_length = max_seq_length
+        self._quick = quick
+        self._package: Any = None
+        self._lock = allocate_lock()
+        if quick is None:
+            self._load_package()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids.
 
         Raises:
             InputError: a text is not a string, or holds a lone surrogate; the error carries its index.
+            IncompatibleArtifact: a text needs the tokenizers package, and that cannot read the file.
         """
         check_texts(texts)
-        if len(texts) == 1:
-            # encode_batch starts a thread pool.
-            return [self._tokenizer.encode(texts[0]).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        if self._quick is None:
+            return self._encode_with_package(texts)
+        rows = [self._quick.encode(text) for text in texts]
+        left = [index for index, row in enumerate(rows) if row is None]
+        if left:
+            for index, row in zip(left, self._encode_with_package([texts[index] for index in left]), strict=True):
+                rows[index] = row
+        return rows  # type: ignore[return-value]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Return each text's number of tokens, special tokens included, after truncation.
 
         Raises:
-            InputError: as `encode`.
+            InputError, IncompatibleArtifact: as `encode`.
         """
         return [len(ids) for ids in self.encode(texts)]
+
+    def _encode_with_package(self, texts: Sequence[str]) -> list[list[int]]:
+        package = self._package or self._load_package()
+        if len(texts) == 1:
+            # encode_batch starts a thread pool.
+            return [package.encode(texts[0]).ids]
+        return [encoding.ids for encoding in package.encode_batch_fast(texts)]
+
+    def _load_package(self) -> Any:
+        with self._lock:
+            if self._package is None:
+                try:
+                    import tokenizers
+                except ImportError as error:
+                    raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}") from error
+                try:
+                    # Releases the GIL, so that an engine can be imported and opened meanwhile.
+                    package = tokenizers.Tokenizer.from_file(self._path)
+                except Exception as error:  # tokenizers raises plain Exception
+                    hint = "pip install -U tokenizers"
+                    raise IncompatibleArtifact(
+                        "", f"tokenizers {tokenizers.__version__} cannot read {self._path}: {error}; {hint}"
+                    ) from error
+                package.no_padding()
+                package.enable_truncation(self._max_seq_length)
+                self._package = package
+            return self._package
 
 
 def check_texts(texts: Sequence[object]) -> None:

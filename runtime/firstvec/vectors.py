@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from firstvec.errors import InputError, MissingDependency
 
 TYPE_CHECKING = False
@@ -10,6 +13,16 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+
+
+def spare_the_second_core() -> None:
+    """Keep the threads of numpy's OpenBLAS from spinning when numpy is imported, unless the user set how long they do.
+
+    They spin for 2^26 cycles (driver/others/blas_server.c, THREAD_TIMEOUT), 50 ms on a core that the engine needs
+    now: importing numpy takes 128 ms of processor time, and 77 with 2^20. Matrix products take the same time.
+    """
+    if "numpy" not in sys.modules:
+        os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
 
 def as_array(view: memoryview[float]) -> npt.NDArray[np.float32]:

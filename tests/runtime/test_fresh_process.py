@@ -38,7 +38,7 @@ from firstvec import get_embedding_provider
 assert get_embedding_provider().embed_query("text").shape == (384,)
 {LOADED}
 """
-    assert fresh(code).stdout == "['numpy', 'tokenizers']\n"
+    assert fresh(code).stdout == "['numpy']\n"
 
 
 def test_quantized_stays_below_100_mb(bundle: Path, fresh: Fresh) -> None:

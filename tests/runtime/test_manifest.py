@@ -28,6 +28,7 @@ OPTIONAL = {
     ("model", "default_prompt_name"),
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
     *(("artifacts", index, "quality", "spearman") for index in range(3)),
+    ("wordpiece",),
 }
 FREE = {("model", "prompts"), ("built_with",)}
 """Objects whose keys are free."""
@@ -53,6 +54,16 @@ def document() -> dict[str, Any]:
             "default_prompt_name": "query",
         },
         "tokenizer": file("tokenizer.json"),
+        "wordpiece": {
+            "vocabulary": file("vocab.txt"),
+            "lowercase": True,
+            "strip_accents": False,
+            "unk_id": 100,
+            "max_input_chars_per_word": 100,
+            "prefix_ids": [101],
+            "suffix_ids": [102],
+            "added_tokens": ["[CLS]", "[SEP]"],
+        },
         "artifacts": [
             artifact("torchscript-fp32", "torchscript", "fp32", "torch", None, "torchscript/model.pt"),
             artifact("onnx-fp32", "onnx", "fp32", "onnxruntime", None, "onnx/model.onnx", "onnx/model.onnx_data"),
@@ -179,6 +190,7 @@ def test_a_manifest_is_parsed_into_records() -> None:
     assert manifest.artifacts[2].quality.cosine_min == 0.97
     assert [each.path for each in manifest.files()] == [
         "tokenizer.json",
+        "vocab.txt",
         "torchscript/model.pt",
         "onnx/model.onnx",
         "onnx/model.onnx_data",
@@ -240,6 +252,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
     assert None in [
         manifest.model.revision,
         manifest.model.default_prompt_name,
+        manifest.wordpiece,
         *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
     ]
 
@@ -276,6 +289,9 @@ def test_a_whole_number_is_a_number(key: str) -> None:
         ((*ARTIFACT, "engine_min"), "1"),
         ((*ARTIFACT, "engine_min"), "1.23.0.4"),
         ((*QUALITY, "cosine_min"), -1),
+        (("wordpiece", "prefix_ids"), []),
+        (("wordpiece", "suffix_ids"), [0] * 127),
+        (("wordpiece", "added_tokens"), []),
     ],
 )
 def test_a_value_at_the_edge_is_accepted(place: Place, value: object) -> None:
@@ -295,8 +311,15 @@ def test_a_value_of_another_type_is_refused(place: Place, wrong: object) -> None
     refused(changed(place, wrong), place)
 
 
-@pytest.mark.parametrize("place", [place for place, _ in containers(document()) if place], ids=text)
-@pytest.mark.parametrize("wrong", ["text", 1, True, None])
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        pytest.param(place, wrong, id=f"{text(place)}={wrong!r}")
+        for place, _ in containers(document())
+        for wrong in ("text", 1, True, None)
+        if place and not (wrong is None and place in OPTIONAL)
+    ],
+)
 def test_a_scalar_in_place_of_an_object_or_array_is_refused(place: Place, wrong: object) -> None:
     refused(changed(place, wrong), place)
 
@@ -306,6 +329,16 @@ def test_an_array_in_place_of_an_object_and_the_reverse_are_refused(place: Place
     assert (
         "not an " in refused(changed(place, [] if isinstance(value_at(document(), place), dict) else {}), place).reason
     )
+
+
+@pytest.mark.parametrize("ids", [[-1], [1 << 32], [1.0], [True], ["1"], [None], [[1]]])
+@pytest.mark.parametrize("key", ["prefix_ids", "suffix_ids"])
+def test_an_id_that_is_none_is_refused(key: str, ids: list[object]) -> None:
+    refused(changed(("wordpiece", key), ids), ("wordpiece", key, 0))
+
+
+def test_more_tokens_around_a_text_than_the_model_takes_are_refused() -> None:
+    assert "max_seq_length" in refused(changed(("wordpiece", "suffix_ids"), [0] * 128), ("wordpiece",)).reason
 
 
 @pytest.mark.parametrize("value", [[], [document()], "x", 1, 1.5, True, None])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from firstvec.errors import InputError
-from firstvec.strategy import PLANS, LoadingStrategy, Plan
+from firstvec.plans import PLANS, Plan
+from firstvec.strategy import LoadingStrategy
 
 
 def test_the_strategies_are_the_five_of_the_loader_that_this_one_replaces() -> None:
@@ -51,11 +52,13 @@ def test_anything_else_is_an_input_error_that_names_the_value_and_the_choices(va
 def test_each_plan_is_the_one_of_the_design(
     member: LoadingStrategy, in_thread: bool, quick_start: bool, hands_over: bool, prefers: str
 ) -> None:
-    assert PLANS[member] == Plan(in_thread=in_thread, quick_start=quick_start, hands_over=hands_over, prefers=prefers)
+    assert PLANS[member.value] == Plan(
+        in_thread=in_thread, quick_start=quick_start, hands_over=hands_over, prefers=prefers
+    )
 
 
 def test_every_strategy_has_a_plan() -> None:
-    assert set(PLANS) == set(LoadingStrategy)
+    assert [*PLANS] == [member.value for member in LoadingStrategy]
 
 
 def test_only_a_plan_that_starts_quickly_in_a_thread_hands_over() -> None:

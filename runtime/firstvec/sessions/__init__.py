@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from firstvec.manifest import Artifact
+    from firstvec.sessions.onnx_c import Library
 
     class Engine(Protocol):
         """A module of this package."""
@@ -88,6 +89,15 @@ def engine_for(artifact: Artifact) -> Engine:
     return engine
 
 
+def c_api() -> Library | None:
+    """The shared library of onnxruntime, loaded; None where `c_api_unusable`."""
+    if c_api_unusable() is not None:
+        return None
+    from firstvec.sessions import onnx_c
+
+    return onnx_c.library()
+
+
 def c_api_unusable() -> str | None:
     """Why onnxruntime is used through its Python binding; None where its C API is used directly.
 
@@ -95,11 +105,11 @@ def c_api_unusable() -> str | None:
     """
     if os.environ.get("FIRSTVEC_ONNXRUNTIME") == "binding":
         return "FIRSTVEC_ONNXRUNTIME=binding"
-    from firstvec.sessions import onnx_c
-
     try:
+        from firstvec.sessions import onnx_c
+
         onnx_c.library()
-    except OSError as error:
+    except (OSError, ImportError) as error:  # a Python without ctypes, too
         return str(error)
     return None
 

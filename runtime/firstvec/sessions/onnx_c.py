@@ -13,6 +13,7 @@ import sys
 from _thread import allocate_lock
 from array import array
 
+from firstvec.integrity import read_ahead
 from firstvec.sessions import SessionOptions
 
 # Wheels from 1.29 on send telemetry and keep a database in the user's cache unless this is set before they load.
@@ -56,6 +57,9 @@ _FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
 _GET_ERROR_MESSAGE = 2
 _RELEASES = {"Status": 93, "Session": 95, "Value": 96, "SessionOptions": 100}
 """Object → position of its Release function, which returns nothing."""
+_LONG = ("CreateEnv", "CreateSession", "Run", "Session")
+"""Called without the GIL. The others keep it: they take microseconds, and to get the GIL back from a thread that
+imports numpy takes 5 ms each time."""
 
 
 class _ApiBase(ctypes.Structure):
@@ -67,6 +71,10 @@ class _ApiBase(ctypes.Structure):
     )
 
 
+def _prototype(name: str, *types: Any) -> Any:
+    return (ctypes.CFUNCTYPE if name in _LONG else ctypes.PYFUNCTYPE)(*types)
+
+
 class Library:
     """The loaded shared library, its version, and the one environment of the process.
 
@@ -75,6 +83,7 @@ class Library:
     """
 
     def __init__(self, path: str) -> None:
+        read_ahead(path)
         library = ctypes.CDLL(path)
         try:
             get_base = library.OrtGetApiBase
@@ -89,15 +98,27 @@ class Library:
             raise OSError(f"{path} is onnxruntime {self.version}, which has no API version {_API_VERSION}")
         functions = ctypes.cast(table, ctypes.POINTER(ctypes.c_void_p))
         self._functions = {
-            name: ctypes.CFUNCTYPE(ctypes.c_void_p, *arguments)(functions[position])
+            name: _prototype(name, ctypes.c_void_p, *arguments)(functions[position])
             for name, (position, arguments) in _FUNCTIONS.items()
         }
-        self._error_message = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(functions[_GET_ERROR_MESSAGE])
+        self._error_message = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(functions[_GET_ERROR_MESSAGE])
         self._release: dict[str, Callable[[Any], None]] = {
-            name: ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions[position]) for name, position in _RELEASES.items()
+            name: _prototype(name, None, ctypes.c_void_p)(functions[position]) for name, position in _RELEASES.items()
         }
-        self.environment = self.create("CreateEnv", _LOG_ERRORS_ONLY, b"firstvec")
         self.memory = self.create("CreateCpuMemoryInfo", _ARENA, _DEFAULT_MEMORY)
+        self._environment: ctypes.c_void_p | None = None
+        self._environment_lock = allocate_lock()
+
+    def environment(self) -> ctypes.c_void_p:
+        """The environment, created at the first call: the library then registers all operators that it knows.
+
+        Raises:
+            RuntimeError: it cannot be created.
+        """
+        with self._environment_lock:
+            if self._environment is None:
+                self._environment = self.create("CreateEnv", _LOG_ERRORS_ONLY, b"firstvec")
+            return self._environment
 
     def call(self, name: str, *arguments: Any) -> None:
         """Call a function of the API; raise RuntimeError with the library's message if it does not succeed."""
@@ -175,6 +196,7 @@ class OnnxCSession:
     def __init__(self, api: Library, options: SessionOptions) -> None:
         self._api = api
         self._session: ctypes.c_void_p | None = None
+        self._pid = os.getpid()
         self.engine = f"onnxruntime {api.version} (C API)"
         self.kind = options.kind
         self._pad_token_id = options.pad_token_id
@@ -188,7 +210,7 @@ class OnnxCSession:
             for key, value in options.onnxruntime_entries().items():
                 api.call("AddSessionConfigEntry", settings, key.encode(), value.encode())
             path = options.path if os.name == "nt" else os.fsencode(options.path)
-            self._session = api.create("CreateSession", api.environment, path, settings)
+            self._session = api.create("CreateSession", api.environment(), path, settings)
         finally:
             api.release("SessionOptions", settings)
 
@@ -224,8 +246,9 @@ class OnnxCSession:
         """A tensor over memory of ours, which must outlive it."""
         return self._api.create("CreateTensorWithDataAsOrtValue", self._api.memory, address, size, shape, 2, kind)
 
-    def __del__(self) -> None:
-        # The last reference is gone, so no run is under way.
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        # The last reference is gone, so no run is under way. Releasing a session waits for its threads, which a forked
+        # child does not have.
         session, self._session = getattr(self, "_session", None), None
-        if session is not None:
+        if session is not None and self._pid == getpid():
             self._api.release("Session", session)

@@ -1,0 +1,139 @@
+"""tokenizer.json → the rules and vocabulary with which the runtime tokenises without the tokenizers package."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from firstvec.manifest import File, WordPiece
+from firstvec.wordpiece import QuickTokenizer
+from firstvec_build import bundle
+
+VOCABULARY = "vocab.txt"
+"""The name that BERT's own release and Hugging Face repositories use."""
+_GENERATED = 20_000
+
+
+def write(tokenizer_json: str, folder: Path, texts: Sequence[str]) -> WordPiece | None:
+    """Write the vocabulary into ``folder`` and return the rules; None if the quick tokenizer cannot stand in.
+
+    What it would give is compared with the tokenizers package: on ``texts``, and on 20,000 generated ones.
+    """
+    document = json.loads(tokenizer_json)
+    if not _is_supported(document):
+        return None
+    ids: dict[str, int] = document["model"]["vocab"]
+    vocabulary = "".join(f"{token}\n" for token in sorted(ids, key=ids.__getitem__))
+    (folder / VOCABULARY).write_text(vocabulary, "utf-8", newline="")
+    rules = _rules(document, bundle.describe(folder, VOCABULARY))
+    compared = [*texts, *generated(_GENERATED, random.Random(0), [*ids])]
+    if disagreement(rules, vocabulary, tokenizer_json, compared) is None:
+        return rules
+    (folder / VOCABULARY).unlink()
+    return None
+
+
+def disagreement(rules: WordPiece, vocabulary: str, tokenizer_json: str, texts: Sequence[str]) -> str | None:
+    """The first text to which the quick tokenizer gives other ids than the tokenizers package, or None."""
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_str(tokenizer_json)
+    ours = QuickTokenizer(rules, vocabulary, theirs.truncation["max_length"])
+    for text, encoding in zip(texts, theirs.encode_batch_fast(texts), strict=True):
+        ids = ours.encode(text)
+        if ids is not None and ids != encoding.ids:
+            return text
+    return None
+
+
+def _is_supported(document: dict[str, Any]) -> bool:
+    """Whether every part of the tokenizer is one that the quick tokenizer has."""
+    normalizer, model = document["normalizer"] or {}, document["model"]
+    return (
+        model["type"] == "WordPiece"
+        and model["continuing_subword_prefix"] == "##"
+        and sorted(model["vocab"].values()) == list(range(len(model["vocab"])))
+        and not any(character in token for token in model["vocab"] for character in "\r\n")
+        and normalizer.get("type") == "BertNormalizer"
+        and normalizer["clean_text"]
+        and normalizer["handle_chinese_chars"]
+        and (document["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
+        # Those that are looked for in the text as it is: with one of them in it, the text is left to the package.
+        and not any(token["normalized"] for token in document["added_tokens"])
+        and _around(document["post_processor"] or {}) is not None
+    )
+
+
+def _rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
+    normalizer, model = document["normalizer"], document["model"]
+    strip_accents = normalizer["strip_accents"]
+    prefix_ids, suffix_ids = _around(document["post_processor"]) or ((), ())
+    return WordPiece(
+        vocabulary=vocabulary,
+        lowercase=normalizer["lowercase"],
+        strip_accents=normalizer["lowercase"] if strip_accents is None else strip_accents,
+        unk_id=model["vocab"][model["unk_token"]],
+        max_input_chars_per_word=model["max_input_chars_per_word"],
+        prefix_ids=prefix_ids,
+        suffix_ids=suffix_ids,
+        added_tokens=tuple(token["content"] for token in document["added_tokens"]),
+    )
+
+
+def _around(processor: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The ids that a post-processor puts before and after a text."""
+    if processor.get("type") == "BertProcessing":
+        return (processor["cls"][1],), (processor["sep"][1],)
+    if processor.get("type") != "TemplateProcessing":
+        return None
+    sides: tuple[list[int], list[int]] = ([], [])
+    seen = 0
+    for piece in processor["single"]:
+        if "Sequence" in piece:
+            seen += 1
+        else:
+            sides[min(seen, 1)].extend(processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"])
+    return (tuple(sides[0]), tuple(sides[1])) if seen == 1 else None
+
+
+def generated(count: int, source: random.Random, words: Sequence[str]) -> Iterator[str]:
+    """Texts of words, pieces of them, and characters of every kind that a tokenizer may stumble over."""
+    for _ in range(count):
+        parts = []
+        for _ in range(source.randint(1, 6)):
+            kind = source.random()
+            if kind < 0.5:
+                parts.append(_cased(source.choice(words).removeprefix("##"), source))
+            elif kind < 0.8:
+                low, high = source.choice(_SCRIPTS) if source.random() < 0.99 else _ANYTHING
+                parts.append("".join(chr(source.randint(low, high)) for _ in range(source.randint(1, 8))))
+            else:
+                parts.append("".join(source.choices(_AWKWARD, k=source.randint(1, 4))))
+            parts.append(source.choice(("", " ", " ", "  ", "\t", "\n", "-", ".", "\u3000", "\u00a0")))
+        yield "".join(parts)
+
+
+def _cased(word: str, source: random.Random) -> str:
+    return source.choice((word, word, word.upper(), word.title(), word * source.randint(1, 30)))
+
+
+_SCRIPTS = (
+    # Unicode blocks: ASCII, Latin-1, Latin Extended-A and -B, combining marks, Greek, Cyrillic, Hebrew, Arabic,
+    # Devanagari, Thai, Hangul jamo, Latin Extended Additional, punctuation, currency, arrows and mathematics,
+    # CJK punctuation and kana, ideographs, Hangul, private use, compatibility ideographs and forms, full width,
+    # emoji, supplementary ideographs.
+    *((0x20, 0x7E), (0xA0, 0xFF), (0x100, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x4FF), (0x590, 0x5FF)),
+    *((0x600, 0x6FF), (0x900, 0x97F), (0xE00, 0xE7F), (0x1100, 0x11FF), (0x1E00, 0x1EFF), (0x2000, 0x206F)),
+    *((0x20A0, 0x20CF), (0x2190, 0x22FF), (0x3000, 0x30FF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xE000, 0xE0FF)),
+    *((0xF900, 0xFAFF), (0xFB00, 0xFDFF), (0xFF00, 0xFFEF), (0x1F300, 0x1F6FF), (0x20000, 0x2A6DF)),
+)
+_ANYTHING = (0xE000, 0x10FFFF)
+_AWKWARD = (
+    # controls, soft hyphen, letters whose case is special, Greek question mark, sigmas, zero-width and line separators,
+    # Ohm and Kelvin signs, ligature, variation selector, byte-order mark, replacement character
+    "\u0000\u0007\u000b\u0085\u00ad\u0130\u0131\u017f\u01c5\u0345\u037e\u03a3\u03c2\u1e9e\u200b\u200d\u2028"
+    "\u2126\u212a\ufb01\ufe0f\ufeff\ufffd'’`^~[]#"
+)

@@ -1,0 +1,211 @@
+"""The quick tokenizer gives the ids of the tokenizers package, or none."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+
+from firstvec import Manifest
+from firstvec.manifest import WordPiece
+from firstvec.tokenizer import Tokenizer, open_tokenizer
+from firstvec.wordpiece import QuickTokenizer
+from firstvec_build.quality import evaluation_sentences
+from firstvec_build.wordpiece import generated
+from tests.conftest import Fresh
+
+SURROGATES = range(0xD800, 0xE000)
+EVERY_CHARACTER = [chr(code) for code in range(0x110000) if code not in SURROGATES]
+
+
+@pytest.fixture(scope="module")
+def package(bundle: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def rules(bundle: Path) -> WordPiece:
+    found = Manifest.read(bundle).wordpiece
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def vocabulary(bundle: Path) -> str:
+    return (bundle / "vocab.txt").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def quick(rules: WordPiece, vocabulary: str) -> QuickTokenizer:
+    return QuickTokenizer(rules, vocabulary, 256)
+
+
+def compare(quick: QuickTokenizer, package: tokenizers.Tokenizer, texts: Sequence[str]) -> int:
+    """Assert that the ids agree; return how many texts were left to the package."""
+    left = 0
+    for text, encoding in zip(texts, package.encode_batch_fast(texts), strict=True):
+        ids = quick.encode(text)
+        left += ids is None
+        assert ids is None or ids == encoding.ids, ascii(text)
+    return left
+
+
+@pytest.mark.parametrize(
+    ("lowercase", "strip_accents"), [(True, True), (True, False), (False, False), (False, True)], ids=str
+)
+def test_every_character_there_is(lowercase: bool, strip_accents: bool, rules: WordPiece, vocabulary: str) -> None:
+    rules = rules.replace(lowercase=lowercase, strip_accents=strip_accents)
+    quick = QuickTokenizer(rules, vocabulary, 256)
+    ids = {token: index for index, token in enumerate(vocabulary.split("\n")[:-1])}
+    package = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    package.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    package.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    package.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 102), ("[CLS]", 101))
+    left = compare(quick, package, [f"a{character}b" for character in EVERY_CHARACTER])
+    # Most code points are unassigned or in private use planes that are assigned: what is written is taken.
+    assert len(EVERY_CHARACTER) - left > 230_000
+
+
+def test_a_million_generated_texts(quick: QuickTokenizer, package: tokenizers.Tokenizer, vocabulary: str) -> None:
+    source = random.Random(20261123)
+    words = vocabulary.split("\n")[:-1]
+    taken = 0
+    while taken < 1_000_000:
+        taken += 50_000 - compare(quick, package, list(generated(50_000, source, words)))
+
+
+def test_the_evaluation_sentences(quick: QuickTokenizer, package: tokenizers.Tokenizer) -> None:
+    assert compare(quick, package, evaluation_sentences()) <= 10
+
+
+@pytest.mark.parametrize("character", "abcxyzABC0159 \t-'.éßñÄçøłŽαΩжЯ的日本がカ한글עאงกक😀👍🏽€—“…")
+def test_what_people_write_is_taken(character: str, quick: QuickTokenizer) -> None:
+    assert quick.encode(f"a {character} b") is not None
+
+
+@pytest.mark.parametrize("text", ["[CLS]", "a [SEP] b", "x[MASK]", "[PAD][PAD]", "\U0001e900", "\u0378", "\U0010ffff"])
+def test_added_tokens_and_unassigned_characters_are_left_to_the_package(text: str, quick: QuickTokenizer) -> None:
+    assert quick.encode(text) is None
+
+
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 300, 100_000])
+def test_a_word_of_any_length(length: int, quick: QuickTokenizer, package: tokenizers.Tokenizer) -> None:
+    texts = ["a" * length, "é" * length, "的" * length, "e\u0301" * length, "." * length, "password" * length]
+    assert compare(quick, package, texts) == 0
+
+
+@pytest.mark.parametrize("max_seq_length", [2, 3, 5, 16])
+def test_truncation(max_seq_length: int, rules: WordPiece, vocabulary: str, bundle: Path) -> None:
+    package = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    package.enable_truncation(max_seq_length)
+    texts = ["", "one", "one two", "tokenizers tokenise tokenizable tokens", "a b c d e f g h i j k l m n o p q r s t"]
+    assert compare(QuickTokenizer(rules, vocabulary, max_seq_length), package, texts) == 0
+
+
+def test_texts_that_are_left_to_the_package_keep_their_place(bundle: Path, package: tokenizers.Tokenizer) -> None:
+    texts = ["one", "two [SEP]", "three", "\U0001e900", "five", "[CLS]"]
+    assert open_tokenizer(Manifest.read(bundle)).encode(texts) == [package.encode(text).ids for text in texts]
+
+
+def test_without_rules_the_package_does_it_all(bundle: Path, package: tokenizers.Tokenizer) -> None:
+    manifest = Manifest.read(bundle).replace(wordpiece=None)
+    assert open_tokenizer(manifest).encode(["one", "two"]) == [package.encode(text).ids for text in ("one", "two")]
+
+
+def test_the_package_is_imported_for_the_first_text_that_needs_it(bundle: Path, fresh: Fresh) -> None:
+    code = """
+import sys
+from firstvec import Manifest
+from firstvec.tokenizer import open_tokenizer
+tokenizer = open_tokenizer(Manifest.read(sys.argv[1]))
+assert tokenizer.count(["how do I reset my password?", "größer", "日本", "😀"]) == [9, 6, 4, 3]
+assert "tokenizers" not in sys.modules
+assert "unicodedata" in sys.modules
+assert tokenizer.count(["[MASK]"]) == [3]
+assert "tokenizers" in sys.modules
+"""
+    fresh(code, bundle)
+
+
+def test_ascii_needs_no_table_of_unicode(bundle: Path, fresh: Fresh) -> None:
+    code = """
+import sys
+from firstvec import get_embedding_provider
+get_embedding_provider(strategy="quantized", output="buffer").embed_query("how do I reset my password?")
+print(sorted({"unicodedata", "tokenizers", "re", "dataclasses", "typing", "logging", "pathlib"} & set(sys.modules)))
+"""
+    # re comes with json.
+    assert fresh(code).stdout == "['re']\n"
+
+
+def test_a_package_that_cannot_read_the_file_is_an_error_with_its_reason(rules: WordPiece, tmp_path: Path) -> None:
+    from firstvec import IncompatibleArtifact
+
+    path = tmp_path / "tokenizer.json"
+    path.write_text("{}")
+    tokenizer = Tokenizer(str(path), 16, QuickTokenizer(rules.replace(added_tokens=("x",)), "[UNK]\n", 16))
+    with pytest.raises(IncompatibleArtifact, match=f"cannot read {path}"):
+        tokenizer.encode(["x"])
+
+
+def test_a_missing_package_is_an_error_with_its_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from firstvec import IncompatibleArtifact
+
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    tokenizer = open_tokenizer(Manifest.read(bundle))
+    assert tokenizer.count(["plain"]) == [3]
+    with pytest.raises(IncompatibleArtifact, match="tokenizers cannot be imported"):
+        tokenizer.encode(["[MASK]"])
+
+
+def _changed(bundle: Path, **changes: Any) -> str:
+    document = json.loads((bundle / "tokenizer.json").read_text("utf-8"))
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        target = document
+        for parent in parents:
+            target = target[parent]
+        target[key] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": None},
+        {"normalizer__clean_text": False},
+        {"normalizer__handle_chinese_chars": False},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {"pre_tokenizer": None},
+        {"model__continuing_subword_prefix": "@@"},
+        {"added_tokens": [{"id": 0, "content": "[PAD]", "normalized": True, "special": True}]},
+        {"model__vocab": {"[UNK]": 0, "a": 2}},
+        {"model__vocab": {"[UNK]": 0, "a\nb": 1}},
+        {"post_processor": {"type": "RobertaProcessing"}},
+        {"post_processor": {"type": "TemplateProcessing", "single": [], "special_tokens": {}}},
+        {"model__type": "BPE"},
+    ],
+    ids=str,
+)
+def test_a_tokenizer_of_another_kind_gets_no_rules(changes: dict[str, Any], bundle: Path, tmp_path: Path) -> None:
+    from firstvec_build.wordpiece import write
+
+    assert write(_changed(bundle, **changes), tmp_path, []) is None
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_rules_that_do_not_hold_are_not_written(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from firstvec_build import wordpiece
+
+    text = (bundle / "tokenizer.json").read_text("utf-8")
+    monkeypatch.setattr(
+        wordpiece, "_rules", lambda document, file, real=wordpiece._rules: real(document, file).replace(lowercase=False)
+    )
+    assert wordpiece.write(text, tmp_path, evaluation_sentences()) is None
+    assert [*tmp_path.iterdir()] == []
