@@ -1,5 +1,60 @@
-"""``python -m firstvec``: the same as the ``firstvec`` command."""
+"""The `firstvec` command, and ``python -m firstvec``.
 
-from firstvec.cli import main
+`firstvec encode` is run without the command-line libraries where its arguments are plain; `firstvec.cli` does the rest.
+"""
 
-main()
+from __future__ import annotations
+
+import os
+import sys
+
+from firstvec.errors import FirstvecError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line. Errors that firstvec raises on purpose end it with one message and exit code 1."""
+    if sys.stdout is None or sys.stderr is None:
+        os._exit(1)  # started with a closed stdout or stderr: there is nowhere to say so
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ✓ or ✗
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except FirstvecError as error:
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # The reader of our output has seen enough.
+        _drop_output()
+        sys.exit(0)
+    except OSError as error:
+        _drop_output()
+        sys.exit(f"error: the output cannot be written ({error.strerror or error})")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    if arguments[:1] == ["encode"]:
+        from firstvec import encode
+
+        request = encode.parse(arguments[1:])
+        if request is not None:
+            encode.run(request)
+            return
+    from firstvec.cli import app
+
+    app(arguments)
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from failing again at its own flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

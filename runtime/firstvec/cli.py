@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import shutil
 import sys
 from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from firstvec import __version__
-from firstvec.errors import FirstvecError, InputError, MissingDependency, NoCompatibleArtifact
+from firstvec import encode as encode_command
+from firstvec.errors import FirstvecError, MissingDependency, NoCompatibleArtifact
 from firstvec.hardware import ResourceProfile
 from firstvec.loader import DEFAULT_MODEL, OptimizedEmbeddingLoader
 from firstvec.strategy import LoadingStrategy
@@ -28,9 +25,6 @@ except ImportError as error:
 from firstvec.tables import artifact_table, choice_table, out, print_diagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
 
 app = typer.Typer(
@@ -82,20 +76,25 @@ def encode(
     enable_quantization: QuantizationOption = False,
     min_quality: QualityOption = None,
     form: Annotated[Format, typer.Option("--format", "-f", help="json, npy (float32 array) or text.")] = Format.JSON,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file, not to stdout.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not to stdout.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per run.")] = 32,
 ) -> None:
     """Embed texts: a vector for each, in their order."""
-    if form is Format.NPY and output is None and sys.stdout.isatty():
-        raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
-    loader = OptimizedEmbeddingLoader(model, strategy, device, enable_quantization, min_quality=min_quality)
-    loader.start_loading()
-    lines = texts or _stdin_lines()
-    if not lines:
-        raise InputError("there is no text: give it as an argument, or one text a line on stdin")
-    provider = loader.get_provider(timeout=None)
-    vectors = provider.encode(lines, batch_size=batch_size, show_progress_bar=len(lines) > 1000 and sys.stderr.isatty())
-    _write(_formatted(vectors, form, provider), output)
+    encode_command.run(
+        encode_command.Request(
+            texts=tuple(texts or ()),
+            model=model,
+            strategy=strategy.value,
+            device=device,
+            enable_quantization=enable_quantization,
+            min_quality=min_quality,
+            form=form.value,
+            output=output,
+            batch_size=batch_size,
+        )
+    )
 
 
 @app.command("list")
@@ -257,63 +256,6 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _stdin_lines() -> list[str]:
-    if sys.stdin is None or sys.stdin.isatty():
-        return []
-    try:
-        # Not str.splitlines(): a text may hold U+2028 and other characters that it takes for line ends.
-        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
-        return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
-        ) from error
-
-
-def _formatted(vectors: Any, form: Format, provider: EmbeddingProvider) -> bytes:
-    if form is Format.NPY:
-        import numpy
-
-        stream = io.BytesIO()
-        numpy.save(stream, vectors)
-        return stream.getvalue()
-    if form is Format.TEXT:
-        return "".join(" ".join(f"{value:.8g}" for value in vector) + "\n" for vector in vectors.tolist()).encode()
-    values = {
-        "model": provider.manifest.model.name,
-        "artifact": provider.artifact.id,
-        "embedding_dim": provider.embedding_dim,
-        "vectors": [[float(f"{value:.8g}") for value in vector] for vector in vectors.tolist()],
-    }
-    return (json.dumps(values) + "\n").encode()
-
-
-def _write(data: bytes, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    target = Path(os.path.realpath(output))
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)  # a device or a pipe is written to, not replaced
-            return
-        try:
-            # Whole or not at all: a reader never sees half a file.
-            scratch.write_bytes(data)
-            if target.exists():
-                shutil.copymode(target, scratch)
-            os.replace(scratch, target)
-        except OSError:
-            if scratch.exists():
-                scratch.unlink()
-            raise
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
-
-
 def _print_json(values: object) -> None:
     sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
@@ -328,35 +270,3 @@ def _add_build_commands() -> None:
 
 
 _add_build_commands()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line. Errors that firstvec raises on purpose end it with one message and exit code 1."""
-    if sys.stdout is None or sys.stderr is None:
-        os._exit(1)  # started with a closed stdout or stderr: there is nowhere to say so
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ✓ or ✗
-    try:
-        app(arguments)
-        sys.stdout.flush()
-    except FirstvecError as error:
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:
-        # The reader of our output has seen enough.
-        _drop_output()
-        sys.exit(0)
-    except OSError as error:
-        _drop_output()
-        sys.exit(f"error: the output cannot be written ({error.strerror or error})")
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def _drop_output() -> None:
-    """Keep the interpreter from failing again at its own flush."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    main()

@@ -275,7 +275,7 @@ def without_optimum(name):
         raise importlib.metadata.PackageNotFoundError(name)
     return real(name)
 importlib.metadata.version = without_optimum
-from firstvec.cli import main
+from firstvec.__main__ import main
 main(["build", "--quiet", "--output", sys.argv[1]])
 """
     done = fresh(code, tmp_path, check=False)
