@@ -179,6 +179,9 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show which artifact each strategy takes on this machine, and why not the others. Loads nothing."""
+    from firstvec import integrity, store
+
+    manifest = store.find(model)
     strategies = [strategy] if strategy else list(LoadingStrategy)
     choices: dict[LoadingStrategy, Choice | NoCompatibleArtifact] = {}
     for each in strategies:
@@ -189,10 +192,16 @@ def explain(
             if strategy:
                 raise
             choices[each] = error
+    verified = {
+        artifact.id: all(integrity.is_remembered(manifest.root, file) for file in artifact.files)
+        for artifact in manifest.artifacts
+    }
     machine = str(ResourceProfile.detect())
     if as_json:
         values = {
-            each.value: {"error": str(choice)} if isinstance(choice, FirstvecError) else choice.to_values()
+            each.value: {"error": str(choice)}
+            if isinstance(choice, FirstvecError)
+            else {**choice.to_values(), "verified_before": verified[choice.artifact.id]}
             for each, choice in choices.items()
         }
         _print_json({"machine": machine, "strategies": values})
@@ -200,7 +209,10 @@ def explain(
     out.print(f"machine: {machine}")
     for each, choice in choices.items():
         out.print(each.name, style="bold")
-        out.print(f"  {choice}" if isinstance(choice, FirstvecError) else choice_table(choice))
+        if isinstance(choice, FirstvecError):
+            out.print(f"  {choice}")
+        else:
+            out.print(choice_table(choice, verified[choice.artifact.id]))
 
 
 @app.command()

@@ -89,6 +89,15 @@ def locate(root: str, file: File, artifact: str = "") -> str:
     return path
 
 
+def is_remembered(root: str, file: File) -> bool:
+    """Whether ``file`` was verified on this machine before, and is unchanged since: it will not be hashed again."""
+    try:
+        status = os.stat(os.path.join(root, file.path))
+    except OSError:
+        return False
+    return status.st_size == file.size and _trusted(_marker(status, file.sha256), use=False)
+
+
 def last_used(root: str, file: File) -> float:
     """When this user last loaded the bundle that ``file`` (its tokenizer) belongs to: Unix time, 0.0 for never."""
     try:
@@ -102,14 +111,14 @@ def _marker(status: os.stat_result, sha256: str) -> str:
     return os.path.join(cache_dir(), "verified", f"{sha256}-{'-'.join(f'{number:x}' for number in identity)}")
 
 
-def _trusted(marker: str) -> bool:
-    """Whether the marker is there and only this user could have put it there; its time becomes now."""
+def _trusted(marker: str, *, use: bool = True) -> bool:
+    """Whether the marker is there and only this user could have put it there; when it is used its time becomes now."""
     try:
         if os.name == "posix":
             folder = os.stat(os.path.dirname(marker))
             if folder.st_uid != os.geteuid() or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 return False
-        os.utime(marker)
+        os.utime(marker) if use else os.stat(marker)
     except OSError:
         return False
     return True

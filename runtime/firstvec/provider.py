@@ -49,7 +49,7 @@ class EmbeddingProvider:
         self._reopen = reopen
         self._output = output
         self._pid = os.getpid()
-        self._fork_lock = allocate_lock()
+        self._session_lock = allocate_lock()
         self._after_first_run: list[Callable[[], object]] = []
 
     @property
@@ -211,12 +211,14 @@ class EmbeddingProvider:
 
     def close(self) -> None:
         """Release the session's memory once no run uses it any more; later calls raise ClosedError."""
-        self._session = None
+        with self._session_lock:
+            self._session = None
 
     def swap(self, session: Session) -> None:
         """Let later runs use ``session``, of the same artifact; runs under way end on the one that they began with."""
-        if self._session is not None:
-            self._session = session
+        with self._session_lock:
+            if self._session is not None:
+                self._session = session
 
     def _encode_one(self, text: str, prompts: tuple[str, ...], output: str | None) -> Any:
         wanted = self._wanted(output)
@@ -281,7 +283,7 @@ class EmbeddingProvider:
             raise ClosedError("the provider was closed: get a new one with get_provider() after start_loading()")
         if self._pid != os.getpid():
             # An engine's threads stay behind in the parent: a forked child needs a session of its own.
-            with self._fork_lock:
+            with self._session_lock:
                 if self._pid != os.getpid():
                     self._session = self._reopen()
                     self._pid = os.getpid()

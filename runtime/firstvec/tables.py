@@ -55,10 +55,13 @@ def artifact_table(manifest: Manifest, timings: Mapping[str, tuple[float, float]
     return table
 
 
-def choice_table(choice: Choice) -> Table:
-    """Which artifact was chosen, and why each other one was not."""
+def choice_table(choice: Choice, verified: bool) -> Table:
+    """Which artifact was chosen, whether its files were verified before, and why each other one was not chosen."""
+    files = (
+        "files verified before" if verified else f"{choice.artifact.size / 1e6:.1f} MB to be hashed at the first load"
+    )
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row(Text("✓", "green"), choice.artifact.id, f"{choice.reason}; on {choice.device}")
+    table.add_row(Text("✓", "green"), choice.artifact.id, f"{choice.reason}; on {choice.device}; {files}")
     for artifact in choice.candidates[1:]:
         table.add_row(" ", artifact.id, "next, if the one above fails to load")
     for artifact, reason in choice.rejected:

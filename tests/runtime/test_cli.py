@@ -144,6 +144,24 @@ def test_explain_gives_every_strategy_and_every_reason(bundle: Path, firstvec: F
         assert all(found["rejected"].values())
 
 
+def test_explain_says_whether_the_files_were_verified_before(
+    tiny_bundle: Path, tmp_path: Path, firstvec: Fresh
+) -> None:
+    def explain() -> tuple[bool, bool]:
+        arguments = ("explain", tiny_bundle, "--strategy", "lazy")
+        values = json.loads(firstvec(*arguments, "--json", FIRSTVEC_CACHE=cache).stdout)
+        text = firstvec(*arguments, FIRSTVEC_CACHE=cache).stdout
+        return values["strategies"]["lazy"]["verified_before"], "files verified before" in text
+
+    cache = str(tmp_path / "cache")
+    assert explain() == (False, False)
+    assert explain() == (False, False)  # it hashes nothing itself
+    firstvec("encode", "-m", tiny_bundle, "text", FIRSTVEC_CACHE=cache)
+    assert explain() == (True, True)
+    (tiny_bundle / "onnx/model.onnx").touch()
+    assert explain() == (False, False)
+
+
 def test_explain_shows_a_strategy_that_has_no_artifact(tiny_built: Path, firstvec: Fresh) -> None:
     done = firstvec("explain", tiny_built, "--min-quality", "0.99999", "--json")
     assert done.returncode == 0

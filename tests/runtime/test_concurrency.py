@@ -1,0 +1,166 @@
+"""A load, a hand-over, a close and an exit under whatever else the process does."""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, OptimizedEmbeddingLoader, load
+
+TEXTS = [f"{'word ' * (1 + index % 20)}{index}" for index in range(64)]
+"""Of 3 to 22 tokens."""
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hand-over waits until the threads of a test are at work."""
+    monkeypatch.setattr(load, "HAND_OVER_DELAY", 0.5)
+
+
+def progressive(root: Path) -> EmbeddingProvider:
+    loader = OptimizedEmbeddingLoader(str(root), LoadingStrategy.PROGRESSIVE)
+    loader.start_loading()
+    return loader.get_provider()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_in_threads(count: int, work: Callable[[int], None], meanwhile: Callable[[], None]) -> None:
+    """Start ``work`` in threads, do something meanwhile, and raise what went wrong in any of them."""
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(work, index) for index in range(count)]
+        meanwhile()
+        for future in futures:
+            future.result(timeout=60)
+
+
+def test_a_swap_under_eight_threads_changes_no_vector(bundle: Path, held_back: None) -> None:
+    provider = progressive(bundle)
+    expected = {size: provider.encode(TEXTS[:size]) for size in (1, 3, 8)}
+    assert provider.session_kind == "quick-start"
+    swapped = threading.Event()
+    runs = [[0, 0] for _ in range(8)]
+
+    def work(index: int) -> None:
+        size = (1, 3, 8)[index % 3]
+        after = 0
+        while after < 5:
+            done = swapped.is_set()
+            np.testing.assert_allclose(provider.encode(TEXTS[:size]), expected[size], atol=1e-6)
+            runs[index][done] += 1
+            after += done
+
+    def wait_for_the_swap() -> None:
+        wait_for(lambda: provider.session_kind == "throughput")
+        swapped.set()
+
+    run_in_threads(8, work, wait_for_the_swap)
+    # Each thread ran on both sessions.
+    assert all(before and after for before, after in runs)
+
+
+def test_the_first_session_is_released_after_the_swap(bundle: Path) -> None:
+    provider = progressive(bundle)
+    first = weakref.ref(provider._open_session())
+    provider.embed_query("text")
+    assert first() is not None
+    wait_for(lambda: provider.session_kind == "throughput")
+    gc.collect()
+    assert first() is None
+
+
+def test_a_run_that_began_before_the_swap_ends_on_its_session(tiny_built: Path) -> None:
+    provider = progressive(tiny_built)
+    first = provider._open_session()
+    expected = provider.embed_query("text")
+    wait_for(lambda: provider.session_kind == "throughput")
+    rows = provider._tokenizer.encode(["text"])
+    np.testing.assert_allclose(np.asarray(first.run(rows))[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", [LoadingStrategy.QUANTIZED, LoadingStrategy.PROGRESSIVE])
+def test_close_during_encode_gives_a_right_vector_or_closed_error(strategy: LoadingStrategy, bundle: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(bundle), strategy)
+    for _ in range(3):
+        loader.start_loading()
+        provider = loader.get_provider()
+        expected = provider.encode(TEXTS[:8])
+        closed = []
+
+        def work(
+            index: int,
+            provider: EmbeddingProvider = provider,
+            expected: np.ndarray = expected,
+            closed: list[int] = closed,
+        ) -> None:
+            try:
+                while True:
+                    np.testing.assert_allclose(provider.encode(TEXTS[:8]), expected, atol=1e-6)
+            except ClosedError:
+                closed.append(index)
+
+        def close(provider: EmbeddingProvider = provider) -> None:
+            time.sleep(random.uniform(0.05, 0.5))  # PROGRESSIVE: before, during or after the hand-over
+            provider.close()
+
+        run_in_threads(8, work, close)
+        assert sorted(closed) == [*range(8)]
+        time.sleep(0.4)
+        assert provider.closed  # a hand-over under way does not open it again
+
+
+def test_a_swap_after_the_close_does_not_open_it_again(tiny_built: Path) -> None:
+    provider = progressive(tiny_built)
+    session = provider._open_session()
+    provider.close()
+    provider.swap(session)
+    assert provider.closed
+
+
+EXIT = """
+import sys, time
+from firstvec import OptimizedEmbeddingLoader
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], device="cpu", output=sys.argv[3])
+loader.start_loading()
+if sys.argv[5] == "vector":
+    loader.get_provider().embed_query("text")
+time.sleep(float(sys.argv[4]))
+"""
+
+
+def test_the_interpreter_exits_cleanly_at_200_random_points_of_a_load(bundle: Path) -> None:
+    source = random.Random(20261123)
+    cases = [
+        (
+            source.choice(("background", "progressive", "quantized", "cached")),
+            source.choice(("numpy", "buffer")),
+            # A load takes about 0.05 s, a hand-over begins 0.25 s after the first vector.
+            *((source.uniform(0.0, 0.15), "load") if index % 4 else (source.uniform(0.2, 0.35), "vector")),
+        )
+        for index in range(200)
+    ]
+
+    def run(case: tuple[str, str, float, str]) -> tuple[int, str, tuple[str, str, float, str]] | None:
+        command = [sys.executable, "-c", EXIT, str(bundle), *map(str, case)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return None if (done.returncode, done.stderr) == (0, "") else (done.returncode, done.stderr, case)
+
+    with ThreadPoolExecutor(3) as pool:
+        failed = [each for each in pool.map(run, cases) if each is not None]
+    assert failed == []
