@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test bench lint typecheck clean
+.PHONY: artifacts test bench-cold lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -13,8 +13,10 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 test: $(VENV)/.installed lint typecheck  ## everything that must hold before a commit lands
 	$(BIN)/pytest
 
-bench: artifacts  ## the figures of the README, on this machine
-	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE)
+bench-cold: artifacts  ## the cold-start figures of the README, on this machine, in build/benchmarks
+	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
+		--markdown build/benchmarks/cold-start.md --waterfall build/benchmarks/cold-start.svg
+	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,0 +1,79 @@
+"""PROGRESSIVE after its hand-over beside a session that was prepacked from the start: throughput and memory.
+
+Both providers live in one process and take turns on the same texts; the ratio is taken in each round. Memory is
+measured in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from firstvec import EmbeddingProvider, OptimizedEmbeddingLoader
+from firstvec_build.quality import evaluation_sentences
+
+MEMORY = """
+import sys, time
+from firstvec import OptimizedEmbeddingLoader
+from firstvec_build.quality import evaluation_sentences
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], device="cpu")
+loader.start_loading()
+provider = loader.get_provider()
+provider.embed_query("a text")
+while provider.session_kind != sys.argv[3]:
+    time.sleep(0.01)
+provider.encode(evaluation_sentences()[:32])
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:")))
+"""
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
+    parser.add_argument("--rounds", type=int, default=15, help="of each provider, after one that warms up")
+    options = parser.parse_args()
+    handed_over, prepacked = provider(options.bundle, "progressive"), provider(options.bundle, "background")
+    handed_over.embed_query("a text")
+    while handed_over.session_kind != "throughput":
+        time.sleep(0.01)
+    texts = evaluation_sentences()
+    rounds = [(seconds(handed_over, texts), seconds(prepacked, texts)) for _ in range(options.rounds + 1)][1:]
+    figures: dict[str, float] = {
+        "texts per second, PROGRESSIVE after the hand-over": len(texts) / statistics.median(ours for ours, _ in rounds),
+        "texts per second, prepacked from the start": len(texts) / statistics.median(theirs for _, theirs in rounds),
+        "ratio": statistics.median(theirs / ours for ours, theirs in rounds),
+    }
+    if sys.platform == "linux":
+        for name, strategy, kind in (
+            ("resident MB, PROGRESSIVE after the hand-over", "progressive", "throughput"),
+            ("resident MB, prepacked from the start", "background", "throughput"),
+            ("resident MB, quick-start session alone", "lazy", "quick-start"),
+        ):
+            command = [sys.executable, "-c", MEMORY, str(options.bundle), strategy, kind]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            figures[name] = int(done.stdout) * 1024 / 1e6
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
+
+
+def provider(bundle: Path, strategy: str) -> EmbeddingProvider:
+    """Load by a strategy."""
+    loader = OptimizedEmbeddingLoader(str(bundle.resolve()), strategy, device="cpu")
+    loader.start_loading()
+    return loader.get_provider()
+
+
+def seconds(provider: EmbeddingProvider, texts: list[str]) -> float:
+    """How long a provider takes for the texts."""
+    started = time.perf_counter()
+    provider.encode(texts)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
