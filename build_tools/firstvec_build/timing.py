@@ -16,22 +16,18 @@ from firstvec.selection import cannot_run
 
 _ROUNDS = 3
 _CHILD = """
-import sys, time
-from firstvec.load import Opener
+import sys
+from firstvec.load import Load
 from firstvec.manifest import Manifest
-from firstvec.provider import EmbeddingProvider
-from firstvec.sessions import engine_for
-from firstvec.tokenizer import open_tokenizer
-manifest = Manifest.read(sys.argv[1])
-artifact = next(artifact for artifact in manifest.artifacts if artifact.id == sys.argv[2])
-opener = Opener(manifest, artifact, "cpu")
-engine_for(artifact)
-started = time.perf_counter()
-session = opener.open()
-opened = time.perf_counter()
-provider = EmbeddingProvider(manifest, artifact, "cpu", open_tokenizer(manifest), session, opener.open)
-provider.embed_query("how do I reset my password?")
-print(opened - started)
+from firstvec.plans import PLANS
+from firstvec.selection import Choice
+def choose(manifest):
+    artifact = next(artifact for artifact in manifest.artifacts if artifact.id == sys.argv[2])
+    return Choice(artifact=artifact, device="cpu", candidates=(artifact,), rejected=(), reason="is timed")
+load = Load(sys.argv[1], choose, PLANS["cached"], "buffer", engine_first=sys.argv[3] == "onnxruntime")
+load.start(in_thread=True)
+load.result(None).embed_query("how do I reset my password?")
+print(next(stage.ended - stage.started for stage in load.trace.stages if stage.name == "session"))
 """
 
 
@@ -51,7 +47,7 @@ def first_vector_times(manifest: Manifest) -> dict[str, tuple[float, float] | No
         rounds = []
         for _ in range(_ROUNDS + 1):
             started = time.perf_counter()
-            command = [sys.executable, "-c", _CHILD, manifest.root, artifact.id]
+            command = [sys.executable, "-c", _CHILD, manifest.root, artifact.id, artifact.engine]
             done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
             if done.returncode:
                 reason = (done.stderr.splitlines() or ["no message"])[-1]
