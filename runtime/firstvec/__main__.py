@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from firstvec.errors import FirstvecError
+from firstvec.errors import FirstvecError, InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Errors that firstvec raises on purpose end it with one message and exit code 1."""
-    if sys.stdout is None or sys.stderr is None:
-        os._exit(1)  # started with a closed stdout or stderr: there is nowhere to say so
+    stdout_is_closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with it closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without ✓ or ✗
     try:
-        _run(sys.argv[1:] if arguments is None else arguments)
+        _run(sys.argv[1:] if arguments is None else arguments, stdout_is_closed)
         sys.stdout.flush()
     except FirstvecError as error:
         sys.exit(f"error: {error}")
@@ -38,14 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str], stdout_is_closed: bool) -> None:
     if arguments[:1] == ["encode"]:
         from firstvec import encode
 
         request = encode.parse(arguments[1:])
-        if request is not None:
+        if request is not None and not (stdout_is_closed and request.output is None):
             encode.run(request)
             return
+    if stdout_is_closed:
+        raise InputError("stdout is closed: redirect it, or give `encode` an --output FILE")
     from firstvec.cli import app
 
     app(arguments)

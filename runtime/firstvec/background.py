@@ -98,11 +98,32 @@ class Task(Generic[T]):
             raise self._error
         return self._value  # type: ignore[return-value]
 
-    def wait(self, timeout: float) -> None:
-        """Wait for the call to end, at most ``timeout`` seconds."""
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the call to end, at most ``timeout`` seconds; its error is not raised."""
         self._finished.wait(timeout)
 
 
+class Once(Generic[T]):
+    """A value that a `Task` computes when it is first asked for, so that a fork waits for it. Errors are not kept."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._task: Task[T] | None = None
+
+    def result(self) -> T:
+        """Return the value, waiting for it; raise the error of its computation."""
+        task = self._task
+        if task is None:
+            with _once_lock:
+                task = self._task = self._task or Task(self._work)
+        try:
+            return task.result()
+        except BaseException:
+            self._task = None
+            raise
+
+
+_once_lock = allocate_lock()
 _running: set[Task[Any]] = set()
 _PATIENCE = 15.0
 """Seconds to wait for threads at exit, and at a fork: many times what any load takes. On CPython 3.11, Ctrl-C that
@@ -128,8 +149,9 @@ def _wait_for_all() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global exiting
+    global exiting, _once_lock
     exiting = Signal()
+    _once_lock = allocate_lock()
     _running.clear()
 
 

@@ -142,6 +142,8 @@ def _stdin_lines() -> list[str]:
         raise InputError(
             f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
         ) from error
+    except OSError as error:
+        raise InputError(f"stdin cannot be read ({error.strerror or error})") from error
 
 
 def _formatted(vectors: Any, form: str, provider: EmbeddingProvider) -> bytes:
@@ -172,24 +174,34 @@ def _write(data: bytes, output: str | None) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    import shutil
-    from pathlib import Path
-
-    target = Path(os.path.realpath(output))
-    scratch = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)  # a device or a pipe is written to, not replaced
-            return
-        try:
-            # Whole or not at all: a reader never sees half a file.
-            scratch.write_bytes(data)
-            if target.exists():
-                shutil.copymode(target, scratch)
-            os.replace(scratch, target)
-        except OSError:
-            if scratch.exists():
-                scratch.unlink()
-            raise
+        if not output or output.endswith(os.sep):
+            raise InputError(f"output {output!r} is not a file: choose another --output")
+        if os.path.exists(output) and not os.path.isfile(output):
+            with open(output, "wb") as stream:  # a device or a pipe is written to, not replaced
+                stream.write(data)
+        else:
+            _replace(os.path.realpath(output), data)
     except OSError as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
+
+
+def _replace(target: str, data: bytes) -> None:
+    """Write a file whole or not at all: a reader never sees half of it."""
+    import shutil
+
+    if os.path.islink(target):
+        raise InputError(f"{target}: is a link to itself; choose another --output")
+    scratch = os.path.join(os.path.dirname(target), f".firstvec-{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(data)
+        if os.path.exists(target):
+            shutil.copymode(target, scratch)
+        os.replace(scratch, target)
+    except OSError:
+        if os.path.exists(scratch):
+            os.unlink(scratch)
+        raise

@@ -71,6 +71,13 @@ class Load:
         """Whether it is under way, or its provider is there and open."""
         return self.error is None and (self.provider is None or not self.provider.closed)
 
+    @property
+    def state(self) -> str:
+        """``loading``, ``loaded``, ``closed`` or ``failed``."""
+        if self.provider is not None:
+            return "closed" if self.provider.closed else "loaded"
+        return "failed" if self.error is not None else "loading"
+
     def start(self, *, in_thread: bool) -> None:
         """Load, in a thread or now."""
         if in_thread:
@@ -131,6 +138,9 @@ class Load:
                 "run `firstvec doctor` to see what this machine lacks"
             )
             self.error.__cause__ = error
+        except BaseException as error:  # Ctrl-C, where the caller's thread loads
+            self.error = LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again")
+            raise
         finally:
             self._done.set()
             self._tokenizer_done.set()
@@ -145,11 +155,10 @@ class Load:
             with trace.stage("onnxruntime: library"):
                 library = c_api()
         if self._output == "numpy":
-            from firstvec.vectors import spare_the_second_core
+            from firstvec.vectors import import_numpy_ahead
 
-            spare_the_second_core()
             # Nobody waits for it here: the first vector that has to be an array does.
-            background.Task(lambda: _import_numpy(trace))
+            import_numpy_ahead(trace)
         prepared = background.Task(self._prepare)
         if library is not None:
             with trace.stage("onnxruntime: environment"):
@@ -208,11 +217,6 @@ class Load:
 
 def _device(choice: Choice, artifact: Artifact) -> str:
     return choice.device if choice.device.partition(":")[0] in artifact.devices else "cpu"
-
-
-def _import_numpy(trace: Trace) -> None:
-    with trace.stage("import numpy"):
-        import numpy  # noqa: F401
 
 
 class Opener:

@@ -128,8 +128,11 @@ class OptimizedEmbeddingLoader:
             InputError: a text is not usable; the error carries its index.
             LoadError, LoadTimeout and the errors of `get_provider`.
         """
+        from firstvec.tokenizer import listed
+
+        rows = listed(texts)
         load = self._load or self._start(in_thread=True)
-        return load.tokenizer(_seconds(timeout)).count([texts] if isinstance(texts, str) else texts)
+        return load.tokenizer(_seconds(timeout)).count(rows)
 
     def is_loaded(self) -> bool:
         """Whether ``get_provider()`` would return at once. Takes no lock."""
@@ -160,7 +163,7 @@ class OptimizedEmbeddingLoader:
         return {
             "model": self.model_name,
             "strategy": self._strategy,
-            "state": "loaded" if self.is_loaded() else "loading" if self.is_loading() else "failed" if load else "idle",
+            "state": load.state if load is not None else "idle",
             **(load.report() if load is not None else {}),
         }
 

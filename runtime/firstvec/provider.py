@@ -7,7 +7,7 @@ from _thread import allocate_lock
 
 from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
 from firstvec.plans import OUTPUTS
-from firstvec.tokenizer import check_texts
+from firstvec.tokenizer import check_texts, listed
 from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
 
 TYPE_CHECKING = False
@@ -162,14 +162,18 @@ class EmbeddingProvider:
             raise InputError(f"output_value {output_value!r} is not in the bundle: only 'sentence_embedding' is")
         if precision not in PRECISIONS:
             raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
-        if device not in (None, self._device):
+        if device is not None and not (isinstance(device, str) and device == self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise InputError(f"batch_size {batch_size!r} is not a positive integer")
         if prompt is not None and not isinstance(prompt, str):
             raise InputError(f"prompt {prompt!r} is not a str")
+        if prompt_name is not None and not isinstance(prompt_name, str):
+            raise InputError(f"prompt_name {prompt_name!r} is not a str")
+        if output is not None and (convert_to_tensor or not convert_to_numpy):
+            raise InputError("output is one of numpy, list and buffer, or it is a tensor: leave one of the two out")
         single = isinstance(texts, (str, bytes))
-        rows: list[str] = _listed(texts)
+        rows: list[str] = listed(texts)
         if not rows:
             raise InputError("the list of texts is empty: pass at least one text, or skip the call")
         check_texts(rows)
@@ -193,7 +197,7 @@ class EmbeddingProvider:
         Raises:
             InputError: a text is not usable; the error carries its index.
         """
-        return self._tokenizer.count(_listed(texts))
+        return self._tokenizer.count(listed(texts))
 
     @property
     def session_kind(self) -> str:
@@ -308,17 +312,6 @@ class EmbeddingProvider:
             if name in prompts:
                 return prompts[name]
         return self._prompt(None, None)
-
-
-def _listed(texts: Any) -> list[str]:
-    if isinstance(texts, (str, bytes)):
-        return [texts]  # type: ignore[list-item]
-    if isinstance(texts, (set, frozenset, dict)):
-        raise InputError(f"{type(texts).__name__} has no order that vectors could follow: pass a list")
-    try:
-        return list(texts)
-    except TypeError:
-        raise InputError(f"{type(texts).__name__} is neither a str nor a sequence of str") from None
 
 
 _keep_forever: list[Session] = []

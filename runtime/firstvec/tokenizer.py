@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
-
+from firstvec.background import Once
 from firstvec.errors import IncompatibleArtifact, InputError
 
 TYPE_CHECKING = False
@@ -52,10 +51,9 @@ class Tokenizer:
         self._path = path
         self._max_seq_length = max_seq_length
         self._quick = quick
-        self._package: Any = None
-        self._lock = allocate_lock()
+        self._package = Once(self._load_package)
         if quick is None:
-            self._load_package()
+            self._package.result()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids.
@@ -83,31 +81,44 @@ class Tokenizer:
         return [len(ids) for ids in self.encode(texts)]
 
     def _encode_with_package(self, texts: Sequence[str]) -> list[list[int]]:
-        package = self._package or self._load_package()
+        package = self._package.result()
         if len(texts) == 1:
             # encode_batch starts a thread pool.
             return [package.encode(texts[0]).ids]
         return [encoding.ids for encoding in package.encode_batch_fast(texts)]
 
     def _load_package(self) -> Any:
-        with self._lock:
-            if self._package is None:
-                try:
-                    import tokenizers
-                except ImportError as error:
-                    raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}") from error
-                try:
-                    # Releases the GIL, so that an engine can be imported and opened meanwhile.
-                    package = tokenizers.Tokenizer.from_file(self._path)
-                except Exception as error:  # tokenizers raises plain Exception
-                    hint = "pip install -U tokenizers"
-                    raise IncompatibleArtifact(
-                        "", f"tokenizers {tokenizers.__version__} cannot read {self._path}: {error}; {hint}"
-                    ) from error
-                package.no_padding()
-                package.enable_truncation(self._max_seq_length)
-                self._package = package
-            return self._package
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
+        try:
+            # Releases the GIL, so that an engine can be imported and opened meanwhile.
+            package = tokenizers.Tokenizer.from_file(self._path)
+        except Exception as error:  # tokenizers raises plain Exception
+            hint = "pip install -U tokenizers"
+            raise IncompatibleArtifact(
+                "", f"tokenizers {tokenizers.__version__} cannot read {self._path}: {error}; {hint}"
+            ) from error
+        package.no_padding()
+        package.enable_truncation(self._max_seq_length)
+        return package
+
+
+def listed(texts: Any) -> list[str]:
+    """The texts that a caller passed: one, or several in an order.
+
+    Raises:
+        InputError: they have no order, or are no texts at all.
+    """
+    if isinstance(texts, (str, bytes)):
+        return [texts]  # type: ignore[list-item]
+    if isinstance(texts, (set, frozenset, dict)):
+        raise InputError(f"{type(texts).__name__} has no order that vectors could follow: pass a list")
+    try:
+        return list(texts)
+    except TypeError:
+        raise InputError(f"{type(texts).__name__} is neither a str nor a sequence of str") from None
 
 
 def check_texts(texts: Sequence[object]) -> None:

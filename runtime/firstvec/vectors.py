@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from firstvec.background import Task
 from firstvec.errors import InputError, MissingDependency
 
 TYPE_CHECKING = False
@@ -14,22 +15,47 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from firstvec.trace import Trace
 
-def spare_the_second_core() -> None:
-    """Keep the threads of numpy's OpenBLAS from spinning when numpy is imported, unless the user set how long they do.
 
-    They spin for 2^26 cycles (driver/others/blas_server.c, THREAD_TIMEOUT), 50 ms on a core that the engine needs
-    now: importing numpy takes 128 ms of processor time, and 77 with 2^20. Matrix products take the same time.
+def import_numpy_ahead(trace: Trace) -> None:
+    """Import numpy in a thread, if it is not there yet: the first array waits for what is left.
+
+    The threads of numpy's OpenBLAS are kept from spinning meanwhile, unless the user set how long they do: they would
+    for 2^26 cycles (driver/others/blas_server.c, THREAD_TIMEOUT), 50 ms on a core that the engine needs now. Importing
+    numpy takes 128 ms of processor time, and 77 with 2^20. Matrix products take the same time.
     """
-    if "numpy" not in sys.modules:
-        os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    global _ahead
+    if _ahead is not None or "numpy" in sys.modules:
+        return
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+
+    def work() -> None:
+        with trace.stage("import numpy"):
+            import numpy  # noqa: F401
+
+    _ahead = Task(work)
+
+
+_ahead: Task[None] | None = None
+
+
+def _numpy() -> Any:
+    """The package. Not by an import alone: Ctrl-C in a wait for a module's lock can leave the lock taken for good."""
+    if _ahead is not None:
+        _ahead.wait()
+    try:
+        import numpy
+    except ImportError as error:
+        raise MissingDependency("output='numpy'", "numpy", "numpy") from error
+    return numpy
 
 
 def as_array(view: memoryview[float]) -> npt.NDArray[np.float32]:
     """The vectors as an array over the same memory."""
-    import numpy
-
-    return numpy.asarray(view, dtype=numpy.float32)
+    numpy = _numpy()
+    array: npt.NDArray[np.float32] = numpy.asarray(view, dtype=numpy.float32)
+    return array
 
 
 def as_row(view: memoryview[float], output: str) -> Any:
@@ -45,11 +71,12 @@ def as_rows(view: memoryview[float], output: str) -> Any:
 
 def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[Any]:
     """Reduce the precision of vectors, shape (N, D), with the formulas of sentence-transformers' function."""
-    import numpy
-
+    numpy = _numpy()
     if precision in ("binary", "ubinary"):
-        bits = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
-        return bits if precision == "ubinary" else (bits.astype(numpy.int16) - 128).astype(numpy.int8)
+        bits: npt.NDArray[Any] = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
+        if precision == "binary":
+            bits = (bits.astype(numpy.int16) - 128).astype(numpy.int8)
+        return bits
     low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
     step = (high - low) / 255
     steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
@@ -67,8 +94,7 @@ def shorten(
     Raises:
         InputError: ``truncate_dim`` is not between 1 and ``dim``.
     """
-    import numpy
-
+    numpy = _numpy()
     if truncate_dim is not None:
         if type(truncate_dim) is not int or not 1 <= truncate_dim <= dim:
             raise InputError(f"truncate_dim {truncate_dim!r} is not between 1 and {dim}")

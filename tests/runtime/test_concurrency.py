@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, OptimizedEmbeddingLoader, load
+from tests.conftest import Fresh
 
 TEXTS = [f"{'word ' * (1 + index % 20)}{index}" for index in range(64)]
 """Of 3 to 22 tokens."""
@@ -164,3 +165,49 @@ def test_the_interpreter_exits_cleanly_at_200_random_points_of_a_load(bundle: Pa
     with ThreadPoolExecutor(3) as pool:
         failed = [each for each in pool.map(run, cases) if each is not None]
     assert failed == []
+
+
+FORK_DURING_PACKAGE = """
+import os, sys, threading, time
+from firstvec import OptimizedEmbeddingLoader
+provider = OptimizedEmbeddingLoader(sys.argv[1]).get_provider()
+assert "tokenizers" not in sys.modules
+thread = threading.Thread(target=provider.embed_query, args=("[CLS] text",))
+thread.start()
+time.sleep(float(sys.argv[2]))
+if child := os.fork():
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+else:
+    assert provider.embed_query("[MASK] text").shape == (384,)
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.003, 0.006, 0.012, 0.02])
+def test_a_fork_while_the_tokenizers_package_is_loaded(seconds: float, bundle: Path, fresh: Fresh) -> None:
+    fresh(FORK_DURING_PACKAGE, bundle, seconds)
+
+
+INTERRUPTED = """
+import signal, sys
+from firstvec import LoadError, OptimizedEmbeddingLoader
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+loader = OptimizedEmbeddingLoader(sys.argv[1])
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
+try:
+    loader.get_provider(timeout=None)
+except KeyboardInterrupt:
+    assert loader.report()["state"] == "failed", loader.report()
+    assert isinstance(loader.get_error(), LoadError)
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert loader.get_provider(timeout=None).embed_query("text").shape == (384,)
+assert loader.report()["state"] == "loaded"
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.002, 0.01, 0.02, 0.03])
+def test_a_load_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle: Path, fresh: Fresh) -> None:
+    fresh(INTERRUPTED, bundle, seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +128,49 @@ def test_an_error_is_one_message(fresh: Fresh) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("error: no bundle for model 'no/such-model' was found.")
     assert "Traceback" not in done.stderr
+
+
+def shell(command: str, *values: object) -> subprocess.CompletedProcess[str]:
+    """Run a command line of bash, in which $F is `firstvec` and $1 … are the values."""
+    arguments = ["bash", "-c", f"set -o pipefail; F={Path(sys.executable).with_name('firstvec')}; {command}", "bash"]
+    return subprocess.run([*arguments, *map(str, values)], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("redirected", ["-o /dev/stdout | cat", "-o >(cat)", "-o /dev/stdout", "-o /dev/fd/1 | cat"])
+def test_a_pipe_is_written_to(redirected: str, tiny_built: Path) -> None:
+    done = shell(f"$F encode -m $1 text {redirected}", tiny_built)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["embedding_dim"] == 32
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_file_is_written_with_a_closed_stdout_or_stderr(closed: str, tiny_built: Path, tmp_path: Path) -> None:
+    assert shell(f"$F encode -m $1 text -o $2 {closed}", tiny_built, tmp_path / "out").returncode == 0
+    assert json.loads((tmp_path / "out").read_text())["embedding_dim"] == 32
+
+
+@pytest.mark.parametrize("command", ["encode text", "list", "doctor --json"])
+def test_a_closed_stdout_is_an_error(command: str) -> None:
+    done = shell(f"$F {command} >&-")
+    assert (done.returncode, done.stderr.startswith("error: stdout is closed")) == (1, True)
+
+
+def test_a_closed_stderr_does_not_matter(tiny_built: Path) -> None:
+    assert len(json.loads(shell("$F encode -m $1 text 2>&-", tiny_built).stdout)["vectors"]) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".json", "ä b.json", ".hidden"])
+def test_any_name_that_the_file_system_takes(name: str, tiny_built: Path, tmp_path: Path) -> None:
+    done = shell('$F encode -m $1 text -o "$2"', tiny_built, tmp_path / name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("output", ["''", "/no/such/folder/file", "/tmp", "new/", "loop"])
+def test_an_output_that_cannot_be_written_is_named(output: str, tiny_built: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = shell(f"cd $2; $F encode -m $1 text -o {output}", tiny_built, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "choose another --output" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

@@ -498,3 +498,26 @@ def test_the_program_may_import_numpy_during_the_load(seconds: float, tiny_built
     # onnxruntime's extension must not meet a half-imported numpy: it did in one run of six.
     for _ in range(4):
         fresh(IMPORT_DURING_LOAD, tiny_built, seconds)
+
+
+@pytest.mark.parametrize(("texts", "counts"), [(iter(["a", "b c"]), [3, 4]), (("a", "b c"), [3, 4]), ("a", [3])])
+def test_count_tokens_takes_what_the_provider_takes(texts: object, counts: list[int], tiny_built: Path) -> None:
+    assert len(OptimizedEmbeddingLoader(str(tiny_built)).count_tokens(texts)) == len(counts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("texts", [{"a", "b"}, {"a": 1}, b"ab", None, 5, ["a", b"b"]])
+def test_count_tokens_refuses_what_the_provider_refuses(texts: object, tiny_built: Path) -> None:
+    with pytest.raises(InputError):
+        OptimizedEmbeddingLoader(str(tiny_built)).count_tokens(texts)  # type: ignore[arg-type]
+
+
+def test_a_closed_provider_is_reported(tiny_built: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+    assert loader.report()["state"] == "idle"
+    provider = loader.get_provider()
+    report = loader.report()
+    assert (report["state"], report["artifact"], report["error"]) == ("loaded", "onnx-fp32", None)
+    assert {"manifest", "choice", "tokenizer", "verification", "session"} <= {each["name"] for each in report["stages"]}
+    assert all(each["ms"] >= 0 <= each["at_ms"] for each in report["stages"])
+    provider.close()
+    assert (loader.report()["state"], loader.report()["engine"]) == ("closed", None)
