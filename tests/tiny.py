@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from firstvec_build.quality import Thresholds, evaluation_sentences
 
-ANY_INT8 = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
+ANY_INT8 = Thresholds(
+    int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0, int8_batch_cosine_min=-1.0
+)
 """Random weights quantise as they like: only fp32 is held to its threshold."""
 
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -65,6 +65,10 @@ def build(
     min_neighbour_overlap: Annotated[
         float | None, typer.Option(min=0, max=1, help="INT8: smallest acceptable share of equal neighbours.")
     ] = None,
+    min_batch_cosine: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="INT8: smallest acceptable cosine of a text alone to it in a batch."),
+    ] = None,
     max_abs_diff: Annotated[
         float | None, typer.Option(min=0, help="fp32: largest acceptable difference of a component.")
     ] = None,
@@ -95,6 +99,7 @@ def build(
                 int8_cosine_min=chosen(min_cosine, defaults.int8_cosine_min),
                 int8_cosine_mean=chosen(min_cosine_mean, defaults.int8_cosine_mean),
                 int8_neighbour_overlap=chosen(min_neighbour_overlap, defaults.int8_neighbour_overlap),
+                int8_batch_cosine_min=chosen(min_batch_cosine, defaults.int8_batch_cosine_min),
             ),
             sts=sts,
             force=force,

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
+from onnx import helper
 from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
@@ -72,7 +73,31 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
             )
         except Exception as error:  # whatever its pattern matching meets
             raise ExportError(f"ONNX: the graph cannot be fused: {type(error).__name__}: {error}") from error
+        _split_skip_layer_norms(optimised.model)
         optimised.save_model_to_file(str(fused))
+
+
+def _split_skip_layer_norms(model: onnx.ModelProto) -> None:
+    """Replace SkipLayerNormalization by additions and LayerNormalization.
+
+    onnxruntime 1.32 has vector code for the latter only: 30 ms against 3 for the same work, a quarter of the time of a
+    batch (2 cores of an AMD EPYC with AVX-512).
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "SkipLayerNormalization" or len(node.input) < 4 or any(node.output[1:]):
+            nodes.append(node)
+            continue
+        first, skip, gamma, beta, *bias = node.input
+        if bias and bias[0]:
+            nodes.append(helper.make_node("Add", [first, bias[0]], [f"{node.output[0]}_biased"]))
+            first = f"{node.output[0]}_biased"
+        nodes.append(helper.make_node("Add", [first, skip], [f"{node.output[0]}_sum"]))
+        norm = helper.make_node("LayerNormalization", [f"{node.output[0]}_sum", gamma, beta], [node.output[0]], axis=-1)
+        norm.attribute.extend(attribute for attribute in node.attribute if attribute.name == "epsilon")
+        nodes.append(norm)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def optimise(path: Path, target: Path) -> None:
@@ -95,7 +120,13 @@ def optimise(path: Path, target: Path) -> None:
         "session.optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_FROM_BYTES)
     )
     try:
-        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            str(path),
+            settings,
+            providers=["CPUExecutionProvider"],
+            # It would undo `_split_skip_layer_norms`.
+            disabled_optimizers=["SkipLayerNormFusion"],
+        )
     except Exception as error:  # onnxruntime's own exception types
         raise ExportError(f"ONNX: onnxruntime cannot optimise {path.name}: {error}") from error
 

@@ -10,10 +10,12 @@ import onnx
 from onnx import numpy_helper
 
 from firstvec.errors import QuantizationError
+from firstvec_build import static_int8
+from firstvec_build.calibrate import Product
 from firstvec_build.quiet import quiet_tools
 
-OPERATORS = ("MatMul", "Attention", "EmbedLayerNormalization", "Gather")
-"""What is quantised: the weight matrices and the embeddings table."""
+EMBEDDINGS = ("EmbedLayerNormalization", "Gather")
+"""What holds the embeddings table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,33 +48,44 @@ TARGETS = (
 )
 
 
-def quantise(fused: Path, target: Target, path: Path) -> None:
-    """Quantise weights per column to signed 8 (or 7) bits, activations dynamically per tensor to unsigned 8 bits.
+def quantise(fused: Path, target: Target, calibration: list[Product], path: Path) -> None:
+    """Quantise weights per column to signed 8 (or 7) bits, activations to unsigned 8 bits with scales fixed here.
+
+    Args:
+        fused: the fp32 graph.
+        target: the instruction set.
+        calibration: what `firstvec_build.calibrate.calibrate` saw in that graph.
+        path: where the INT8 graph is written.
 
     Raises:
-        QuantizationError: onnxruntime's quantiser fails on the graph, or finds nothing to quantise.
+        QuantizationError: the graph holds nothing to quantise, or onnxruntime's quantiser fails on its embeddings.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    if not calibration:
+        raise _refused(target, "the graph has no matrix product that could be quantised")
+    products = path.with_name(f"{path.stem}-products.onnx")
+    static_int8.rewrite(fused, calibration, 7 if target.reduce_range else 8, products)
     try:
         with quiet_tools():
             quantize_dynamic(
-                fused,
+                products,
                 path,
-                op_types_to_quantize=list(OPERATORS),
+                op_types_to_quantize=list(EMBEDDINGS),
                 per_channel=True,
-                reduce_range=target.reduce_range,
                 weight_type=QuantType.QInt8,
                 # Shape inference does not know onnxruntime's fused operators; all their outputs are float.
-                extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
             )
     except Exception as error:  # ValueError, RuntimeError, AssertionError … from pattern matching
-        raise QuantizationError(
-            f"INT8 for {target.isa}: the graph cannot be quantised: {type(error).__name__}: {error}; "
-            "build without it: --only torchscript-fp32 --only onnx-fp32"
-        ) from error
-    if not any(node.op_type in _WEIGHTS for node in onnx.load(path, load_external_data=False).graph.node):
-        raise QuantizationError(f"INT8 for {target.isa}: the graph has no matrix product that could be quantised")
+        raise _refused(target, f"{type(error).__name__}: {error}") from error
+
+
+def _refused(target: Target, reason: str) -> QuantizationError:
+    return QuantizationError(
+        f"INT8 for {target.isa}: the graph cannot be quantised: {reason}; "
+        "build without it: --only torchscript-fp32 --only onnx-fp32"
+    )
 
 
 _WEIGHTS = {

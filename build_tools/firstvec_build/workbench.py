@@ -13,7 +13,8 @@ from firstvec.load import Opener
 from firstvec.manifest import Artifact, Manifest, Model, Quality
 from firstvec.provider import EmbeddingProvider
 from firstvec.tokenizer import open_tokenizer
-from firstvec_build import bundle, onnx_export, quality, quantize, reference, torchscript, wordpiece
+from firstvec_build import bundle, calibrate, onnx_export, quality, quantize, reference, torchscript, wordpiece
+from firstvec_build.calibrate import Product
 from firstvec_build.quality import LabelledPairs, Thresholds, Vectors
 from firstvec_build.quantize import Target
 from firstvec_build.source import Source
@@ -57,6 +58,7 @@ class Workbench:
         self._wordpiece = wordpiece.write(tokenizer_json, folder, self._sentences)
         self._reference: Vectors = np.asarray(self.encoder.encode(self._sentences), dtype=np.float32)  # (N, D)
         self._scratch = folder / ".work"
+        self._products: list[Product] | None = None
 
     def manifest(self, artifacts: tuple[Artifact, ...], built_with: dict[str, str], inputs_sha256: str) -> Manifest:
         """Describe the folder, with these artifacts."""
@@ -109,7 +111,7 @@ class Workbench:
     def _build_int8(self, artifact_id: str, target: Target) -> Artifact:
         name = f"onnx/model_qint8_{target.isa}.onnx"
         quantised = self._scratch / f"{target.isa}.onnx"
-        quantize.quantise(self._fused(), target, quantised)
+        quantize.quantise(self._fused(), target, self._calibration(), quantised)
         onnx_export.optimise(quantised, self.folder / name)
         artifact = self._artifact(artifact_id, (name, f"{name}_data"), target=target)
         if target.isa in ResourceProfile.detect().isa:
@@ -135,6 +137,13 @@ class Workbench:
         if not fused.exists():
             onnx_export.fuse(self._exported(), self.encoder, fused)
         return fused
+
+    def _calibration(self) -> list[Product]:
+        """What flows into the fused graph's matrix products, for every second sentence: the others stay unseen."""
+        if self._products is None:
+            rows = open_tokenizer(self.manifest((), {}, "")).encode(self._sentences[::2])
+            self._products = calibrate.calibrate(self._fused(), rows)
+        return self._products
 
     def _measured(self, artifact: Artifact) -> Artifact:
         """Run an artifact through the runtime itself, and return it with its quality."""

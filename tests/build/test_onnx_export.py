@@ -87,7 +87,8 @@ def test_transformer_operators_are_fused(graphs: Path, bundle: Path) -> None:
     for path, layers in ((graphs / "optimised.onnx", 2), (bundle / "onnx" / "model.onnx", 6)):
         counts = Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
         assert counts["Attention"] == layers
-        assert counts["SkipLayerNormalization"] == 2 * layers
+        # As additions and LayerNormalization, for which onnxruntime has vector code.
+        assert (counts["LayerNormalization"], counts["SkipLayerNormalization"]) == (2 * layers, 0)
         assert counts["EmbedLayerNormalization"] == 1
         assert counts["Softmax"] == 0
 

@@ -18,9 +18,8 @@ from firstvec_build import pipeline
 from firstvec_build.pipeline import ARTIFACT_IDS, BuildResult, build
 from firstvec_build.quality import Thresholds
 from tests.conftest import REPOSITORY, Fresh
+from tests.tiny import ANY_INT8
 
-# Random weights quantise as they like: only fp32 is held to its threshold, as in tests.tiny.
-ANY_INT8 = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
 QUICK = ("onnx-fp32",)
 HERE = f"onnx-int8-{[*ResourceProfile.detect().isa, 'avx2'][0]}"
 """An INT8 artifact that this machine can run."""
@@ -162,7 +161,8 @@ folder, model, output = sys.argv[1:]
 os.chdir(folder)
 from firstvec_build.pipeline import build
 from firstvec_build.quality import Thresholds
-thresholds = Thresholds(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0)
+none = dict(int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0, int8_batch_cosine_min=-1.0)
+thresholds = Thresholds(**none)
 assert build(model, output, thresholds=thresholds).rebuilt
 """
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from firstvec import ResourceProfile
 from firstvec.errors import QuantizationError
 from firstvec.manifest import ISAS, Manifest
-from firstvec_build import quantize
+from firstvec_build import calibrate, quantize
 from firstvec_build.quantize import TARGETS, Target
 
 BY_ISA = {target.isa: target for target in TARGETS}
@@ -33,8 +33,10 @@ def graphs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = reference.load(source.resolve(str(tiny_model)))
     onnx_export.export(model, folder / "exported.onnx")
     onnx_export.fuse(folder / "exported.onnx", model, folder / "fused.onnx")
+    source_rows = np.random.default_rng(7).integers(5, 400, (64, 40)).tolist()
+    calibration = calibrate.calibrate(folder / "fused.onnx", source_rows)
     for target in TARGETS:
-        quantize.quantise(folder / "fused.onnx", target, folder / f"{target.isa}.onnx")
+        quantize.quantise(folder / "fused.onnx", target, calibration, folder / f"{target.isa}.onnx")
         quantize.exact_twin(folder / f"{target.isa}.onnx", folder / f"{target.isa}-twin.onnx")
         for name in (target.isa, f"{target.isa}-twin"):
             onnx_export.optimise(folder / f"{name}.onnx", folder / f"{name}-optimised.onnx")
@@ -78,7 +80,7 @@ def test_weights_for_avx2_have_seven_bits(artifacts: tuple[Path, int]) -> None:
     assert found
     for name, values in found.items():
         assert values.dtype == np.int8, name
-        assert np.abs(values.astype(int)).max() == 64, name  # the whole of seven bits is used
+        assert np.abs(values.astype(int)).max() == 64, name  # 255 x 64 + 255 x 64 < 2^15
 
 
 @pytest.mark.parametrize("isa", ["avx512_vnni", "arm64"])
@@ -155,10 +157,10 @@ def graph_of(node: onnx.NodeProto) -> onnx.ModelProto:
 def test_graph_without_matrix_products_is_refused(target: Target, tmp_path: Path) -> None:
     onnx.save(graph_of(helper.make_node("Add", ["x", "one"], ["y"])), str(tmp_path / "add.onnx"))
     with pytest.raises(QuantizationError, match=f"INT8 for {target.isa}: .* no matrix product"):
-        quantize.quantise(tmp_path / "add.onnx", target, tmp_path / "int8.onnx")
+        quantize.quantise(tmp_path / "add.onnx", target, [], tmp_path / "int8.onnx")
 
 
 def test_unreadable_graph_is_refused_with_the_other_way(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
-    with pytest.raises(QuantizationError, match=r"INT8 for avx2: .* --only torchscript-fp32 --only onnx-fp32"):
-        quantize.quantise(tmp_path / "broken.onnx", BY_ISA["avx2"], tmp_path / "int8.onnx")
+    with pytest.raises(QuantizationError, match=r"cannot be calibrated: .* --only torchscript-fp32 --only onnx-fp32"):
+        calibrate.calibrate(tmp_path / "broken.onnx", [[1, 2]])

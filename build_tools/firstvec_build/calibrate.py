@@ -1,0 +1,96 @@
+"""What flows into each matrix product of a graph: the ranges that static quantisation is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from firstvec.errors import QuantizationError
+from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
+
+Floats = npt.NDArray[np.float32]
+
+_ROWS = 4096
+"""Rows of each input that are kept, evenly over the texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product with constant weights, and what was seen of its input X."""
+
+    node: str
+    """Name of the node's first output."""
+    input: str
+    weights: Floats
+    """(K, N)"""
+    low: Floats
+    """Smallest value of each input channel, (K,)."""
+    high: Floats
+    """Largest value of each input channel, (K,)."""
+    rows: Floats
+    """Some of the rows of X, (R, K)."""
+
+
+def products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
+    """The nodes that multiply an activation by constant weights, (K, N), and the weights."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Attention") and node.input[1] in constants and node.input[0] not in constants:
+            weights = numpy_helper.to_array(constants[node.input[1]])
+            if weights.ndim == 2:
+                found.append((node, weights.astype(np.float32)))
+    return found
+
+
+def calibrate(path: Path, rows: Sequence[Sequence[int]]) -> list[Product]:
+    """Run the graph on token ids, each text alone, and return what its matrix products were given.
+
+    Raises:
+        QuantizationError: onnxruntime cannot run the graph.
+    """
+    try:
+        return _calibrate(onnx.load(path), rows)
+    except Exception as error:  # onnx's and onnxruntime's own exception types
+        raise QuantizationError(
+            f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
+            "build without it: --only torchscript-fp32 --only onnx-fp32"
+        ) from error
+
+
+def _calibrate(model: onnx.ModelProto, rows: Sequence[Sequence[int]]) -> list[Product]:
+    nodes = products(model.graph)
+    names = list(dict.fromkeys(node.input[0] for node, _ in nodes))
+    for name in names:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    low: dict[str, Floats] = {}
+    high: dict[str, Floats] = {}
+    kept: dict[str, list[Floats]] = {name: [] for name in names}
+    step = max(1, sum(map(len, rows)) // _ROWS)
+    for ids in rows:
+        feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        for name, values in zip(names, session.run(names, feeds), strict=True):
+            flat = values.reshape(-1, values.shape[-1])  # (T, K)
+            low[name] = np.minimum(low.get(name, flat[0]), flat.min(axis=0))
+            high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
+            kept[name].append(flat[::step])
+    return [
+        Product(
+            node=node.output[0],
+            input=node.input[0],
+            weights=weights,
+            low=low[node.input[0]],
+            high=high[node.input[0]],
+            rows=np.concatenate(kept[node.input[0]])[: 2 * _ROWS],
+        )
+        for node, weights in nodes
+    ]
