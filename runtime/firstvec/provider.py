@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from functools import partial
+from itertools import count, islice
 
+from firstvec.background import Task
 from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
 from firstvec.plans import OUTPUTS
 from firstvec.tokenizer import check_texts, listed
@@ -12,7 +15,7 @@ from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_emb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     import numpy.typing as npt
@@ -26,6 +29,12 @@ QUERY_PROMPTS = ("query",)
 DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 """Which named prompt `embed_query` and `embed_chunk` use, first found: as ``encode_query`` and ``encode_document`` of
 sentence-transformers."""
+
+
+_WINDOW = 4096
+"""Texts that are tokenised and sorted by length together."""
+_TOKENS = 1024
+"""Most tokens of a run, padding included: more are no faster (2 cores; 32 to 64 texts of 14 tokens, 1 to 4 of 256)."""
 
 
 class EmbeddingProvider:
@@ -134,7 +143,8 @@ class EmbeddingProvider:
             inputs: one text, or a sequence of texts. Texts longer than ``max_seq_length`` tokens are truncated.
             prompt_name: name of one of the model's prompts to put before each text.
             prompt: text to put before each text; ``prompt_name`` is then ignored.
-            batch_size: texts per run. Texts are batched by length, so that little padding is computed.
+            batch_size: most texts per run; long texts are run in fewer at once, some 1,024 tokens. Texts are batched by
+                length, so that little padding is computed.
             show_progress_bar: draw a bar on stderr.
             output_value: only ``sentence_embedding``.
             precision: ``float32``; ``int8`` and ``uint8`` (256 steps over each component's range in *these* vectors);
@@ -164,8 +174,7 @@ class EmbeddingProvider:
             raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
         if device is not None and not (isinstance(device, str) and device == self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
-        if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-            raise InputError(f"batch_size {batch_size!r} is not a positive integer")
+        _check_batch_size(batch_size)
         if prompt is not None and not isinstance(prompt, str):
             raise InputError(f"prompt {prompt!r} is not a str")
         if prompt_name is not None and not isinstance(prompt_name, str):
@@ -177,10 +186,9 @@ class EmbeddingProvider:
         if not rows:
             raise InputError("the list of texts is empty: pass at least one text, or skip the call")
         check_texts(rows)
-        if prefix := self._prompt(prompt_name, prompt):
-            rows = [prefix + text for text in rows]
+        prefix = self._prompt(prompt_name, prompt)
         wanted = self._wanted(output)
-        view = self._encode_many(rows, batch_size, bool(show_progress_bar))
+        view = self._encode_many(rows, prefix, batch_size, bool(show_progress_bar))
         if convert_to_tensor or not convert_to_numpy:
             vectors = as_tensors(self._changed(view, truncate_dim, normalize_embeddings, precision), convert_to_tensor)
             return vectors[0] if single else vectors
@@ -190,6 +198,45 @@ class EmbeddingProvider:
                 return array[0] if single else array
             view = memoryview(array)  # type: ignore[arg-type]
         return as_row(view, wanted) if single else as_rows(view, wanted)
+
+    def encode_iter(
+        self,
+        texts: Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        output: str | None = None,
+    ) -> Iterator[Any]:
+        """Embed any number of texts, one vector a text in their order, without holding more than 8,192 of them.
+
+        Args:
+            texts: any iterable of texts, which is read in the calling thread as the vectors are taken.
+            prompt_name: as for `encode`.
+            prompt: as for `encode`.
+            batch_size: as for `encode`.
+            show_progress_bar: draw a count on stderr.
+            output: as for `embed_query`.
+
+        Raises:
+            InputError: an argument or a text is not usable; the error carries the text's index.
+        """
+        if isinstance(texts, (str, bytes)):
+            raise InputError("encode_iter takes an iterable of texts: for one text use encode or embed_query")
+        _check_batch_size(batch_size)
+        prefix = self._prompt(prompt_name, prompt)
+        wanted = self._wanted(output)
+        return self._vectors(_checked(texts), prefix, batch_size, show_progress_bar, wanted)
+
+    def _vectors(
+        self, texts: Iterator[str], prefix: str, batch_size: int, progress: bool, wanted: str
+    ) -> Iterator[Any]:
+        with _Progress(None, progress) as bar:
+            for view in self._windows(texts, prefix, batch_size, bar):
+                if wanted == "numpy":
+                    yield from as_array(view)
+                else:
+                    yield from (as_row(view[index : index + 1], wanted) for index in range(len(view)))
 
     def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
         """Return each text's number of tokens, special tokens included, after truncation.
@@ -232,20 +279,47 @@ class EmbeddingProvider:
             return as_array(view)[0]
         return as_row(view, wanted)
 
-    def _encode_many(self, texts: Sequence[str], batch_size: int, progress: bool) -> memoryview[float]:
+    def _encode_many(self, texts: list[str], prefix: str, batch_size: int, progress: bool) -> memoryview[float]:
         """The vectors in the order of the texts, (N, D)."""
-        ids = self._tokenizer.encode(texts)
-        # Longest first: memory that does not suffice fails at once, and later batches reuse what the first one took.
+        result = bytearray()
+        with _Progress(len(texts), progress) as bar:
+            for vectors in self._windows(iter(texts), prefix, batch_size, bar):
+                result += vectors.cast("B")
+        return memoryview(result).cast("f", (len(texts), self.embedding_dim))
+
+    def _windows(
+        self, texts: Iterator[str], prefix: str, batch_size: int, bar: _Progress
+    ) -> Iterator[memoryview[float]]:
+        """The vectors of one window of texts after another, (W, D); each is tokenised while the last one runs."""
+
+        def tokenise(window: list[str]) -> list[list[int]]:
+            return self._tokenizer.encode([prefix + text for text in window] if prefix else window)
+
+        window = list(islice(texts, _WINDOW))
+        ahead = tokenise(window) if window else None
+        while ahead is not None:
+            ids = ahead
+            # Read here: an iterator may belong to this thread, as a cursor of sqlite3 does.
+            window = list(islice(texts, _WINDOW))
+            task = Task(partial(tokenise, window)) if window else None
+            yield self._run_sorted(ids, batch_size, bar)
+            ahead = task.result() if task is not None else None
+
+    def _run_sorted(self, ids: list[list[int]], batch_size: int, bar: _Progress) -> memoryview[float]:
+        """The vectors of rows of token ids, in their order, (W, D)."""
+        # Longest first: memory that does not suffice fails at once, and later runs reuse what the first one took.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         width = 4 * self.embedding_dim  # bytes of a vector
         result = bytearray(width * len(ids))
-        with _Progress(len(ids), progress) as bar:
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                vectors = self._run([ids[index] for index in batch]).cast("B")
-                for position, index in enumerate(batch):
-                    result[width * index : width * (index + 1)] = vectors[width * position : width * (position + 1)]
-                bar.update(len(batch))
+        start = 0
+        while start < len(order):
+            longest = len(ids[order[start]])
+            batch = order[start : start + min(batch_size, max(1, _TOKENS // longest))]
+            vectors = self._run([ids[index] for index in batch]).cast("B")
+            for position, index in enumerate(batch):
+                result[width * index : width * (index + 1)] = vectors[width * position : width * (position + 1)]
+            bar.update(len(batch))
+            start += len(batch)
         return memoryview(result).cast("f", (len(ids), self.embedding_dim))
 
     def _wanted(self, output: str | None) -> str:
@@ -314,6 +388,25 @@ class EmbeddingProvider:
         return self._prompt(None, None)
 
 
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise InputError(f"batch_size {batch_size!r} is not a positive integer")
+
+
+def _checked(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, each checked as it is taken."""
+    try:
+        iterator = iter(texts)
+    except TypeError:
+        raise InputError(f"{type(texts).__name__} is not an iterable of str") from None
+    return map(_checked_text, count(), iterator)
+
+
+def _checked_text(index: int, text: str) -> str:
+    check_texts([text], index)
+    return text
+
+
 _keep_forever: list[Session] = []
 """Sessions inherited over a fork: their destructor would wait for threads that do not exist in the child."""
 
@@ -321,7 +414,7 @@ _keep_forever: list[Session] = []
 class _Progress:
     """A tqdm bar, or nothing. tqdm comes with tokenizers' own dependencies."""
 
-    def __init__(self, total: int, enabled: bool) -> None:
+    def __init__(self, total: int | None, enabled: bool) -> None:
         self._bar: Any = None
         if enabled:
             from tqdm import tqdm

@@ -121,13 +121,13 @@ def listed(texts: Any) -> list[str]:
         raise InputError(f"{type(texts).__name__} is neither a str nor a sequence of str") from None
 
 
-def check_texts(texts: Sequence[object]) -> None:
-    """Check that every text is one that can be tokenised.
+def check_texts(texts: Sequence[object], first: int = 0) -> None:
+    """Check that every text is one that can be tokenised; ``first`` is the index of the first.
 
     Raises:
         InputError: one is not a string, or cannot be encoded as UTF-8; the error carries its index.
     """
-    for index, text in enumerate(texts):
+    for index, text in enumerate(texts, first):
         if not isinstance(text, str):
             hint = "decode it first: text.decode('utf-8')" if isinstance(text, bytes) else "pass a str"
             raise InputError(f"is {type(text).__name__}, not str; {hint}", index)
