@@ -6,8 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
@@ -74,6 +75,8 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
         except Exception as error:  # whatever its pattern matching meets
             raise ExportError(f"ONNX: the graph cannot be fused: {type(error).__name__}: {error}") from error
         _split_skip_layer_norms(optimised.model)
+        _fold_token_types(optimised.model)
+        optimised.prune_graph()
         optimised.save_model_to_file(str(fused))
 
 
@@ -98,6 +101,40 @@ def _split_skip_layer_norms(model: onnx.ModelProto) -> None:
         nodes.append(norm)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def _fold_token_types(model: onnx.ModelProto) -> None:
+    """Add the embedding of token type 0 to all positions, where it is the type of every token.
+
+    The exporter makes the zeros from the shape of input_ids, in a dozen nodes that each session has to build.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    tables = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "EmbedLayerNormalization" or not node.input[1] or node.input[1] not in producers:
+            continue
+        positions, types = tables[node.input[3]], tables[node.input[4]]
+        if _is_zero(model, node.input[1]):
+            table = numpy_helper.to_array(positions) + numpy_helper.to_array(types)[0]
+            positions.CopyFrom(numpy_helper.from_array(table, positions.name))
+            node.input[1] = node.input[4] = ""
+
+
+def _is_zero(model: onnx.ModelProto, name: str) -> bool:
+    """Whether a value is zero for texts of several numbers and lengths."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT32, None))
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    for shape in ((1, 1), (2, 5), (3, 17)):
+        ids = np.random.default_rng(0).integers(1, 100, shape)
+        if session.run([name], {"input_ids": ids, "attention_mask": np.ones(shape, np.int64)})[0].any():
+            return False
+    return True
 
 
 def optimise(path: Path, target: Path) -> None:
