@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test bench-cold lint typecheck clean
+.PHONY: artifacts test bench bench-cold lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -17,6 +17,10 @@ bench-cold: artifacts  ## the cold-start figures of the README, on this machine,
 	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
 		--markdown build/benchmarks/cold-start.md --waterfall build/benchmarks/cold-start.svg
 	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE)
+
+bench: artifacts  ## speed and accuracy of a warm model beside its peers
+	mkdir -p build/benchmarks
+	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds -W ignore --benchmark-json=build/benchmarks/throughput.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
