@@ -25,7 +25,7 @@ def choose(manifest):
     artifact = next(artifact for artifact in manifest.artifacts if artifact.id == sys.argv[2])
     return Choice(artifact=artifact, device="cpu", candidates=(artifact,), rejected=(), reason="is timed")
 load = Load(sys.argv[1], choose, PLANS["cached"], "buffer", engine_first=sys.argv[3] == "onnxruntime")
-load.start(in_thread=True)
+load.start()
 load.result(None).embed_query("how do I reset my password?")
 print(next(stage.ended - stage.started for stage in load.trace.stages if stage.name == "session"))
 """

@@ -78,12 +78,9 @@ class Load:
             return "closed" if self.provider.closed else "loaded"
         return "failed" if self.error is not None else "loading"
 
-    def start(self, *, in_thread: bool) -> None:
-        """Load, in a thread or now."""
-        if in_thread:
-            background.Task(self._run)
-        else:
-            self._run()
+    def start(self) -> None:
+        """Load, in a thread."""
+        background.Task(self._run)
 
     def result(self, timeout: float | None) -> EmbeddingProvider:
         """Wait for the provider; raise the load's error, or LoadTimeout."""
@@ -138,7 +135,7 @@ class Load:
                 "run `firstvec doctor` to see what this machine lacks"
             )
             self.error.__cause__ = error
-        except BaseException as error:  # Ctrl-C, where the caller's thread loads
+        except BaseException as error:  # Ctrl-C, where no thread could be started
             self.error = LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again")
             raise
         finally:

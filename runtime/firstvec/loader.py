@@ -93,7 +93,7 @@ class OptimizedEmbeddingLoader:
         A load that is under way or done is left alone; a failed one is tried again.
         """
         if self._plan.in_thread:
-            self._start(in_thread=True)
+            self._start()
 
     def get_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
         """Return the loaded model, waiting for what is left of the load. LAZY loads now.
@@ -113,8 +113,9 @@ class OptimizedEmbeddingLoader:
         if load is None and not lazy and not self._interrupted:
             raise LoadError(f"{self.model_name} is not being loaded: call start_loading() first, or use strategy LAZY")
         if load is None or (lazy and not load.usable):
-            # With a time limit the work goes on in a thread, so that the limit can be kept.
-            load = self._start(in_thread=timeout is not None)
+            # In a thread, so that a time limit can be kept, and Ctrl-C interrupts a wait and not an import: there
+            # CPython 3.11 can leave a module's lock taken for good.
+            load = self._start()
         return load.result(_seconds(timeout))
 
     def wait_for_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
@@ -131,7 +132,7 @@ class OptimizedEmbeddingLoader:
         from firstvec.tokenizer import listed
 
         rows = listed(texts)
-        load = self._load or self._start(in_thread=True)
+        load = self._load or self._start()
         return load.tokenizer(_seconds(timeout)).count(rows)
 
     def is_loaded(self) -> bool:
@@ -251,7 +252,7 @@ class OptimizedEmbeddingLoader:
             min_quality=self._min_quality,
         )
 
-    def _start(self, *, in_thread: bool) -> Load:
+    def _start(self) -> Load:
         with self._lock:
             load = self._load
             if load is not None and load.usable:
@@ -260,7 +261,7 @@ class OptimizedEmbeddingLoader:
             # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
             engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded
             load = self._load = Load(self.model_name, self._choose, self._plan, self._output, engine_first=engine_first)
-        load.start(in_thread=in_thread)
+        load.start()
         return load
 
     def _after_fork_in_child(self) -> None:

@@ -191,7 +191,7 @@ def test_a_fork_while_the_tokenizers_package_is_loaded(seconds: float, bundle: P
 
 INTERRUPTED = """
 import signal, sys
-from firstvec import LoadError, OptimizedEmbeddingLoader
+from firstvec import OptimizedEmbeddingLoader
 def interrupt(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, interrupt)
@@ -200,8 +200,8 @@ signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
 try:
     loader.get_provider(timeout=None)
 except KeyboardInterrupt:
-    assert loader.report()["state"] == "failed", loader.report()
-    assert isinstance(loader.get_error(), LoadError)
+    assert loader.report()["state"] in ("loading", "loaded"), loader.report()
+    assert loader.get_error() is None
 signal.setitimer(signal.ITIMER_REAL, 0)
 assert loader.get_provider(timeout=None).embed_query("text").shape == (384,)
 assert loader.report()["state"] == "loaded"
@@ -209,5 +209,5 @@ assert loader.report()["state"] == "loaded"
 
 
 @pytest.mark.parametrize("seconds", [0.002, 0.01, 0.02, 0.03])
-def test_a_load_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle: Path, fresh: Fresh) -> None:
+def test_a_wait_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle: Path, fresh: Fresh) -> None:
     fresh(INTERRUPTED, bundle, seconds)
