@@ -35,8 +35,6 @@ def test_cold_start_measures_checks_and_draws(bundle: Path, tmp_path: Path) -> N
     stages = {name: (begin, end) for name, begin, end in quick["stages"]}
     assert stages.keys() >= {"interpreter", "onnxruntime: environment", "tokenizer", "session", "print, exit"}
     assert all(0 <= begin <= end <= quick["ms"] for begin, end in stages.values())
-    # Beside the engine's start, not after it.
-    assert stages["manifest"][0] < stages["onnxruntime: environment"][1]
     assert report["derived"]["firstvec encode ÷ QUANTIZED, list"] < 3
     assert "| QUANTIZED, buffer |" in (tmp_path / "report.md").read_text("utf-8")
     picture = ElementTree.parse(tmp_path / "waterfall.svg").getroot()
