@@ -467,7 +467,9 @@ def test_a_forked_child_opens_its_own_session(moment: str, tiny_built: Path, fre
 
 def test_ctrl_c_during_a_load_ends_the_process(bundle: Path, tmp_path: Path) -> None:
     script = tmp_path / "app.py"
-    script.write_text(EXIT_DURING_LOAD.replace("time.sleep", "print('started', flush=True); time.sleep"))
+    # A shell that starts a job in the background lets it ignore SIGINT, and that is inherited.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    script.write_text(heed + EXIT_DURING_LOAD.replace("time.sleep", "print('started', flush=True); time.sleep"))
     process = subprocess.Popen(
         [sys.executable, str(script), str(bundle), "progressive", "60"],
         stdout=subprocess.PIPE,
