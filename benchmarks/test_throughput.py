@@ -59,7 +59,6 @@ def sentence_transformers() -> Encode:
 def stock_dynamic_int8(folder: Path) -> Encode:
     """The export, quantised by onnxruntime's `quantize_dynamic`, in its binding with default options."""
     import onnxruntime
-    import tokenizers
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     from firstvec_build import onnx_export, reference
@@ -69,6 +68,13 @@ def stock_dynamic_int8(folder: Path) -> Encode:
     options = {"MatMulConstBOnly": True}
     quantize_dynamic(exported, quantised, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
     session = onnxruntime.InferenceSession(str(quantised), providers=["CPUExecutionProvider"])
+    return _padded(lambda feeds: session.run(["sentence_embedding"], feeds)[0])
+
+
+def _padded(run: Callable[[dict[str, Any]], Any]) -> Encode:
+    """Tokenise, pad and run batch by batch, in the order given, as plain use of an engine does."""
+    import tokenizers
+
     tokenizer = tokenizers.Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
     tokenizer.enable_padding()
 
@@ -80,7 +86,7 @@ def stock_dynamic_int8(folder: Path) -> Encode:
                 "input_ids": np.array([encoding.ids for encoding in encodings]),
                 "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),
             }
-            vectors.append(session.run(["sentence_embedding"], feeds)[0])
+            vectors.append(run(feeds))
         return np.concatenate(vectors)
 
     return encode
@@ -105,24 +111,9 @@ def fastembed_fp32() -> Encode:
 
 def openvino_fp32() -> Encode:
     import openvino
-    import tokenizers
 
     model = openvino.Core().compile_model(str(BUNDLE / "onnx/model.onnx"), "CPU")
-    tokenizer = tokenizers.Tokenizer.from_file(str(BUNDLE / "tokenizer.json"))
-    tokenizer.enable_padding()
-
-    def encode(texts: Sequence[str], batch_size: int) -> Any:
-        vectors = []
-        for start in range(0, len(texts), batch_size):
-            encodings = tokenizer.encode_batch_fast(list(texts[start : start + batch_size]))
-            feeds = {
-                "input_ids": np.array([encoding.ids for encoding in encodings]),
-                "attention_mask": np.array([encoding.attention_mask for encoding in encodings]),
-            }
-            vectors.append(model(feeds)["sentence_embedding"])
-        return np.concatenate(vectors)
-
-    return encode
+    return _padded(lambda feeds: model(feeds)["sentence_embedding"])
 
 
 SUBJECTS: dict[str, Callable[..., Encode]] = {
