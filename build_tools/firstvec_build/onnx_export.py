@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -166,13 +165,6 @@ def optimise(path: Path, target: Path) -> None:
         )
     except Exception as error:  # onnxruntime's own exception types
         raise ExportError(f"ONNX: onnxruntime cannot optimise {path.name}: {error}") from error
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy an optimised file and its weights; the graph refers to them by name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    shutil.copyfile(f"{source}_data", f"{target}_data")
 
 
 def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
