@@ -42,6 +42,12 @@ def save_mpnet(folder: Path) -> Path:
     return _save(folder, transformers.MPNetModel(config), _wordpiece(roberta_specials=True), "mean", True)
 
 
+def save_squeezebert(folder: Path) -> Path:
+    """SqueezeBERT with WordPiece: its layers are convolutions, not matrix products."""
+    config = transformers.SqueezeBertConfig(vocab_size=500, max_position_embeddings=128, embedding_size=32, **_SHAPE)
+    return _save(folder, transformers.SqueezeBertModel(config), _wordpiece(), "mean", True)
+
+
 def save_roberta(folder: Path) -> Path:
     """RoBERTa with byte-level BPE: positions that start behind the padding's."""
     config = transformers.RobertaConfig(

@@ -60,12 +60,14 @@ def calibrate(path: Path, rows: Sequence[Sequence[int]]) -> list[Product]:
     except Exception as error:  # onnx's and onnxruntime's own exception types
         raise QuantizationError(
             f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
-            "build without it: --only torchscript-fp32 --only onnx-fp32"
+            "build with --dynamic-int8, or without INT8: --only torchscript-fp32 --only onnx-fp32"
         ) from error
 
 
 def _calibrate(model: onnx.ModelProto, rows: Sequence[Sequence[int]]) -> list[Product]:
     nodes = products(model.graph)
+    if not nodes:
+        return []
     names = list(dict.fromkeys(node.input[0] for node, _ in nodes))
     for name in names:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

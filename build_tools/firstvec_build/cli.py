@@ -56,6 +56,17 @@ def build(
     sts: Annotated[
         Path | None, typer.Option(help="Labelled pairs to report Spearman on: score, sentence 1, sentence 2.")
     ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Texts, one a line, to measure on beside the project's own sentences.")
+    ] = None,
+    dynamic_int8: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-int8",
+            help="INT8 by onnxruntime's own dynamic quantisation: for models that ours does not fit. "
+            "A text's vector then depends on the texts in its batch.",
+        ),
+    ] = False,
     min_cosine: Annotated[
         float | None, typer.Option(min=-1, max=1, help="INT8: smallest acceptable worst cosine to fp32.")
     ] = None,
@@ -102,6 +113,8 @@ def build(
                 int8_batch_cosine_min=chosen(min_batch_cosine, defaults.int8_batch_cosine_min),
             ),
             sts=sts,
+            corpus=corpus,
+            dynamic_int8=dynamic_int8,
             force=force,
             progress=stages,
         )

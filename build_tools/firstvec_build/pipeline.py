@@ -15,7 +15,7 @@ from firstvec.errors import InputError, MissingDependency
 from firstvec.hardware import ResourceProfile
 from firstvec.manifest import ISAS, Manifest
 from firstvec_build import bundle, quality, source
-from firstvec_build.quality import LabelledPairs, Thresholds
+from firstvec_build.quality import Thresholds
 
 ARTIFACT_IDS = ("torchscript-fp32", "onnx-fp32", *(f"onnx-int8-{isa}" for isa in ISAS))
 _TOOLS = (
@@ -46,6 +46,8 @@ def build(
     only: Sequence[str] = (),
     thresholds: Thresholds | None = None,
     sts: Path | None = None,
+    corpus: Path | None = None,
+    dynamic_int8: bool = False,
     force: bool = False,
     progress: Progress = lambda _what, _stage, _stages: None,
 ) -> BuildResult:
@@ -58,6 +60,9 @@ def build(
         only: ids of `ARTIFACT_IDS`; empty builds all.
         thresholds: what the artifacts must reach.
         sts: a labelled set to report the Spearman correlation on.
+        corpus: texts, one a line, to measure the artifacts on beside the project's own sentences.
+        dynamic_int8: quantise by onnxruntime's own dynamic quantisation, for models that the fixed scales of
+            docs/int8.md do not fit. A text's vector then depends on its batch.
         force: build even if nothing changed.
         progress: called at the start of each stage.
 
@@ -74,7 +79,8 @@ def build(
     progress("fetching the model", 0, stages)
     origin = source.resolve(model, revision=revision, sha256=sha256)
     labelled = quality.read_labelled_pairs(sts) if sts is not None else None
-    inputs_sha256 = _inputs_digest(origin, wanted, thresholds, labelled)
+    texts = quality.read_corpus(corpus) if corpus is not None else []
+    inputs_sha256 = _inputs_digest(origin, wanted, asdict(thresholds), labelled, texts, dynamic_int8)
     target = Path(output) / origin.name.rsplit("/", 1)[-1]
     if not force and bundle.is_current(target, inputs_sha256):
         return BuildResult(manifest=Manifest.read(target), rebuilt=False, seconds=time.perf_counter() - started)
@@ -85,14 +91,13 @@ def build(
 
     with bundle.staging(target) as folder:
         progress("encoding the reference", 2, stages)
-        workbench = Workbench(origin, folder, thresholds, labelled)
+        workbench = Workbench(origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic=dynamic_int8)
         artifacts = []
         for number, artifact_id in enumerate(wanted):
             progress(f"building {artifact_id}", 3 + number, stages)
             artifacts.append(workbench.build(artifact_id))
         progress("writing the bundle", stages - 1, stages)
-        workbench.clear_scratch()
-        manifest = workbench.manifest(tuple(artifacts), _tool_versions(), inputs_sha256)
+        manifest = workbench.finish(tuple(artifacts), _tool_versions(), inputs_sha256)
         manifest = bundle.publish(folder, manifest, target)
     return BuildResult(manifest=manifest, rebuilt=True, seconds=time.perf_counter() - started)
 
@@ -104,9 +109,7 @@ def _wanted(only: Sequence[str]) -> tuple[str, ...]:
     return tuple(artifact_id for artifact_id in ARTIFACT_IDS if not only or artifact_id in only)
 
 
-def _inputs_digest(
-    origin: source.Source, wanted: tuple[str, ...], thresholds: Thresholds, labelled: LabelledPairs | None
-) -> str:
+def _inputs_digest(origin: source.Source, *options: object) -> str:
     """Digest of the model's folder, the tools' versions and code, the options and the evaluation data."""
     digest = hashlib.sha256()
 
@@ -121,7 +124,7 @@ def _inputs_digest(
     code = Path(__file__).parent
     for path in sorted([*code.glob("*.py"), *code.glob("data/sentences.json")]):
         add(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-    add(wanted, asdict(thresholds), labelled)
+    add(*options)
     # What can be measured here depends on the instruction sets.
     add(ResourceProfile.detect().isa)
     return digest.hexdigest()

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from firstvec.errors import BuildError, QualityError
-from firstvec.manifest import Quality
+from firstvec.errors import BuildError, InputError, QualityError
+from firstvec.manifest import Artifact, Quality
 from firstvec.provider import EmbeddingProvider
 
 Vectors = npt.NDArray[np.float32]
 LabelledPairs = tuple[list[str], list[str], list[float]]
 
 NEIGHBOURS = 10
-_BATCHES = 8
-"""In how many batches of mixed lengths the sentences are encoded, to see whether batch neighbours change a vector."""
+_BATCH = 40
+"""Sentences of mixed lengths that are padded and run together, to see whether batch neighbours change a vector."""
+_MOST_ALONE = 1000
+"""Of more texts than these only some, evenly over all, are also encoded one by one."""
+_ROWS = 1024
+"""Texts whose neighbours are looked for at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What an artifact must reach. The only place where they are set; the CLI overrides them."""
+    """What an artifact must reach. The only place where they are set; the CLI overrides them.
+
+    Raises:
+        InputError: a threshold is outside the range of what it bounds.
+    """
 
     fp32_max_abs_diff: float = 1e-5
     int8_cosine_mean: float = 0.995
@@ -33,26 +43,64 @@ class Thresholds:
     int8_neighbour_overlap: float = 0.9
     int8_batch_cosine_min: float = 0.9999
 
-    def check(self, artifact: str, precision: str, quality: Quality) -> None:
-        """Check an artifact's quality.
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            low, high = (0.0, 1e9) if name.startswith("fp32") else (0.0 if "overlap" in name else -1.0, 1.0)
+            if not low <= value <= high:
+                raise InputError(f"the threshold {name} {value!r} is not between {low:g} and {high:g}")
+
+    def of(self, artifact: Artifact) -> dict[str, float]:
+        """Metric → threshold for this artifact."""
+        if artifact.precision == "fp32":
+            return {"max_abs_diff": self.fp32_max_abs_diff}
+        metrics = ["cosine_mean", "cosine_min", "neighbour_overlap"]
+        if artifact.batch_invariant:
+            metrics.append("batch_cosine_min")
+        return {metric: getattr(self, f"int8_{metric}") for metric in metrics}
+
+    def hold(self, artifact: Artifact, quality: Quality) -> Artifact:
+        """Return the artifact with its quality, and with what that was held to.
 
         Raises:
             QualityError: it misses a threshold.
         """
-        if precision == "fp32":
-            if not quality.max_abs_diff <= self.fp32_max_abs_diff:
-                raise QualityError(artifact, "max_abs_diff", quality.max_abs_diff, "at most", self.fp32_max_abs_diff)
-            return
-        for metric in ("cosine_mean", "cosine_min", "neighbour_overlap", "batch_cosine_min"):
-            value, threshold = getattr(quality, metric), getattr(self, f"int8_{metric}")
-            if not value >= threshold:
-                raise QualityError(artifact, metric, value, "at least", threshold)
+        thresholds = self.of(artifact)
+        for metric, threshold in thresholds.items():
+            value = getattr(quality, metric)
+            at_most = metric == "max_abs_diff"
+            if not (value <= threshold if at_most else value >= threshold):
+                raise QualityError(artifact.id, metric, value, "at most" if at_most else "at least", threshold)
+        return artifact.replace(quality=quality.replace(thresholds=thresholds))
 
 
 def evaluation_sentences() -> list[str]:
     """The project's own sentences: short, long past truncation, code, accents, CJK, emoji, empty."""
     text = (resources.files("firstvec_build") / "data" / "sentences.json").read_text("utf-8")
     return list(json.loads(text))
+
+
+def read_corpus(path: Path) -> list[str]:
+    """Read texts to measure on, one a line.
+
+    Raises:
+        BuildError: the file cannot be read, has no line, or has an empty one.
+    """
+    texts = [line.removesuffix("\r") for line in _lines(path)]
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise BuildError(f"{path}:{number}: is empty; a corpus holds one text a line: remove the line")
+    if not texts:
+        raise BuildError(f"{path}: is empty; a corpus holds one text a line")
+    return texts
+
+
+def _lines(path: Path) -> list[str]:
+    """The file's lines. Not by str.splitlines(): texts may hold U+2028 and other characters that it takes for ends."""
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"{path}: cannot be read ({error})") from error
+    return lines[:-1] if lines[-1] == "" else lines
 
 
 def read_labelled_pairs(path: Path) -> LabelledPairs:
@@ -62,12 +110,7 @@ def read_labelled_pairs(path: Path) -> LabelledPairs:
         BuildError: the file cannot be read, or a line has other columns.
     """
     first, second, scores = [], [], []
-    try:
-        # Not str.splitlines(): sentences may hold U+2028 and other characters that it takes for line ends.
-        lines = path.read_bytes().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
+    for number, line in enumerate(_lines(path), 1):
         columns = line.removesuffix("\r").split("\t")
         # STS Benchmark: genre, file, year, id, score, sentence 1, sentence 2, and sources.
         columns = columns[4:7] if len(columns) >= 7 else columns
@@ -96,6 +139,7 @@ def _finite(text: str) -> float:
 
 def measure(
     provider: EmbeddingProvider,
+    run_together: Callable[[list[str]], Vectors],
     sentences: list[str],
     reference: Vectors,
     measured_with: str,
@@ -104,24 +148,35 @@ def measure(
     """Compare an artifact, run by the runtime itself, with the reference vectors of the same sentences.
 
     Figures are rounded to six digits, so that the manifest does not depend on the last bit of a sum.
+
+    Args:
+        provider: of the artifact.
+        run_together: encodes texts in one padded batch, which a provider avoids.
+        sentences: what is encoded.
+        reference: their fp32 vectors, (N, D).
+        measured_with: for the manifest.
+        labelled: a labelled set, for Spearman.
     """
     vectors: Vectors = provider.encode(sentences)
     scale = np.linalg.norm(reference, axis=1, keepdims=True)  # 1 for models that normalise
     cosines = cosine(vectors, reference)
-    alone = np.stack([provider.encode(text) for text in sentences])
+    some = sentences[:: -(-len(sentences) // _MOST_ALONE)]
+    alone = np.stack([provider.encode(text) for text in some])
     together = np.empty_like(alone)
-    for start in range(_BATCHES):
-        # Each a single batch: short texts are padded to the longest.
-        together[start::_BATCHES] = provider.encode(sentences[start::_BATCHES], batch_size=len(sentences))
+    batches = -(-len(some) // _BATCH)
+    for start in range(batches):
+        together[start::batches] = run_together(some[start::batches])
     return Quality(
         cosine_mean=_rounded(cosines.mean()),
         cosine_min=_rounded(cosines.min()),
+        cosine_p1=_rounded(np.percentile(cosines, 1)),
         max_abs_diff=float(f"{np.abs((vectors - reference) / scale).max():.2g}"),
         neighbour_overlap=_rounded(neighbour_overlap(vectors, reference)),
         batch_cosine_min=_rounded(cosine(alone, together).min()),
         sentences=len(sentences),
         measured_with=measured_with,
         spearman=_rounded(spearman(provider, labelled)) if labelled is not None else None,
+        thresholds={},
     )
 
 
@@ -137,11 +192,13 @@ def neighbour_overlap(vectors: Vectors, reference: Vectors, count: int = NEIGHBO
     """Mean share of each row's ``count`` nearest other rows (by cosine) that are the same in both sets."""
     count = min(count, len(vectors) - 1)
 
-    def nearest(rows: Vectors) -> npt.NDArray[np.int64]:
+    def nearest(rows: Vectors) -> Iterator[npt.NDArray[np.int64]]:
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        similarity = unit @ unit.T  # (N, N)
-        np.fill_diagonal(similarity, -np.inf)
-        return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+        for start in range(0, len(unit), _ROWS):  # all similarities of a large corpus would fill the memory
+            similarity = unit[start : start + _ROWS] @ unit.T  # (_ROWS, N)
+            own = np.arange(len(similarity))
+            similarity[own, start + own] = -np.inf
+            yield from np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
     pairs = zip(nearest(vectors), nearest(reference), strict=True)
     return float(np.mean([len(np.intersect1d(ours, theirs)) / count for ours, theirs in pairs]))
@@ -156,5 +213,5 @@ def spearman(provider: EmbeddingProvider, labelled: LabelledPairs) -> float:
     return float(100 * spearmanr(similarity, scores).statistic)
 
 
-def _rounded(value: float) -> float:
+def _rounded(value: float | np.floating[Any]) -> float:
     return round(float(value), 6)

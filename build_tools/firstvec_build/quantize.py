@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -58,34 +61,69 @@ def quantise(fused: Path, target: Target, calibration: list[Product], path: Path
         path: where the INT8 graph is written.
 
     Raises:
-        QuantizationError: the graph holds nothing to quantise, or onnxruntime's quantiser fails on its embeddings.
+        QuantizationError: most weights belong to an operator that cannot be quantised so; the message names it.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    if not calibration:
-        raise _refused(target, "the graph has no matrix product that could be quantised")
+    if reason := _unsuitable(fused, calibration):
+        raise QuantizationError(
+            f"INT8 for {target.isa}: {reason}; build with --dynamic-int8 (onnxruntime's own quantisation: a text's "
+            "vector then depends on its batch), or without INT8: --only torchscript-fp32 --only onnx-fp32"
+        )
     products = path.with_name(f"{path.stem}-products.onnx")
     static_int8.rewrite(fused, calibration, 7 if target.reduce_range else 8, products)
+    _quantize_dynamic(products, path, target, op_types_to_quantize=list(EMBEDDINGS))
+
+
+def quantise_dynamically(fused: Path, target: Target, path: Path) -> None:
+    """Quantise by onnxruntime's own tool: activations are scaled at run time, over all texts of a batch at once.
+
+    Raises:
+        QuantizationError: the tool fails on the graph.
+    """
+    _quantize_dynamic(fused, path, target, reduce_range=target.reduce_range)
+
+
+def _quantize_dynamic(graph: Path, path: Path, target: Target, **options: Any) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
     try:
         with quiet_tools():
             quantize_dynamic(
-                products,
+                graph,
                 path,
-                op_types_to_quantize=list(EMBEDDINGS),
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                # Shape inference does not know onnxruntime's fused operators; all their outputs are float.
-                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+                # Shape inference does not know onnxruntime's fused operators; all their outputs are float. Products of
+                # two activations, those of the attention, would be scaled over the batch as well.
+                extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
+                **options,
             )
     except Exception as error:  # ValueError, RuntimeError, AssertionError … from pattern matching
-        raise _refused(target, f"{type(error).__name__}: {error}") from error
+        raise QuantizationError(
+            f"INT8 for {target.isa}: onnxruntime's quantiser fails on the graph: {type(error).__name__}: {error}; "
+            "build without it: --only torchscript-fp32 --only onnx-fp32"
+        ) from error
 
 
-def _refused(target: Target, reason: str) -> QuantizationError:
-    return QuantizationError(
-        f"INT8 for {target.isa}: the graph cannot be quantised: {reason}; "
-        "build without it: --only torchscript-fp32 --only onnx-fp32"
-    )
+def _unsuitable(fused: Path, calibration: list[Product]) -> str | None:
+    """Which operator holds more weights than all that fixed scales are for; None if there is no such operator."""
+    graph = onnx.load(fused).graph
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if len(tensor.dims) > 1}
+    weights = Counter[str]()
+    example: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type not in EMBEDDINGS:
+            weights[node.op_type] += sum(sizes.get(name, 0) for name in node.input)
+            example.setdefault(node.op_type, node.name or node.output[0])
+    ours = sum(product.weights.size for product in calibration)
+    for name in ("MatMul", "Attention"):
+        weights.pop(name, None)
+    operator, count = max(weights.items(), key=lambda item: item[1], default=("", 0))
+    if count > ours:
+        return (
+            f"{count / (count + ours):.0%} of the weights belong to the operator {operator} (the first is "
+            f"{example[operator]}), and fixed scales are for MatMul and Attention"
+        )
+    return None if ours else "the graph has no matrix product that could be quantised"
 
 
 _WEIGHTS = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NoCompatibleArtifact,
         QualityError,
         QuantizationError,
+        SelfTestError,
         SourceError,
         UnsupportedManifestVersion,
     )
@@ -53,6 +54,7 @@ _MODULE_OF = {
     "NoCompatibleArtifact": "errors",
     "QualityError": "errors",
     "QuantizationError": "errors",
+    "SelfTestError": "errors",
     "SourceError": "errors",
     "UnsupportedManifestVersion": "errors",
     "ResourceProfile": "hardware",
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 - classes of the main path first, then the errors
     "ArtifactError",
     "IntegrityError",
     "IncompatibleArtifact",
+    "SelfTestError",
     "NoCompatibleArtifact",
     "LoadError",
     "LoadTimeout",

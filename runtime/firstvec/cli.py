@@ -179,7 +179,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Show which artifact each strategy takes on this machine, and why not the others. Loads nothing."""
-    from firstvec import integrity, store
+    from firstvec import integrity, self_test, store
+    from firstvec.plans import PLANS
 
     manifest = store.find(model)
     strategies = [strategy] if strategy else list(LoadingStrategy)
@@ -192,27 +193,33 @@ def explain(
             if strategy:
                 raise
             choices[each] = error
-    verified = {
-        artifact.id: all(integrity.is_remembered(manifest.root, file) for file in artifact.files)
-        for artifact in manifest.artifacts
-    }
-    machine = str(ResourceProfile.detect())
+    profile = ResourceProfile.detect()
+
+    def proven(each: LoadingStrategy, choice: Choice) -> dict[str, bool | None]:
+        artifact = choice.artifact
+        version = profile.engine_version(artifact.engine) or ""
+        kind = "quick-start" if PLANS[each.value].quick_start else "throughput"
+        return {
+            "verified_before": all(integrity.is_remembered(manifest.root, file) for file in artifact.files),
+            "self_test_passed_before": self_test.is_remembered(manifest, artifact, choice.device, version, kind),
+        }
+
     if as_json:
         values = {
             each.value: {"error": str(choice)}
             if isinstance(choice, FirstvecError)
-            else {**choice.to_values(), "verified_before": verified[choice.artifact.id]}
+            else {**choice.to_values(), **proven(each, choice)}
             for each, choice in choices.items()
         }
-        _print_json({"machine": machine, "strategies": values})
+        _print_json({"machine": str(profile), "strategies": values})
         return
-    out.print(f"machine: {machine}")
+    out.print(f"machine: {profile}")
     for each, choice in choices.items():
         out.print(each.name, style="bold")
         if isinstance(choice, FirstvecError):
             out.print(f"  {choice}")
         else:
-            out.print(choice_table(choice, verified[choice.artifact.id]))
+            out.print(choice_table(choice, **proven(each, choice)))
 
 
 @app.command()
@@ -255,11 +262,17 @@ def verify(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
-    """Show what this machine is, which artifact each strategy would take, and what is missing."""
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not run the artifacts' self-tests.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what this machine is, which artifact each strategy would take, what is missing, and what computes wrong.
+
+    Each artifact that can run here runs its self-test, in a process of its own.
+    """
     from firstvec.doctor import examine
 
-    diagnosis = examine()
+    diagnosis = examine(run_self_tests=not quick)
     if as_json:
         _print_json(diagnosis.to_values())
     else:

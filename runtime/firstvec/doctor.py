@@ -1,20 +1,28 @@
-"""Examine this machine: what it is, which artifact each strategy would take here, and what is missing."""
+"""Examine this machine: what it is, which artifact each strategy would take here, what is missing, what is wrong."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
 
-from firstvec import __version__, integrity, store
+from firstvec import __version__, integrity, self_test, store
 from firstvec.errors import FirstvecError
 from firstvec.hardware import ResourceProfile
+from firstvec.load import Opener
 from firstvec.loader import OptimizedEmbeddingLoader
+from firstvec.manifest import Manifest
 from firstvec.record import Record
-from firstvec.selection import Choice
+from firstvec.selection import Choice, cannot_run
 from firstvec.strategy import LoadingStrategy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from firstvec.manifest import Artifact
 
 _ENGINES = (
     # engine, whether nothing works without it, what to install, what it does
@@ -35,6 +43,17 @@ class Missing(Record):
     """Whether nothing works without it."""
 
 
+class SelfTest(Record):
+    """What became of an artifact's self-test, run in a process of its own."""
+
+    artifact: str
+    status: str
+    """``passed``, ``failed`` (it computes other vectors, or cannot be opened), ``crashed`` (its process died, or never
+    answered) or ``not run``."""
+    says: str
+    """By how much the vectors differ from those of the build, or what went wrong, or why it was not run."""
+
+
 class Diagnosis(Record):
     """What `examine` found."""
 
@@ -47,14 +66,22 @@ class Diagnosis(Record):
     """Where bundles are looked for, in order."""
     choices: dict[str, dict[LoadingStrategy, Choice | FirstvecError]]
     """Bundle folder → strategy → what it would take, or why nothing."""
+    self_tests: dict[str, tuple[SelfTest, ...]]
+    """Bundle folder → each artifact's self-test."""
     broken: dict[str, str]
     """Folder → error, of bundles whose manifest is not valid."""
     missing: tuple[Missing, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether a bundle is there, none is broken, and nothing that is required is missing."""
-        return bool(self.choices) and not self.broken and not any(each.required for each in self.missing)
+        """Whether a bundle is there, none is broken, nothing that is required is missing, and no self-test failed."""
+        tests = (test for tests in self.self_tests.values() for test in tests)
+        return (
+            bool(self.choices)
+            and not self.broken
+            and not any(each.required for each in self.missing)
+            and not any(test.status in ("failed", "crashed") for test in tests)
+        )
 
     def to_values(self) -> dict[str, Any]:
         """The diagnosis as JSON values."""
@@ -72,14 +99,22 @@ class Diagnosis(Record):
                 }
                 for root, strategies in self.choices.items()
             },
+            "self_tests": {
+                root: {test.artifact: {"status": test.status, "says": test.says} for test in tests}
+                for root, tests in self.self_tests.items()
+            },
             "broken": self.broken,
             "missing": [each.to_dict() for each in self.missing],
             "healthy": self.healthy,
         }
 
 
-def examine() -> Diagnosis:
-    """Look at the machine, the installed packages and every bundle of the search path. Loads no model."""
+def examine(*, run_self_tests: bool = True) -> Diagnosis:
+    """Look at the machine, the installed packages and every bundle of the search path.
+
+    Args:
+        run_self_tests: run each artifact that can run here, in a process of its own; False loads no model.
+    """
     profile = ResourceProfile.detect()
     manifests, broken = store.read_all()
     return Diagnosis(
@@ -91,6 +126,7 @@ def examine() -> Diagnosis:
             manifest.root: {strategy: _choice(manifest.root, strategy) for strategy in LoadingStrategy}
             for manifest in manifests
         },
+        self_tests={manifest.root: _self_tests(manifest, profile) for manifest in manifests if run_self_tests},
         broken=broken,
         missing=tuple(_missing(profile)),
     )
@@ -111,6 +147,61 @@ def _choice(root: str, strategy: LoadingStrategy) -> Choice | FirstvecError:
         return OptimizedEmbeddingLoader(root, strategy).choose()
     except FirstvecError as error:
         return error
+
+
+_TIME_LIMIT = 120.0
+"""Seconds for one artifact: the import of torch from a cold disk takes its time."""
+_CHILD = "import sys; from firstvec.doctor import test_artifact; test_artifact(*sys.argv[1:])"
+
+
+def _self_tests(manifest: Manifest, profile: ResourceProfile) -> tuple[SelfTest, ...]:
+    """Each artifact's self-test, one after another: an engine that dies takes only its own process along."""
+    return tuple(_self_test(manifest, artifact, profile) for artifact in manifest.artifacts)
+
+
+def _self_test(manifest: Manifest, artifact: Artifact, profile: ResourceProfile) -> SelfTest:
+    if reason := cannot_run(artifact, profile):
+        return SelfTest(artifact=artifact.id, status="not run", says=reason)
+    if manifest.self_test is None:
+        return SelfTest(artifact=artifact.id, status="not run", says="the bundle has none: rebuild it")
+    device = profile.recommended_device if profile.recommended_device in artifact.devices else "cpu"
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
+    # -P: what lies in the current folder is not imported.
+    command = [sys.executable, "-P", "-c", _CHILD, manifest.root, artifact.id, device]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT, check=False, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return SelfTest(artifact=artifact.id, status="crashed", says=f"no answer within {_TIME_LIMIT:g} s")
+    try:
+        answer = json.loads(done.stdout)
+        return SelfTest(artifact=artifact.id, status=answer["status"], says=answer["says"])
+    except (ValueError, KeyError, TypeError):
+        if done.returncode < 0:
+            how = f"killed by {signal.Signals(-done.returncode).name}"
+        else:
+            how = f"exit code {done.returncode}"
+        last = next(iter(done.stderr.strip().splitlines()[-1:]), "no message")
+        return SelfTest(artifact=artifact.id, status="crashed", says=f"its process ended with no answer: {how}, {last}")
+
+
+def test_artifact(root: str, artifact_id: str, device: str) -> None:
+    """Run one artifact's self-test in both kinds of session, and print what became of it as JSON."""
+    manifest = Manifest.read(root)
+    artifact = next(artifact for artifact in manifest.artifacts if artifact.id == artifact_id)
+    try:
+        golden = self_test.read(manifest, artifact)
+        # Without the self-test that `open` would run, or trust a marker for.
+        opener = Opener(manifest.replace(self_test=None), artifact, device)
+        found = max(self_test.run(artifact, opener.open(quick_start=quick), golden) for quick in (True, False))
+    except FirstvecError as error:
+        answer = {"status": "failed", "says": str(error)}
+    else:
+        allowed = f"at most {golden.max_difference:.2g} is right"
+        answer = {"status": "passed", "says": f"differs from the build by {found:.2g} ({allowed}), on {device}"}
+    print(json.dumps(answer))
 
 
 def _missing(profile: ResourceProfile) -> list[Missing]:

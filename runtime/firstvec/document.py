@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite
 
 from firstvec.errors import ManifestError
 
@@ -136,6 +137,27 @@ class CheckedObject:
         if not low <= value <= high or value in (float("inf"), float("-inf")):
             raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
         return value
+
+    def numbers(self, key: str) -> dict[str, float]:
+        inner = self.child(key)
+        return {name: inner.number(name, float("-inf"), float("inf")) for name in inner.value}
+
+    def floats(self, key: str) -> list[float]:
+        """Little-endian float32 numbers in base64."""
+        import sys
+        from array import array
+        from binascii import a2b_base64
+
+        values = array("f")
+        try:
+            values.frombytes(a2b_base64(self._get(key, str), strict_mode=True))
+        except ValueError as error:  # a wrong character, or a number that is cut off
+            raise self.error(key, f"is not float32 numbers in base64 ({error})") from error
+        if sys.byteorder == "big":
+            values.byteswap()
+        if not all(map(isfinite, values)):
+            raise self.error(key, "holds a number that is not finite")
+        return values.tolist()
 
     def texts(self, key: str) -> dict[str, str]:
         values: dict[str, Any] = self._get(key, dict)

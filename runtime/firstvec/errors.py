@@ -8,7 +8,8 @@
     ├── BundleNotFound              no bundle of that name where bundles are looked for
     ├── ArtifactError               one artifact of a bundle cannot be used
     │   ├── IntegrityError          a file is not the one that the manifest describes
-    │   └── IncompatibleArtifact    this machine or engine cannot run it
+    │   ├── IncompatibleArtifact    this machine or engine cannot run it
+    │   └── SelfTestError           this machine or engine computes it wrong
     ├── NoCompatibleArtifact        none of a bundle's artifacts can be used here
     ├── LoadError                   the load failed, or was never started; it can be retried
     │   ├── LoadTimeout             the load is not finished yet
@@ -112,6 +113,23 @@ class IntegrityError(ArtifactError):
 
 class IncompatibleArtifact(ArtifactError):
     """This machine, or an engine installed on it, cannot run the artifact."""
+
+
+class SelfTestError(ArtifactError):
+    """The files are the ones that were built and the engine runs them, but this machine computes other vectors.
+
+    ``difference`` is the mean relative difference to the vectors of the build, which may be ``allowed`` at most.
+    """
+
+    def __init__(self, artifact: str, engine: str, difference: float, allowed: float) -> None:
+        super().__init__(
+            artifact,
+            f"the self-test failed: on this machine {engine} computes vectors that differ from those of the build by "
+            f"{difference:.3g}, at most {allowed:.3g} is right, though the files are the ones that were built; "
+            "`firstvec doctor` shows which artifacts are computed right here; another version of the engine may do so",
+        )
+        self.difference = difference
+        self.allowed = allowed
 
 
 class NoCompatibleArtifact(FirstvecError):

@@ -23,6 +23,13 @@ ENGINE_DISTRIBUTIONS = {
 """Engine → the distributions that provide its import package."""
 
 _X86_FLAGS = {"avx2": "avx2", "avx512_vnni": "avx512_vnni"}
+_IDENTITY = frozenset(
+    (
+        *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),  # x86-64
+        *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),  # Arm
+    )
+)
+"""Lines of ``/proc/cpuinfo``; the others change from core to core, or while the machine runs."""
 
 
 class ResourceProfile(Record):
@@ -132,6 +139,29 @@ def _isa() -> tuple[str, ...]:
         flags = set(text.partition("\nflags")[2].partition("\n")[0].partition(":")[2].split())
         return tuple(isa for isa, flag in _X86_FLAGS.items() if flag in flags)
     return _isa_darwin() if sys.platform == "darwin" else _isa_windows()
+
+
+def cpu_identity() -> str:
+    """Eight hexadecimal digits that differ between processors of another model, stepping or set of features."""
+    from binascii import crc32
+
+    if sys.platform == "linux":
+        lines = _read("/proc/cpuinfo", 8192).partition("\n\n")[0].splitlines()
+        told = "\n".join(line for line in lines if line.partition(":")[0].strip() in _IDENTITY)
+    elif sys.platform == "darwin":
+        told = _brand_darwin()
+    else:
+        told = os.environ.get("PROCESSOR_IDENTIFIER", "")
+    return f"{crc32(f'{_machine()} {told}'.encode()):08x}"
+
+
+def _brand_darwin() -> str:
+    import ctypes
+
+    text = ctypes.create_string_buffer(256)
+    size = ctypes.c_size_t(len(text) - 1)
+    ctypes.CDLL(None).sysctlbyname(b"machdep.cpu.brand_string", text, ctypes.byref(size), None, 0)
+    return text.value.decode("utf-8", "replace")
 
 
 def _isa_darwin() -> tuple[str, ...]:

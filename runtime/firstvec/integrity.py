@@ -58,7 +58,7 @@ def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) 
         if status.st_size != file.size:
             raise IntegrityError(path, f"{file.size} bytes", f"{status.st_size} bytes", artifact)
         marker = _marker(status, file.sha256)
-        if remember and _trusted(marker):
+        if remember and is_marked(marker):
             return True
         import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
 
@@ -71,7 +71,7 @@ def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) 
         os.close(descriptor)
     if (actual := digest.hexdigest()) != file.sha256:
         raise IntegrityError(path, f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…", artifact)
-    _remember(marker)
+    mark(marker)
     return False
 
 
@@ -95,7 +95,7 @@ def is_remembered(root: str, file: File) -> bool:
         status = os.stat(os.path.join(root, file.path))
     except OSError:
         return False
-    return status.st_size == file.size and _trusted(_marker(status, file.sha256), use=False)
+    return status.st_size == file.size and is_marked(_marker(status, file.sha256), use=False)
 
 
 def last_used(root: str, file: File) -> float:
@@ -108,10 +108,15 @@ def last_used(root: str, file: File) -> float:
 
 def _marker(status: os.stat_result, sha256: str) -> str:
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return os.path.join(cache_dir(), "verified", f"{sha256}-{'-'.join(f'{number:x}' for number in identity)}")
+    return marker_path("verified", f"{sha256}-{'-'.join(f'{number:x}' for number in identity)}")
 
 
-def _trusted(marker: str, *, use: bool = True) -> bool:
+def marker_path(folder: str, name: str) -> str:
+    """Where an empty file stands for something that was found to be so, in a folder of the user's cache."""
+    return os.path.join(cache_dir(), folder, name)
+
+
+def is_marked(marker: str, *, use: bool = True) -> bool:
     """Whether the marker is there and only this user could have put it there; when it is used its time becomes now."""
     try:
         if os.name == "posix":
@@ -124,7 +129,8 @@ def _trusted(marker: str, *, use: bool = True) -> bool:
     return True
 
 
-def _remember(marker: str) -> None:
+def mark(marker: str) -> None:
+    """Put the marker there, if this user may."""
     try:
         os.makedirs(os.path.dirname(marker), mode=0o700, exist_ok=True)
         os.close(os.open(marker, os.O_CREAT | os.O_WRONLY, 0o600))

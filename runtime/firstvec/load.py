@@ -63,6 +63,7 @@ class Load:
         self._output = output
         self._engine_first = engine_first
         self._done = background.Signal()
+        self._self_test: str | None = None
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = background.Signal()
 
@@ -104,6 +105,7 @@ class Load:
         return {
             "artifact": provider.artifact.id if provider is not None else None,
             "engine": provider.engine if provider is not None and not provider.closed else None,
+            "self_test": self._self_test,
             "error": str(self.error) if self.error is not None else None,
             "seconds": self.seconds,
             "started": began,
@@ -174,6 +176,7 @@ class Load:
                 _warn_of_fallback(manifest, errors, artifact)
             from firstvec.provider import EmbeddingProvider
 
+            self._self_test = opener.self_test
             reopen = Opener(manifest, artifact, opener.device, trace).open
             provider = EmbeddingProvider(manifest, artifact, opener.device, tokenizer, session, reopen, self._output)
             if self._plan.hands_over:
@@ -217,15 +220,18 @@ def _device(choice: Choice, artifact: Artifact) -> str:
 
 
 class Opener:
-    """Opens sessions of one artifact: verified files, then the engine."""
+    """Opens sessions of one artifact: verified files, then the engine, then the self-test."""
 
     def __init__(self, manifest: Manifest, artifact: Artifact, device: str, trace: Trace | None = None) -> None:
         self.manifest = manifest
         self.artifact = artifact
         self.device = device
         self._trace = trace or Trace()
+        self.self_test = "none"
+        """What `firstvec.self_test.check` said at the last `open`."""
         self._error: IntegrityError | None = None
         self._verified = False
+        self._place = ""
 
     def read_ahead(self) -> None:
         """Ask the system to read the artifact's files, while other work is done."""
@@ -236,6 +242,7 @@ class Opener:
 
     def verify(self) -> None:
         """Verify the artifact's files for the next `open`, which raises what is found."""
+        from firstvec import self_test
         from firstvec.integrity import verify
 
         with self._trace.stage("verification"):
@@ -244,14 +251,16 @@ class Opener:
                     verify(self.manifest.root, file, self.artifact.id)
             except IntegrityError as error:
                 self._error = error
+            self._place = self_test.identity(self.manifest, self.artifact, self.device)
             self._verified = True
 
     def open(self, *, quick_start: bool = True) -> Session:
-        """Verify the artifact's files and open it.
+        """Verify the artifact's files, open it, and see that this machine computes what the build computed.
 
         Raises:
             IntegrityError: a file is not the one that was built.
             IncompatibleArtifact: the engine cannot run it.
+            SelfTestError: this machine computes other vectors.
         """
         if not self._verified:
             self.verify()
@@ -259,6 +268,7 @@ class Opener:
         error, self._error = self._error, None
         if error is not None:
             raise error
+        from firstvec import self_test
         from firstvec.hardware import usable_cpus
         from firstvec.integrity import locate
         from firstvec.sessions import SessionOptions, engine_for, open_session
@@ -274,7 +284,12 @@ class Opener:
         with self._trace.stage("engine"):
             engine = engine_for(self.artifact)
         with self._trace.stage("session"):
-            return open_session(engine, self.artifact, options)
+            session = open_session(engine, self.artifact, options)
+        with self._trace.stage("self-test"):
+            self.self_test = self_test.check(
+                self.manifest, self.artifact, self._place, engine.engine_version(), session
+            )
+        return session
 
 
 class HandOver:

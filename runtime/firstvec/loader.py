@@ -156,7 +156,7 @@ class OptimizedEmbeddingLoader:
         return load.seconds if load is not None else 0.0
 
     def report(self) -> dict[str, Any]:
-        """Return what the load did: its artifact, engine and error, and its stages in milliseconds from its start.
+        """Return what the load did: artifact, engine, self-test, error, and stages in milliseconds from its start.
 
         Stages of different threads overlap: their sum is more than `seconds`, the time that the load took.
         """

@@ -49,6 +49,8 @@ class Quality(Record):
     """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
     cosine_min: float
     """The worst of those cosines."""
+    cosine_p1: float
+    """Their first percentile: one in a hundred is worse."""
     max_abs_diff: float
     """Largest absolute difference of any component."""
     neighbour_overlap: float
@@ -61,6 +63,8 @@ class Quality(Record):
     """Engine and version, and how, where the building machine could not run the artifact itself."""
     spearman: float | None = None
     """Spearman correlation x100 on the labelled set given at the build, if one was."""
+    thresholds: dict[str, float]
+    """Metric → what the build held it to: `max_abs_diff` at most, the others at least."""
 
 
 class Artifact(Record):
@@ -84,6 +88,8 @@ class Artifact(Record):
     """The instruction set without which it is slow or wrong, one of `ISAS`; None runs anywhere."""
     isa_reason: str | None
     """Why that instruction set is needed."""
+    batch_invariant: bool
+    """Whether a text's vector is independent of the texts that share its batch; not so for stock dynamic INT8."""
     files: tuple[File, ...]
     """The first is the one to open; the others are its external data."""
     quality: Quality
@@ -149,6 +155,8 @@ class Manifest(Record):
     wordpiece: WordPiece | None = None
     """Where the tokenizer is one that the runtime has a quicker way to."""
     artifacts: tuple[Artifact, ...]
+    self_test: File | None = None
+    """Texts and the vectors that each artifact gives them; see `firstvec.self_test`."""
     support_files: tuple[File, ...]
     """Files that other libraries need to load the same folder."""
     built_with: dict[str, str]
@@ -166,6 +174,8 @@ class Manifest(Record):
         yield self.tokenizer
         if self.wordpiece is not None:
             yield self.wordpiece.vocabulary
+        if self.self_test is not None:
+            yield self.self_test
         for artifact in self.artifacts:
             yield from artifact.files
         yield from self.support_files
@@ -210,6 +220,7 @@ class Manifest(Record):
             tokenizer=_file(top.child("tokenizer")),
             wordpiece=top.optional("wordpiece", lambda key: _wordpiece(top.child(key))),
             artifacts=tuple(_artifact(item) for item in top.children("artifacts")),
+            self_test=top.optional("self_test", lambda key: _file(top.child(key))),
             support_files=tuple(_file(item) for item in top.children("support_files")),
             built_with=top.texts("built_with"),
             inputs_sha256=top.digest("inputs_sha256"),
@@ -233,6 +244,7 @@ class Manifest(Record):
             "tokenizer": self.tokenizer.to_dict(),
             "wordpiece": _plain(self.wordpiece),
             "artifacts": [_plain(artifact) for artifact in self.artifacts],
+            "self_test": _plain(self.self_test),
             "support_files": [file.to_dict() for file in self.support_files],
             "built_with": self.built_with,
             "inputs_sha256": self.inputs_sha256,
@@ -290,16 +302,19 @@ def _artifact(item: CheckedObject) -> Artifact:
         devices=tuple(item.one_of_each("devices", DEVICES)),
         isa=item.optional("isa", lambda key: item.one_of(key, ISAS)),
         isa_reason=item.optional("isa_reason", item.text),
+        batch_invariant=item.boolean("batch_invariant"),
         files=tuple(_file(child) for child in item.children("files", at_least=1)),
         quality=Quality(
             cosine_mean=quality.number("cosine_mean", -1.0, 1.0),
             cosine_min=quality.number("cosine_min", -1.0, 1.0),
+            cosine_p1=quality.number("cosine_p1", -1.0, 1.0),
             max_abs_diff=quality.number("max_abs_diff", 0.0, float("inf")),
             neighbour_overlap=quality.number("neighbour_overlap", 0.0, 1.0),
             batch_cosine_min=quality.number("batch_cosine_min", -1.0, 1.0),
             sentences=quality.integer("sentences", 1, 1 << 31),
             measured_with=quality.text("measured_with"),
             spearman=quality.optional("spearman", lambda key: quality.number(key, -100.0, 100.0)),
+            thresholds=quality.numbers("thresholds"),
         ),
     )
 

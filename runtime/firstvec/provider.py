@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from _thread import allocate_lock
 from functools import partial
 from itertools import count, islice
@@ -145,7 +146,7 @@ class EmbeddingProvider:
             prompt: text to put before each text; ``prompt_name`` is then ignored.
             batch_size: most texts per run; long texts are run in fewer at once, some 1,024 tokens. Texts are batched by
                 length, so that little padding is computed.
-            show_progress_bar: draw a bar on stderr.
+            show_progress_bar: draw a bar on stderr; None does where the logger ``firstvec`` is set to INFO or DEBUG.
             output_value: only ``sentence_embedding``.
             precision: ``float32``; ``int8`` and ``uint8`` (256 steps over each component's range in *these* vectors);
                 ``binary`` and ``ubinary`` (one bit a component, packed). Formulas of sentence-transformers.
@@ -188,7 +189,8 @@ class EmbeddingProvider:
         check_texts(rows)
         prefix = self._prompt(prompt_name, prompt)
         wanted = self._wanted(output)
-        view = self._encode_many(rows, prefix, batch_size, bool(show_progress_bar))
+        progress = _logs_information() if show_progress_bar is None else bool(show_progress_bar)
+        view = self._encode_many(rows, prefix, batch_size, progress)
         if convert_to_tensor or not convert_to_numpy:
             vectors = as_tensors(self._changed(view, truncate_dim, normalize_embeddings, precision), convert_to_tensor)
             return vectors[0] if single else vectors
@@ -409,6 +411,12 @@ def _checked_text(index: int, text: str) -> str:
 
 _keep_forever: list[Session] = []
 """Sessions inherited over a fork: their destructor would wait for threads that do not exist in the child."""
+
+
+def _logs_information() -> bool:
+    """Whether the program lets firstvec log at INFO or DEBUG; one that has not imported logging does not."""
+    logging = sys.modules.get("logging")
+    return logging is not None and logging.getLogger("firstvec").getEffectiveLevel() in (logging.INFO, logging.DEBUG)
 
 
 class _Progress:

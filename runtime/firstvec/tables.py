@@ -55,11 +55,15 @@ def artifact_table(manifest: Manifest, timings: Mapping[str, tuple[float, float]
     return table
 
 
-def choice_table(choice: Choice, verified: bool) -> Table:
-    """Which artifact was chosen, whether its files were verified before, and why each other one was not chosen."""
+def choice_table(choice: Choice, *, verified_before: bool | None, self_test_passed_before: bool | None) -> Table:
+    """Which artifact was chosen, what was proven of it before, and why each other one was not chosen."""
     files = (
-        "files verified before" if verified else f"{choice.artifact.size / 1e6:.1f} MB to be hashed at the first load"
+        "files verified before"
+        if verified_before
+        else f"{choice.artifact.size / 1e6:.1f} MB to be hashed at the first load"
     )
+    if self_test_passed_before is not None:
+        files += "; self-test passed before" if self_test_passed_before else "; self-test at the first load"
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_row(Text("✓", "green"), choice.artifact.id, f"{choice.reason}; on {choice.device}; {files}")
     for artifact in choice.candidates[1:]:
@@ -109,6 +113,9 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
                 table.add_row(strategy.name, Text("none", "red"), str(found))
             else:
                 table.add_row(strategy.name, found.artifact.id, f"{found.reason}; on {found.device}")
+        for test in diagnosis.self_tests.get(root, ()):
+            colour = {"passed": "green", "not run": ""}.get(test.status, "red")
+            table.add_row("self-test", test.artifact, Text.assemble((test.status, colour), f": {test.says}"))
         out.print(table)
     for folder, reason in diagnosis.broken.items():
         out.print(Text.assemble(("\nbroken bundle ", "red"), f"{folder}: {reason}"))

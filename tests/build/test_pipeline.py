@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader, ResourceProfile
-from firstvec.errors import BuildError, ExportError, InputError, QualityError
+from firstvec.errors import BuildError, ExportError, InputError, QualityError, QuantizationError
 from firstvec.manifest import Artifact, Manifest
 from firstvec_build import pipeline
 from firstvec_build.pipeline import ARTIFACT_IDS, BuildResult, build
@@ -23,6 +23,8 @@ from tests.tiny import ANY_INT8
 QUICK = ("onnx-fp32",)
 HERE = f"onnx-int8-{[*ResourceProfile.detect().isa, 'avx2'][0]}"
 """An INT8 artifact that this machine can run."""
+FOREIGN = "onnx-int8-avx2" if HERE == "onnx-int8-arm64" else "onnx-int8-arm64"
+"""One that it cannot."""
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +271,49 @@ def test_labelled_set_gives_each_artifact_its_spearman(tiny_model: Path, output:
         assert -100 <= artifact.quality.spearman <= 100
 
 
+def test_corpus_is_measured_beside_the_projects_sentences(tiny_model: Path, output: Path, tmp_path: Path) -> None:
+    before = Manifest.read(output / "tiny-bert").artifacts[0].quality
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the first text\nthe second\n", "utf-8")
+    assert (
+        build_quick(tiny_model, output, corpus=corpus).manifest.artifacts[0].quality.sentences == before.sentences + 2
+    )
+    assert not build_quick(tiny_model, output, corpus=corpus).rebuilt
+    corpus.write_text("the first text\nanother second\n", "utf-8")
+    assert build_quick(tiny_model, output, corpus=corpus).rebuilt
+
+
+def test_dynamic_int8_depends_on_the_batch_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"only": ["onnx-fp32", HERE, FOREIGN], "thresholds": ANY_INT8}
+    dynamic = build(str(tiny_model), tmp_path / "dynamic", dynamic_int8=True, **options).manifest
+    fixed = build(str(tiny_model), tmp_path / "fixed", **options).manifest
+    assert [artifact.batch_invariant for artifact in dynamic.artifacts] == [True, False, False]
+    assert [artifact.batch_invariant for artifact in fixed.artifacts] == [True, True, True]
+    for one, other in zip(dynamic.artifacts[1:], fixed.artifacts[1:], strict=True):
+        assert one.quality.batch_cosine_min < 0.9999 < other.quality.batch_cosine_min
+        assert one.quality.cosine_mean > 0.9
+        assert ("batch_cosine_min" in one.quality.thresholds, "batch_cosine_min" in other.quality.thresholds) == (
+            False,
+            True,
+        )
+    assert "exact integer stand-in" in dynamic.artifacts[2].quality.measured_with
+
+
+def test_layers_that_fixed_scales_do_not_fit_are_named_and_the_dynamic_path_is_offered(tmp_path: Path) -> None:
+    from tests.tiny import save_squeezebert
+
+    model = str(save_squeezebert(tmp_path / "squeezebert"))
+    options: dict[str, Any] = {"only": [HERE], "thresholds": ANY_INT8}
+    with pytest.raises(QuantizationError, match=r"of the weights belong to the operator Conv .*--dynamic-int8"):
+        build(model, tmp_path / "bundles", **options)
+    assert not (tmp_path / "bundles" / "squeezebert").exists()
+    (artifact,) = build(model, tmp_path / "bundles", dynamic_int8=True, **options).manifest.artifacts
+    assert artifact.batch_invariant is False
+    loader = OptimizedEmbeddingLoader(str(tmp_path / "bundles" / "squeezebert"), "quantized", "cpu")
+    loader.start_loading()
+    assert len(loader.get_provider().embed_query("a text")) == 32
+
+
 def test_unreadable_labelled_set_stops_before_the_toolchain_is_imported(tiny_model: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     with pytest.raises(BuildError, match=r"missing\.tsv: cannot be read"):
@@ -341,14 +386,16 @@ def test_quiet_command_builds_and_prints_nothing(tiny_model: Path, firstvec: Fre
         (["{model}", "--only", "onnx-int4"], "unknown artifact 'onnx-int4'"),
         (["{model}", "--sha256", "0" * 64], "the weights are not the pinned ones"),
         (["{model}", "--sts", "{tmp}/missing.tsv"], "missing.tsv: cannot be read"),
+        (["{model}", "--corpus", "{tmp}/corpus.txt"], "corpus.txt:2: is empty; a corpus holds one text a line"),
         (["{model}", "--only", HERE, "--min-cosine", "1.0"], f"{HERE}: cosine_min is 0.9"),
     ],
-    ids=["folder", "output", "only", "sha256", "sts", "threshold"],
+    ids=["folder", "output", "only", "sha256", "sts", "corpus", "threshold"],
 )
 def test_command_ends_with_one_message(
     arguments: list[str], message: str, tiny_model: Path, firstvec: Fresh, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "corpus.txt").write_text("one\n\nthree\n", "utf-8")
     done = firstvec("build", *(argument.format(tmp=tmp_path, model=tiny_model) for argument in arguments))
     assert done.returncode == 1
     assert done.stdout == ""

@@ -13,15 +13,17 @@ import pytest
 import tokenizers
 
 from firstvec import OptimizedEmbeddingLoader
-from firstvec.errors import BuildError, QualityError
-from firstvec.manifest import Manifest, Quality
+from firstvec.errors import BuildError, InputError, QualityError
+from firstvec.manifest import Artifact, Manifest, Quality
 from firstvec.provider import EmbeddingProvider
+from firstvec_build import quality
 from firstvec_build.quality import (
     Thresholds,
     cosine,
     evaluation_sentences,
     measure,
     neighbour_overlap,
+    read_corpus,
     read_labelled_pairs,
     spearman,
 )
@@ -30,12 +32,31 @@ THRESHOLDS = Thresholds(fp32_max_abs_diff=0.001, int8_cosine_mean=0.98, int8_cos
 PERFECT = Quality(
     cosine_mean=1.0,
     cosine_min=1.0,
+    cosine_p1=1.0,
     max_abs_diff=0.0,
     neighbour_overlap=1.0,
     batch_cosine_min=1.0,
     sentences=3,
     measured_with="by hand",
+    thresholds={},
 )
+
+
+def an_artifact(precision: str, *, batch_invariant: bool = True) -> Artifact:
+    return Artifact(
+        id="some-artifact",
+        format="onnx",
+        precision=precision,
+        engine="onnxruntime",
+        engine_min="1",
+        engine_below="2",
+        devices=("cpu",),
+        isa=None,
+        isa_reason=None,
+        batch_invariant=batch_invariant,
+        files=(),
+        quality=PERFECT,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,22 +87,99 @@ def full_precision(root: Path) -> EmbeddingProvider:
         ("int8", "cosine_mean", 0.98, 0.9799),
         ("int8", "cosine_min", 0.9, 0.8999),
         ("int8", "neighbour_overlap", 0.8, 0.7999),
+        ("int8", "batch_cosine_min", 0.9999, 0.9998),
     ],
 )
 def test_each_metric_is_held_to_its_threshold(precision: str, metric: str, passes: float, fails: float) -> None:
-    THRESHOLDS.check("some-artifact", precision, PERFECT.replace(**{metric: passes}))
+    held = THRESHOLDS.hold(an_artifact(precision), PERFECT.replace(**{metric: passes})).quality
+    assert (getattr(held, metric), held.thresholds[metric]) == (passes, passes)
     for value in (fails, math.nan):
         with pytest.raises(QualityError, match=f"some-artifact: {metric} is .*, must be at (most|least)") as caught:
-            THRESHOLDS.check("some-artifact", precision, PERFECT.replace(**{metric: value}))
+            THRESHOLDS.hold(an_artifact(precision), PERFECT.replace(**{metric: value}))
         assert caught.value.metric == metric
         assert caught.value.value is value
         assert caught.value.threshold == passes
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("int8_cosine_min", 1.01),
+        ("int8_cosine_mean", -1.01),
+        ("int8_batch_cosine_min", math.nan),
+        ("int8_neighbour_overlap", -0.01),
+        ("fp32_max_abs_diff", -1e-9),
+        ("fp32_max_abs_diff", math.inf),
+    ],
+)
+def test_a_threshold_out_of_range_is_refused(name: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"{name} {value!r} is not between"):
+        Thresholds(**{name: value})
+
+
 def test_precisions_are_held_to_their_own_thresholds_only() -> None:
-    THRESHOLDS.check("int8", "int8", PERFECT.replace(max_abs_diff=0.5))
+    held = THRESHOLDS.hold(an_artifact("int8"), PERFECT.replace(max_abs_diff=0.5))
+    assert "max_abs_diff" not in held.quality.thresholds
     with pytest.raises(QualityError, match=r"cosine_mean is 0, must be at least 0\.98"):
-        THRESHOLDS.check("int8", "int8", PERFECT.replace(cosine_mean=0.0, cosine_min=0.0, max_abs_diff=0.0))
+        THRESHOLDS.hold(an_artifact("int8"), PERFECT.replace(cosine_mean=0.0, cosine_min=0.0, max_abs_diff=0.0))
+
+
+def test_what_is_not_batch_invariant_is_held_to_all_else() -> None:
+    dynamic = an_artifact("int8", batch_invariant=False)
+    held = THRESHOLDS.hold(dynamic, PERFECT.replace(batch_cosine_min=0.5)).quality.thresholds
+    assert held == {"cosine_mean": 0.98, "cosine_min": 0.9, "neighbour_overlap": 0.8}
+    with pytest.raises(QualityError, match="cosine_min"):
+        THRESHOLDS.hold(dynamic, PERFECT.replace(cosine_min=0.5))
+
+
+def test_neighbours_that_change_a_vector_are_seen(tiny_built: Path) -> None:
+    provider = full_precision(tiny_built)
+    sentences = evaluation_sentences()[:100]
+    reference = provider.encode(sentences)
+    sizes = []
+
+    def shifted(texts: list[str]) -> Any:
+        sizes.append(len(texts))
+        return provider.encode(texts) + np.float32(0.05)
+
+    found = measure(provider, shifted, sentences, reference, "a test")
+    assert sizes == [34, 33, 33]
+    assert found.cosine_min >= 1 - 1e-6
+    assert 0 < found.batch_cosine_min < 0.99
+
+
+def test_a_corpus_is_read_a_text_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_bytes("one\ttext\r\nanother\u2028text\n  a third ".encode())
+    assert read_corpus(path) == ["one\ttext", "another\u2028text", "  a third "]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "corpus.txt: is empty; a corpus holds one text a line"),
+        (b"one\n\nthree\n", "corpus.txt:2: is empty"),
+        (b"one\n \t\r\n", "corpus.txt:2: is empty"),
+        (b"one\n\xff\n", "corpus.txt: cannot be read"),
+        (None, "corpus.txt: cannot be read"),
+    ],
+)
+def test_a_corpus_that_is_none_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BuildError, match=message):
+        read_corpus(path)
+
+
+def test_neighbours_are_found_whatever_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((70, 8)).astype(np.float32)
+    others = rows + generator.standard_normal((70, 8)).astype(np.float32) / 4
+    whole = neighbour_overlap(rows, others)
+    assert 0.3 < whole < 0.95
+    monkeypatch.setattr(quality, "_ROWS", 16)
+    assert neighbour_overlap(rows, others) == whole
 
 
 def test_cosine_of_rows_by_hand() -> None:
@@ -225,10 +323,12 @@ def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -
     exact = provider.encode(sentences)
     reference = exact.copy()
     reference[3] = exact[4]  # one sentence went wrong
-    found = measure(provider, sentences, reference, "a test", read_labelled_pairs(labelled))
+    found = measure(provider, provider.encode, sentences, reference, "a test", read_labelled_pairs(labelled))
 
     similarity = float((exact[3] * exact[4]).sum())
     assert found.cosine_min == pytest.approx(similarity, abs=2e-6)
+    # Linear between the worst and the next of 40: 0.39 of the way (numpy.percentile).
+    assert found.cosine_p1 == pytest.approx(similarity + 0.39 * (1 - similarity), abs=2e-6)
     assert found.cosine_mean == pytest.approx((39 + similarity) / 40, abs=2e-6)
     assert found.max_abs_diff == pytest.approx(float(np.abs(exact[3] - exact[4]).max()), rel=0.06)
     assert 0 < found.neighbour_overlap < 1
@@ -240,7 +340,7 @@ def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -
 def test_difference_is_relative_to_the_length_of_the_reference(tiny_built: Path) -> None:
     provider = full_precision(tiny_built)
     sentences = evaluation_sentences()[:12]
-    found = measure(provider, sentences, 2 * provider.encode(sentences), "a test")
+    found = measure(provider, provider.encode, sentences, 2 * provider.encode(sentences), "a test")
     largest = float(np.abs(provider.encode(sentences)).max())
     assert found.max_abs_diff == pytest.approx(largest / 2, rel=0.06)
     assert found.cosine_min == 1.0
@@ -251,7 +351,10 @@ def test_real_bundle_states_what_it_reached(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "fp32", "int8", "int8", "int8"]
     for artifact in manifest.artifacts:
-        Thresholds().check(artifact.id, artifact.precision, artifact.quality)
+        assert Thresholds().hold(artifact, artifact.quality) == artifact
+        assert artifact.quality.thresholds
+        assert artifact.batch_invariant
+        assert artifact.quality.cosine_min <= artifact.quality.cosine_p1 <= artifact.quality.cosine_mean
         assert artifact.quality.sentences == 320
         if artifact.precision == "fp32":
             assert artifact.quality.max_abs_diff <= 1e-5

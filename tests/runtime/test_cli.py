@@ -254,6 +254,8 @@ def test_encode_without_usable_text_fails(stdin: str | bytes, message: str, tiny
         ["encode", "--format", "xml", "text"],
         ["nonsense"],
         ["list", "--nonsense"],
+        ["build", "--min-cosine", "1.5"],
+        ["build", "--min-neighbour-overlap", "-0.1"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_the_choices(arguments: list[str], firstvec: Fresh) -> None:

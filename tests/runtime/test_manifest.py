@@ -29,8 +29,12 @@ OPTIONAL = {
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
     *(("artifacts", index, "quality", "spearman") for index in range(3)),
     ("wordpiece",),
+    ("self_test",),
 }
-FREE = {("model", "prompts"), ("built_with",)}
+FREE = {
+    *(("model", "prompts"), ("built_with",)),
+    *(("artifacts", index, "quality", "thresholds") for index in range(3)),
+}
 """Objects whose keys are free."""
 
 
@@ -69,6 +73,7 @@ def document() -> dict[str, Any]:
             artifact("onnx-fp32", "onnx", "fp32", "onnxruntime", None, "onnx/model.onnx", "onnx/model.onnx_data"),
             artifact("onnx-int8-avx2", "onnx", "int8", "onnxruntime", "avx2", "onnx/int8.onnx", "onnx/int8.onnx_data"),
         ],
+        "self_test": file("self_test.json"),
         "support_files": [file("config.json"), file("1_Pooling/config.json")],
         "built_with": {"firstvec": "0.1.0", "torch": "2.13.0+cpu"},
         "inputs_sha256": SHA,
@@ -90,16 +95,19 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
         "devices": ["cpu", "cuda"],
         "isa": isa,
         "isa_reason": isa and "7-bit weights",
+        "batch_invariant": True,
         "files": [file(path) for path in paths],
         "quality": {
             "cosine_mean": 0.999,
             "cosine_min": 0.97,
+            "cosine_p1": 0.98,
             "max_abs_diff": 0.01,
             "neighbour_overlap": 0.95,
             "batch_cosine_min": 1.0,
             "sentences": 320,
             "measured_with": "onnxruntime 1.32.0",
             "spearman": 81.9,
+            "thresholds": {"cosine_mean": 0.995},
         },
     }
 
@@ -191,6 +199,7 @@ def test_a_manifest_is_parsed_into_records() -> None:
     assert [each.path for each in manifest.files()] == [
         "tokenizer.json",
         "vocab.txt",
+        "self_test.json",
         "torchscript/model.pt",
         "onnx/model.onnx",
         "onnx/model.onnx_data",
@@ -253,6 +262,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
         manifest.model.revision,
         manifest.model.default_prompt_name,
         manifest.wordpiece,
+        manifest.self_test,
         *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
     ]
 
@@ -270,7 +280,7 @@ def test_unknown_keys_are_ignored_everywhere() -> None:
     assert parse(value) == parse(document())
 
 
-@pytest.mark.parametrize("key", ["cosine_mean", "cosine_min", "neighbour_overlap", "max_abs_diff", "spearman"])
+@pytest.mark.parametrize("key", ["cosine_mean", "cosine_p1", "neighbour_overlap", "max_abs_diff", "spearman"])
 def test_a_whole_number_is_a_number(key: str) -> None:
     number = getattr(parse(changed((*QUALITY, key), 1)).artifacts[2].quality, key)
     assert number == 1.0
@@ -406,6 +416,7 @@ def test_an_empty_or_endless_string_is_refused(place: Place, wrong: str) -> None
         ((*QUALITY, "cosine_mean"), 1.0001),
         ((*QUALITY, "cosine_min"), -1.0001),
         ((*QUALITY, "batch_cosine_min"), 2),
+        ((*QUALITY, "cosine_p1"), -2),
         ((*QUALITY, "max_abs_diff"), -1e-9),
         ((*QUALITY, "neighbour_overlap"), 1.5),
         ((*QUALITY, "spearman"), 100.5),

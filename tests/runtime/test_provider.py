@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def test_a_progress_bar_is_drawn_on_request(provider: EmbeddingProvider, capsys:
     assert "2/2" in capsys.readouterr().err
     provider.encode(["one", "two"])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("level", "asked", "drawn"),
+    [
+        (logging.INFO, None, True),
+        (logging.DEBUG, None, True),
+        (logging.WARNING, None, False),
+        (logging.INFO, False, False),
+    ],
+)
+def test_a_progress_bar_is_drawn_where_the_program_logs_information(
+    level: int, asked: bool | None, drawn: bool, provider: EmbeddingProvider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("firstvec")
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        provider.encode(["one", "two"], show_progress_bar=asked)
+    finally:
+        logger.setLevel(before)
+    assert ("2/2" in capsys.readouterr().err) is drawn
 
 
 @pytest.mark.parametrize("bad", [None, b"bytes", 3, 1.5, ["nested"], "lone \ud800 surrogate"])

@@ -29,11 +29,13 @@ def artifact(id_: str, *, cosine_min: float = 1.0, **values: Any) -> Artifact:
     quality = Quality(
         cosine_mean=1.0,
         cosine_min=cosine_min,
+        cosine_p1=cosine_min,
         max_abs_diff=0.0,
         neighbour_overlap=1.0,
         batch_cosine_min=1.0,
         sentences=320,
         measured_with="onnxruntime 1.32.0",
+        thresholds={},
     )
     usual: dict[str, Any] = {
         "format": "onnx",
@@ -44,6 +46,7 @@ def artifact(id_: str, *, cosine_min: float = 1.0, **values: Any) -> Artifact:
         "devices": ("cpu",),
         "isa": None,
         "isa_reason": None,
+        "batch_invariant": True,
     }
     return Artifact(id=id_, files=(file(id_),), quality=quality, **{**usual, **values})
 

@@ -35,16 +35,19 @@ def document(name: str, revision: str | None = None) -> dict[str, Any]:
             "devices": ["cpu"],
             "isa": None,
             "isa_reason": None,
+            "batch_invariant": True,
             "files": [{"path": f"onnx/{id_}.{n}", "size": size, "sha256": SHA} for n, size in enumerate(sizes)],
             "quality": {
                 "cosine_mean": 1.0,
                 "cosine_min": 1.0,
+                "cosine_p1": 1.0,
                 "max_abs_diff": 0.0,
                 "neighbour_overlap": 1.0,
                 "batch_cosine_min": 1.0,
                 "sentences": 320,
                 "measured_with": "onnxruntime 1.32.0",
                 "spearman": None,
+                "thresholds": {"max_abs_diff": 1e-5},
             },
         }
 
