@@ -30,6 +30,7 @@ from firstvec.errors import (
     NoCompatibleArtifact,
     QualityError,
     QuantizationError,
+    SelfTestError,
     SourceError,
     UnsupportedManifestVersion,
 )
@@ -48,6 +49,7 @@ INSTANCES: dict[type[FirstvecError], FirstvecError] = {
     ArtifactError: ArtifactError("onnx-fp32", "cannot be used; use another"),
     IntegrityError: IntegrityError("/b/model.onnx", "10 bytes", "9 bytes", "onnx-fp32"),
     IncompatibleArtifact: IncompatibleArtifact("onnx-fp32", "onnxruntime cannot load it; reinstall it"),
+    SelfTestError: SelfTestError("onnx-int8", "onnxruntime 1.32.0", 0.0781, 0.041),
     NoCompatibleArtifact: NoCompatibleArtifact(
         "org/model",
         "x86_64, avx2, 2 cores",
@@ -79,6 +81,10 @@ PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
         "FIRSTVEC_ARTIFACTS",
     ),
     IntegrityError: ("onnx-fp32", "/b/model.onnx", "expected 10 bytes", "found 9 bytes", "restore", "rebuild"),
+    SelfTestError: (
+        *("onnx-int8", "self-test failed", "onnxruntime 1.32.0", "0.0781", "at most 0.041"),
+        *("files are the ones that were built", "`firstvec doctor`", "another version of the engine"),
+    ),
     NoCompatibleArtifact: (
         "org/model",
         "x86_64, avx2, 2 cores",
@@ -185,6 +191,7 @@ def test_the_first_text_is_named_by_its_index_too() -> None:
                 ),
             },
         ),
+        (SelfTestError, {"artifact": "onnx-int8", "difference": 0.0781, "allowed": 0.041}),
         (LoadTimeout, {"seconds": 2.5}),
         (InputError, {"reason": "is bytes, not str; decode it", "index": 3}),
         (MissingDependency, {"package": "torch", "install": "firstvec[torch]"}),

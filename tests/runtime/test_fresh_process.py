@@ -57,7 +57,8 @@ def test_nothing_is_written_outside_the_cache(bundle: Path, tmp_path: Path, fres
     code = 'from firstvec import get_embedding_provider; get_embedding_provider().embed_query("text")'
     fresh(code, HOME=str(home), XDG_CACHE_HOME=str(home / "xdg"), FIRSTVEC_CACHE=str(home / "firstvec"))
     assert {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()} == {
-        ("firstvec", "verified")
+        ("firstvec", "verified"),
+        ("firstvec", "self-tested"),
     }
 
 
