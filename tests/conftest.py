@@ -49,7 +49,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -
 
 
 def _sources() -> Path:
-    from firstvec.integrity import cache_dir
+    from firstvec.cache import cache_dir
 
     folder = Path(cache_dir()) / "sources"
     folder.mkdir(parents=True, exist_ok=True)

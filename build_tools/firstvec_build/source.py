@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from firstvec.cache import cache_dir
 from firstvec.errors import SourceError
-from firstvec.integrity import cache_dir
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """The first pattern that matches a file wins."""

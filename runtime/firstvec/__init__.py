@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from firstvec.hardware import ResourceProfile
     from firstvec.loader import OptimizedEmbeddingLoader, get_embedding_provider, preload_embeddings
     from firstvec.manifest import Artifact, Manifest, Quality
+    from firstvec.metadata import ModelMetadata
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice, select
-    from firstvec.store import ModelMetadata
     from firstvec.strategy import LoadingStrategy
 
 __version__ = "0.1.0"
@@ -67,7 +67,7 @@ _MODULE_OF = {
     "EmbeddingProvider": "provider",
     "Choice": "selection",
     "select": "selection",
-    "ModelMetadata": "store",
+    "ModelMetadata": "metadata",
     "LoadingStrategy": "strategy",
 }
 

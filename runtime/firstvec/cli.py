@@ -101,11 +101,12 @@ def encode(
 def list_bundles(as_json: JsonOption = False) -> None:
     """Show the bundles that are found on this machine, and where they are looked for."""
     from firstvec import store
+    from firstvec.metadata import ModelMetadata
 
     manifests, broken = store.read_all()
     if as_json:
         bundles = [
-            {**store.ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
+            {**ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
             for manifest in manifests
         ]
         _print_json({"bundles": bundles, "broken": broken, "searched": store.search_path()})

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-from firstvec import __version__, integrity, self_test, store
+from firstvec import __version__, cache, self_test, store
 from firstvec.errors import FirstvecError
 from firstvec.hardware import ResourceProfile
 from firstvec.load import Opener
@@ -120,7 +120,7 @@ def examine(*, run_self_tests: bool = True) -> Diagnosis:
     return Diagnosis(
         profile=profile,
         onnxruntime=_onnxruntime(profile),
-        cache=integrity.cache_dir(),
+        cache=cache.cache_dir(),
         searched=tuple(store.search_path()),
         choices={
             manifest.root: {strategy: _choice(manifest.root, strategy) for strategy in LoadingStrategy}

@@ -25,7 +25,7 @@ def parse_object(data: bytes, file: str) -> CheckedObject:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ManifestError(file, f"is not valid JSON ({error})") from error
-    return CheckedObject(document, file, "")
+    return CheckedObject(document, file)
 
 
 def is_number(text: str) -> bool:
@@ -48,12 +48,18 @@ def _no_constant(name: str) -> float:
 class CheckedObject:
     """A JSON object and its place in the document, so that every error can say where."""
 
-    def __init__(self, value: Any, file: str, place: str) -> None:
+    def __init__(self, value: Any, file: str, parent: CheckedObject | None = None, key: str = "") -> None:
         self.file = file
-        self.place = place
+        self._parent = parent
+        self._key = key
         if not isinstance(value, dict):
-            raise ManifestError(f"{file}: {place}" if place else file, f"is {_kind(value)}, not an object")
+            raise ManifestError(f"{file}: {self.place}" if key else file, f"is {_kind(value)}, not an object")
         self.value = value
+
+    @property
+    def place(self) -> str:
+        """For example ``artifacts[2].files[0]``; made for errors only."""
+        return self._parent._at(self._key) if self._parent is not None else ""
 
     def error(self, key: str, reason: str) -> ManifestError:
         return ManifestError(f"{self.file}: {self._at(key)}", reason)
@@ -103,7 +109,7 @@ class CheckedObject:
 
     def digest(self, key: str) -> str:
         value = self.text(key)
-        if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+        if len(value) != 64 or value.strip("0123456789abcdef"):
             raise self.error(key, f"{value[:80]!r} is not a SHA-256 of 64 lower-case hexadecimal digits")
         return value
 
@@ -170,13 +176,13 @@ class CheckedObject:
         return read(key) if self.value.get(key) is not None else None
 
     def child(self, key: str) -> CheckedObject:
-        return CheckedObject(self._get(key, dict), self.file, self._at(key))
+        return CheckedObject(self._get(key, dict), self.file, self, key)
 
     def children(self, key: str, at_least: int = 0) -> list[CheckedObject]:
         values: list[Any] = self._get(key, list)
         if len(values) < at_least:
             raise self.error(key, "is empty")
-        return [CheckedObject(value, self.file, self._at(f"{key}[{index}]")) for index, value in enumerate(values)]
+        return [CheckedObject(value, self.file, self, f"{key}[{index}]") for index, value in enumerate(values)]
 
 
 _NAMES: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
-from firstvec.record import Record
+from firstvec.record import Late, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 ENGINE_DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime_gpu", "onnxruntime_directml", "onnxruntime_openvino"),
@@ -33,11 +34,14 @@ _IDENTITY = frozenset(
 
 
 class ResourceProfile(Record):
-    """A machine, as far as choosing and running an artifact needs to know it."""
+    """A machine, as far as choosing and running an artifact needs to know it.
+
+    Cores, memory and storage, which no choice depends on, are looked up when they are first asked for.
+    """
 
     machine: str
     """Processor family as ``platform.machine()`` spells it, for example ``x86_64`` or ``arm64``."""
-    cpu_count: int
+    cpu_count: int = Late(lambda _: usable_cpus())  # type: ignore[assignment]
     """Cores this process may use: the smaller of its affinity and its control group's quota, rounded up."""
     isa: tuple[str, ...]
     """The instruction sets that matter here and that the CPU has, of `firstvec.manifest.ISAS`."""
@@ -45,11 +49,11 @@ class ResourceProfile(Record):
     """Whether an NVIDIA driver and a device are there and not hidden by CUDA_VISIBLE_DEVICES."""
     has_mps: bool
     """Whether this is an Apple-silicon Mac."""
-    available_memory_mb: float
+    available_memory_mb: float = Late(lambda _: round(_available_memory() / (1 << 20), 1))  # type: ignore[assignment]
     """Memory that can still be used: the smaller of the system's and the control group's, in 2^20 bytes."""
-    is_ssd: bool | None
+    is_ssd: bool | None = Late(lambda _: is_ssd(os.curdir))  # type: ignore[assignment]
     """Whether the current folder's storage is not rotational; None where the system does not tell."""
-    recommended_batch_size: int
+    recommended_batch_size: int = Late(lambda profile: _batch_size(profile.available_memory_mb))  # type: ignore[assignment]
     recommended_device: str
     """``cuda`` or ``mps`` where a torch that can use it is installed, else ``cpu``."""
     engines: tuple[tuple[str, str | None], ...]
@@ -61,8 +65,8 @@ class ResourceProfile(Record):
     def detect(cls) -> ResourceProfile:
         """Return the profile of this machine and process. Imports no engine, writes nothing, never raises."""
         has_cuda = _has_cuda()
-        has_mps = sys.platform == "darwin" and _machine() == "arm64"
-        memory_mb = _available_memory() / (1 << 20)
+        machine = _machine()
+        has_mps = sys.platform == "darwin" and machine == "arm64"
         torch_folder, versions = _engines()
         device = "cpu"
         if torch_folder and has_cuda and _torch_has_cuda(torch_folder):
@@ -70,14 +74,10 @@ class ResourceProfile(Record):
         elif torch_folder and has_mps:
             device = "mps"
         return cls(
-            machine=_machine(),
-            cpu_count=usable_cpus(),
+            machine=machine,
             isa=_isa(),
             has_cuda=has_cuda,
             has_mps=has_mps,
-            available_memory_mb=round(memory_mb, 1),
-            is_ssd=is_ssd(os.curdir),
-            recommended_batch_size=64 if memory_mb > 8192 else 32 if memory_mb > 2048 else 8,
             recommended_device=device,
             engines=versions,
             torch_loaded="torch" in sys.modules,
@@ -90,6 +90,10 @@ class ResourceProfile(Record):
     def __str__(self) -> str:
         parts = [self.machine, "+".join(self.isa) or "no known vector extension", f"{self.cpu_count} cores"]
         return ", ".join([*parts, *(name for name in ("cuda", "mps") if getattr(self, f"has_{name}"))])
+
+
+def _batch_size(memory_mb: float) -> int:
+    return 64 if memory_mb > 8192 else 32 if memory_mb > 2048 else 8
 
 
 def usable_cpus() -> int:
@@ -127,16 +131,34 @@ def _machine() -> str:
     return os.environ.get("PROCESSOR_ARCHITECTURE", "unknown").lower()
 
 
+_known: dict[Any, Any] = {}
+"""What does not change while a process runs, or is known under a key that changes with it."""
+
+
+def _processor() -> str:
+    """Linux's description of the first processor."""
+    if "processor" not in _known:
+        # Short even on a machine of 256 cores.
+        _known["processor"] = _read("/proc/cpuinfo", 8192).partition("\n\n")[0]
+    text: str = _known["processor"]
+    return text
+
+
 def _isa() -> tuple[str, ...]:
+    if "isa" not in _known:
+        _known["isa"] = _find_isa()
+    isa: tuple[str, ...] = _known["isa"]
+    return isa
+
+
+def _find_isa() -> tuple[str, ...]:
     machine = _machine().lower()
     if machine in ("arm64", "aarch64"):
         return ("arm64",)
     if machine not in ("x86_64", "amd64", "i686", "i386"):
         return ()
     if sys.platform == "linux":
-        # The first processor's block is enough, and short even on a machine of 256 cores.
-        text = _read("/proc/cpuinfo", 8192)
-        flags = set(text.partition("\nflags")[2].partition("\n")[0].partition(":")[2].split())
+        flags = set(_processor().partition("\nflags")[2].partition("\n")[0].partition(":")[2].split())
         return tuple(isa for isa, flag in _X86_FLAGS.items() if flag in flags)
     return _isa_darwin() if sys.platform == "darwin" else _isa_windows()
 
@@ -146,8 +168,7 @@ def cpu_identity() -> str:
     from binascii import crc32
 
     if sys.platform == "linux":
-        lines = _read("/proc/cpuinfo", 8192).partition("\n\n")[0].splitlines()
-        told = "\n".join(line for line in lines if line.partition(":")[0].strip() in _IDENTITY)
+        told = "\n".join(line for line in _processor().splitlines() if line.partition(":")[0].strip() in _IDENTITY)
     elif sys.platform == "darwin":
         told = _brand_darwin()
     else:
@@ -199,21 +220,41 @@ def _has_cuda() -> bool:
 
 
 def _engines() -> tuple[str | None, tuple[tuple[str, str | None], ...]]:
-    """The folder of the torch package, if any, and engine → version from the names of ``*.dist-info`` folders."""
+    """The folder of the torch package, if any, and engine → version from the names of ``*.dist-info`` folders.
+
+    What was found counts until sys.path, or a folder of it, changes. The standard library's folders hold no packages.
+    """
+    key = tuple((entry, _changed(entry or os.curdir)) for entry in sys.path if entry not in _STANDARD_LIBRARY)
+    if key not in _known:
+        _known[key] = _find_engines([entry for entry, _ in key])
+    found: tuple[str | None, tuple[tuple[str, str | None], ...]] = _known[key]
+    return found
+
+
+_STANDARD_LIBRARY = frozenset((os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _find_engines(folders: list[str]) -> tuple[str | None, tuple[tuple[str, str | None], ...]]:
     wanted = {dist: engine for engine, dists in ENGINE_DISTRIBUTIONS.items() for dist in dists}
     versions: dict[str, str | None] = dict.fromkeys(ENGINE_DISTRIBUTIONS)
     torch_folder = None
-    for entry in sys.path:
+    for entry in folders:
         try:
             names = os.listdir(entry or os.curdir)
         except OSError:
             continue
-        for name in names:
-            if name.endswith(".dist-info"):
-                distribution, _, version = name[: -len(".dist-info")].rpartition("-")
-                engine = wanted.get(distribution.lower())
-                if engine and versions[engine] is None:
-                    versions[engine] = version
+        for name in [name for name in names if name.endswith(".dist-info")]:
+            distribution, _, version = name[: -len(".dist-info")].rpartition("-")
+            engine = wanted.get(distribution.lower())
+            if engine and versions[engine] is None:
+                versions[engine] = version
         folder = os.path.join(entry, "torch")
         if torch_folder is None and "torch" in names and os.path.isfile(os.path.join(folder, "version.py")):
             torch_folder = folder

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 
+from firstvec import cache
 from firstvec.errors import IntegrityError
 
 TYPE_CHECKING = False
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
     from firstvec.manifest import File
 
 _CHUNK = 1 << 20
-
-
-def cache_dir() -> str:
-    """The folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder."""
-    if chosen := os.environ.get("FIRSTVEC_CACHE"):
-        return chosen
-    if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
-    elif os.uname().sysname == "Darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "firstvec")
 
 
 def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) -> bool:
@@ -58,7 +46,7 @@ def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) 
         if status.st_size != file.size:
             raise IntegrityError(path, f"{file.size} bytes", f"{status.st_size} bytes", artifact)
         marker = _marker(status, file.sha256)
-        if remember and is_marked(marker):
+        if remember and cache.is_marked(marker):
             return True
         import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
 
@@ -71,7 +59,7 @@ def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) 
         os.close(descriptor)
     if (actual := digest.hexdigest()) != file.sha256:
         raise IntegrityError(path, f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…", artifact)
-    mark(marker)
+    cache.mark(marker)
     return False
 
 
@@ -95,48 +83,19 @@ def is_remembered(root: str, file: File) -> bool:
         status = os.stat(os.path.join(root, file.path))
     except OSError:
         return False
-    return status.st_size == file.size and is_marked(_marker(status, file.sha256), use=False)
+    return status.st_size == file.size and cache.is_marked(_marker(status, file.sha256), use=False)
 
 
-def last_used(root: str, file: File) -> float:
-    """When this user last loaded the bundle that ``file`` (its tokenizer) belongs to: Unix time, 0.0 for never."""
+def last_used(root: str, path: str, sha256: str) -> float:
+    """When this user last loaded the bundle whose tokenizer this is: Unix time, 0.0 for never."""
     try:
-        return os.stat(_marker(os.stat(os.path.join(root, file.path)), file.sha256)).st_mtime
+        return os.stat(_marker(os.stat(os.path.join(root, path)), sha256)).st_mtime
     except OSError:
         return 0.0
 
 
 def _marker(status: os.stat_result, sha256: str) -> str:
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return marker_path("verified", f"{sha256}-{'-'.join(f'{number:x}' for number in identity)}")
-
-
-def marker_path(folder: str, name: str) -> str:
-    """Where an empty file stands for something that was found to be so, in a folder of the user's cache."""
-    return os.path.join(cache_dir(), folder, name)
-
-
-def is_marked(marker: str, *, use: bool = True) -> bool:
-    """Whether the marker is there and only this user could have put it there; when it is used its time becomes now."""
-    try:
-        if os.name == "posix":
-            folder = os.stat(os.path.dirname(marker))
-            if folder.st_uid != os.geteuid() or folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                return False
-        os.utime(marker) if use else os.stat(marker)
-    except OSError:
-        return False
-    return True
-
-
-def mark(marker: str) -> None:
-    """Put the marker there, if this user may."""
-    try:
-        os.makedirs(os.path.dirname(marker), mode=0o700, exist_ok=True)
-        os.close(os.open(marker, os.O_CREAT | os.O_WRONLY, 0o600))
-    except OSError:
-        # A read-only or missing home: the next load hashes again, which is slower and as safe.
-        return
+    return cache.place("verified", f"{sha256}-{cache.identity(status)}")
 
 
 def read_ahead(path: str) -> None:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firstvec.manifest import Manifest
+    from firstvec.metadata import ModelMetadata
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
-    from firstvec.store import ModelMetadata
     from firstvec.strategy import LoadingStrategy
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -171,7 +171,7 @@ class OptimizedEmbeddingLoader:
     def get_metadata(self) -> ModelMetadata | None:
         """Return what the manifest says of the model, or None if there is no valid bundle. Loads no model."""
         if self._metadata is None:
-            from firstvec.store import ModelMetadata
+            from firstvec.metadata import ModelMetadata
 
             self._metadata = ModelMetadata.from_cache(self.model_name)
         return self._metadata

@@ -8,6 +8,7 @@ import os
 from firstvec.document import is_number, parse_object
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
+from firstvec.store import FILE_NAME as FILE_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from firstvec.document import CheckedObject
 
-FILE_NAME = "firstvec.json"
 FORMAT = "firstvec-bundle"
 FORMAT_MAJOR = 1
 FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
@@ -28,7 +28,7 @@ ENGINES = ("onnxruntime", "torch")
 DEVICES = ("cpu", "cuda", "mps")
 ISAS = ("avx2", "avx512_vnni", "arm64")
 
-_PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+_PATH_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 
 class File(Record):
@@ -323,7 +323,7 @@ def _file(item: CheckedObject) -> File:
     path = item.text("path")
     segments = path.split("/")
     if len(path) > MAX_PATH or any(
-        not segment or segment[0] == "." or segment[-1] == "." or not _PATH_CHARACTERS.issuperset(segment)
+        not segment or segment[0] == "." or segment[-1] == "." or segment.strip(_PATH_CHARACTERS)
         for segment in segments
     ):
         raise item.error(

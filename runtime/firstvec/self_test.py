@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from math import dist, hypot
 
+from firstvec import cache
 from firstvec.document import parse_object
 from firstvec.errors import IncompatibleArtifact, ManifestError, SelfTestError
 from firstvec.hardware import cpu_identity
-from firstvec.integrity import is_marked, mark, marker_path, verify
+from firstvec.integrity import verify
 from firstvec.record import Record
 
 TYPE_CHECKING = False
@@ -59,10 +60,10 @@ def check(manifest: Manifest, artifact: Artifact, place: str, version: str, sess
     if manifest.self_test is None:
         return "none"
     marker = _marker(place, version, session.kind)
-    if is_marked(marker):
+    if cache.is_marked(marker):
         return "passed before"
     run(artifact, session, read(manifest, artifact))
-    mark(marker)
+    cache.mark(marker)
     return "passed now"
 
 
@@ -70,7 +71,7 @@ def is_remembered(manifest: Manifest, artifact: Artifact, device: str, version: 
     """Whether that kind of session passed before on this machine; None where the bundle has no self-test."""
     if manifest.self_test is None:
         return None
-    return is_marked(_marker(identity(manifest, artifact, device), version, kind), use=False)
+    return cache.is_marked(_marker(identity(manifest, artifact, device), version, kind), use=False)
 
 
 def identity(manifest: Manifest, artifact: Artifact, device: str) -> str:
@@ -83,7 +84,7 @@ def identity(manifest: Manifest, artifact: Artifact, device: str) -> str:
 
 def _marker(place: str, version: str, kind: str) -> str:
     name = f"{place}-{version}-{kind}"
-    return marker_path("self-tested", "".join(letter if letter in _NAME_CHARACTERS else "-" for letter in name))
+    return cache.place("self-tested", "".join(letter if letter in _NAME_CHARACTERS else "-" for letter in name))
 
 
 def read(manifest: Manifest, artifact: Artifact) -> Golden:

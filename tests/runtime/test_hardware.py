@@ -37,6 +37,11 @@ def cpuinfo(flags: str) -> str:
     return "".join(f"processor\t: {number}\n{processor}" for number in range(2))
 
 
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_known", {})
+
+
 @pytest.fixture
 def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     """The system files that are there: none, until a test adds some."""
@@ -430,6 +435,7 @@ def test_apple_silicon_has_mps_and_it_is_recommended_with_torch(
         mac.setattr(sys, "path", [folder])
         mac.setattr(sys, "platform", "darwin")
         profile = ResourceProfile.detect()
+        profile.to_dict()
     assert (profile.has_mps, profile.recommended_device) == (has_mps, device)
     assert profile.available_memory_mb > 0
 
@@ -463,6 +469,62 @@ def test_engines_are_known_by_their_dist_info_folders(
     profile = ResourceProfile.detect()
     assert [engine for engine, _ in profile.engines] == ["onnxruntime", "tokenizers", "torch"]
     assert {engine: profile.engine_version(engine) for engine in expected} == expected
+
+
+def test_a_package_that_is_installed_while_the_process_runs_is_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = site(tmp_path / "site", "torch-2.13.0")
+    monkeypatch.setattr(sys, "path", [folder])
+    assert ResourceProfile.detect().engine_version("onnxruntime") is None
+    (tmp_path / "site" / "onnxruntime-1.32.0.dist-info").mkdir()
+    assert ResourceProfile.detect().engine_version("onnxruntime") == "1.32.0"
+    monkeypatch.setattr(sys, "path", [])
+    assert ResourceProfile.detect().engine_version("torch") is None
+
+
+def test_cores_memory_and_storage_are_looked_up_when_they_are_asked_for(
+    files: Files, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    inner = hardware._read
+    monkeypatch.setattr(hardware, "_read", lambda path, size=1 << 16: read.append(path) or inner(path, size))
+    files["/proc/meminfo"] = "MemAvailable:    3000000 kB\n"
+    cores(3)
+    profile = ResourceProfile.detect()
+    assert "/proc/meminfo" not in read
+    assert (profile.cpu_count, profile.recommended_batch_size) == (3, 32)
+    assert "/proc/meminfo" in read
+    files["/proc/meminfo"] = "MemAvailable:    30000000 kB\n"
+    cores(5)
+    assert (profile.cpu_count, profile.recommended_batch_size) == (3, 32)  # a profile does not change
+    assert (ResourceProfile.detect().cpu_count, ResourceProfile.detect().recommended_batch_size) == (5, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "other"),
+    [
+        (("cpu MHz\t\t: 2596.1", "cpu MHz\t\t: 3100.0"), False),
+        (("processor\t: 0", "processor\t: 7"), False),
+        (("avx2", "avx2 avx512_vnni"), True),
+        (("stepping\t: 1", "stepping\t: 2"), True),
+        (("model name\t: EPYC", "model name\t: Xeon"), True),
+    ],
+)
+def test_processors_are_told_apart_by_model_stepping_and_features(
+    change: tuple[str, str], other: bool, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "processor\t: 0\nvendor_id\t: AMD\nmodel name\t: EPYC\nstepping\t: 1\ncpu MHz\t\t: 2596.1\n"
+        "flags\t\t: sse avx2\n\nprocessor\t: 1\n"
+    )
+    files["/proc/cpuinfo"] = text
+    first = hardware.cpu_identity()
+    assert len(first) == 8
+    assert change[0] in text
+    files["/proc/cpuinfo"] = text.replace(*change)
+    monkeypatch.setattr(hardware, "_known", {})
+    assert (hardware.cpu_identity() != first) is other
 
 
 def test_the_first_of_two_installations_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -594,6 +656,7 @@ def test_detect_never_raises_when_nothing_can_be_read(monkeypatch: pytest.Monkey
         for name in ("open", "stat", "listdir", "scandir", "lstat"):
             locked.setattr(os, name, refuse)
         profile = ResourceProfile.detect()
+        profile.to_dict()  # some of it is looked up only now
     assert profile.cpu_count == len(os.sched_getaffinity(0))
     assert profile.available_memory_mb == 0.0
     assert profile.recommended_batch_size == 8

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from firstvec.cache import cache_dir
 from firstvec.errors import IntegrityError
-from firstvec.integrity import cache_dir, last_used, locate, verify
+from firstvec.integrity import last_used, locate, verify
 from firstvec.manifest import File
 
 CONTENT = bytes(range(256)) * 40
@@ -298,7 +299,7 @@ def test_a_cache_that_cannot_be_written_slows_but_does_not_stop(
     monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "a-file" / "cache") if place == "file" else "/proc/firstvec")
     assert verify(str(root), entry()) is False
     assert verify(str(root), entry()) is False
-    assert last_used(str(root), entry()) == 0.0
+    assert last_used(str(root), entry().path, entry().sha256) == 0.0
 
 
 def test_a_cache_that_was_deleted_is_made_again(root: Path, markers: Path) -> None:
@@ -311,25 +312,25 @@ def test_a_cache_that_was_deleted_is_made_again(root: Path, markers: Path) -> No
 
 
 def test_last_used_is_zero_until_the_file_was_verified(root: Path) -> None:
-    assert last_used(str(root), entry()) == 0.0
+    assert last_used(str(root), entry().path, entry().sha256) == 0.0
     before = time.time()
     verify(str(root), entry())
     # The kernel's clock for file times may lag by a tick.
-    assert before - 1 <= last_used(str(root), entry()) <= time.time() + 1
+    assert before - 1 <= last_used(str(root), entry().path, entry().sha256) <= time.time() + 1
 
 
 def test_last_used_is_the_last_time_and_not_the_first(root: Path, markers: Path) -> None:
     verify(str(root), entry())
     (marker,) = markers.iterdir()
     os.utime(marker, (1_000_000, 1_000_000))
-    assert last_used(str(root), entry()) == 1_000_000
+    assert last_used(str(root), entry().path, entry().sha256) == 1_000_000
     before = time.time()
     assert verify(str(root), entry()) is True
-    assert last_used(str(root), entry()) >= before - 1
+    assert last_used(str(root), entry().path, entry().sha256) >= before - 1
 
 
 def test_last_used_of_a_file_that_is_not_there_is_zero(root: Path) -> None:
-    assert last_used(str(root), entry(path="nothing.json")) == 0.0
+    assert last_used(str(root), "nothing.json", entry().sha256) == 0.0
 
 
 @pytest.mark.skipif(os.name != "posix" or os.uname().sysname == "Darwin", reason="the XDG folders")

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from firstvec.record import Record
+from firstvec.record import Late, Record
 
 
 class Point(Record):
@@ -145,3 +145,29 @@ def test_a_subclass_may_annotate_a_field_again() -> None:
 def test_copying_and_pickling_give_an_equal_record(duplicate: object) -> None:
     point = Point3D(x=1, z=3)
     assert duplicate(point) == point  # type: ignore[operator]
+
+
+class Lazy(Record):
+    x: int
+    double: int = Late(lambda record: calls.append(record.x) or 2 * record.x)  # type: ignore[assignment]
+
+
+calls: list[int] = []
+
+
+def test_a_late_field_is_found_once_when_it_is_asked_for() -> None:
+    calls.clear()
+    record = Lazy(x=3)
+    assert calls == []
+    assert (record.double, record.double, calls) == (6, 6, [3])
+    assert record.to_dict() == {"x": 3, "double": 6}
+    assert record == Lazy(x=3, double=6)
+
+
+def test_a_late_field_may_be_given() -> None:
+    calls.clear()
+    assert Lazy(x=3, double=7).double == 7
+    assert Lazy(x=3).replace(x=4).double == 6  # a copy keeps what the record says
+    assert calls == [3]
+    with pytest.raises(AttributeError, match="immutable"):
+        Lazy(x=3).double = 1  # type: ignore[misc]

@@ -15,7 +15,8 @@ import pytest
 from firstvec import integrity
 from firstvec.errors import BundleNotFound, ManifestError
 from firstvec.manifest import FILE_NAME, Manifest
-from firstvec.store import ModelMetadata, data_dir, find, folders, installed, search_path
+from firstvec.metadata import ModelMetadata
+from firstvec.store import data_dir, find, folders, installed, search_path
 from tests.conftest import edit_manifest
 
 SHA = "0123456789abcdef" * 4

@@ -1,0 +1,94 @@
+"""What firstvec remembers on this machine, in the user's cache folder: empty markers, and small notes.
+
+What is found there is believed, so only where nobody but this user could have put it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+def cache_dir() -> str:
+    """The folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder."""
+    if chosen := os.environ.get("FIRSTVEC_CACHE"):
+        return chosen
+    if os.name == "nt":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
+    elif os.uname().sysname == "Darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "firstvec")
+
+
+def place(folder: str, name: str) -> str:
+    """Where something is remembered, in a folder of its kind."""
+    return os.path.join(cache_dir(), folder, name)
+
+
+def identity(status: os.stat_result) -> str:
+    """What a file is known by: another file, or the same one after a write, has another."""
+    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return "-".join([f"{number:x}" for number in numbers])
+
+
+def is_marked(marker: str, *, use: bool = True) -> bool:
+    """Whether the marker is there and only this user could have put it there; when it is used its time becomes now."""
+    try:
+        if not _is_private(os.path.dirname(marker)):
+            return False
+        os.utime(marker) if use else os.stat(marker)
+    except OSError:
+        return False
+    return True
+
+
+def mark(marker: str) -> None:
+    """Put the marker there, if this user may."""
+    try:
+        os.makedirs(os.path.dirname(marker), mode=0o700, exist_ok=True)
+        os.close(os.open(marker, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError:
+        # A read-only or missing home: the next load finds out again, which is slower and as safe.
+        return
+
+
+def recall(path: str) -> bytes | None:
+    """A note of at most 64 KiB, if it is there and only this user could have written it."""
+    try:
+        if not _is_private(os.path.dirname(path)):
+            return None
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            return os.read(descriptor, 1 << 16)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+
+
+def note(path: str, data: bytes) -> None:
+    """Write a note, whole or not at all, if this user may."""
+    unfinished = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600)
+        try:
+            whole = os.write(descriptor, data) == len(data)
+        finally:
+            os.close(descriptor)
+        if whole:
+            os.replace(unfinished, path)
+        else:
+            os.unlink(unfinished)
+    except OSError:
+        return
+
+
+def _is_private(folder: str) -> bool:
+    """Whether only this user can put files into the folder."""
+    if os.name != "posix":
+        return True
+    status = os.stat(folder)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
