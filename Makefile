@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test bench bench-cold lint typecheck clean
+.PHONY: artifacts test bench bench-cold bench-sts sts-given lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -21,6 +21,13 @@ bench-cold: artifacts  ## the cold-start figures of the README, on this machine,
 bench: artifacts  ## speed and accuracy of a warm model beside its peers
 	mkdir -p build/benchmarks
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds -W ignore --benchmark-json=build/benchmarks/throughput.json
+
+bench-sts: sts-given artifacts  ## STS=FILE: accuracy and speed of warm models on the sentences of a labelled set
+	$(BIN)/python benchmarks/sts.py --bundle $(BUNDLE) --sts "$(STS)" --json build/benchmarks/sts.json \
+		--markdown build/benchmarks/sts.md
+
+sts-given:
+	@test -n "$(STS)" || { echo "STS is not given: make bench-sts STS=path/of/sts-test.csv (benchmarks/README.md)" >&2; exit 1; }
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -14,21 +14,17 @@ import json
 import math
 import operator
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
 from programs import FLOOR, PEER, PICTURED, PROGRAMS, TEXT, Program
+from record import machine, markdown_list, markdown_table, write
 from waterfall import draw
 
 from firstvec.errors import FirstvecError
@@ -38,10 +34,6 @@ from firstvec.selection import select
 from firstvec_build.source import resolve
 
 MIN_COSINE = {"fp32": 0.9999, "int8": 0.95}
-PACKAGES = (
-    *("firstvec", "numpy", "onnxruntime", "tokenizers", "torch", "transformers", "sentence-transformers"),
-    *("fastembed", "openvino"),
-)
 COLUMNS = ("median ms", "min", "max", "peak MB", f"× faster than {PEER}", f"÷ {FLOOR}")
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -82,7 +74,8 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
 def main() -> None:
     """Run the benchmark and print its table."""
     options = parse()
-    facts = describe(options.rounds, cold=options.cold)
+    cache_state = "dropped before each process" if options.cold else "warm"
+    facts = {"rounds": options.rounds, "page cache": cache_state, **machine()}
     with tempfile.TemporaryDirectory(prefix="firstvec-bench-") as cache:
         try:
             inputs = prepare(options.bundle, cache)
@@ -113,13 +106,6 @@ def picture(results: Results) -> str:
         if name in results
     }
     return draw({name: (sample.ms, sample.stages) for name, sample in typical.items()})
-
-
-def write(path: Path, text: str) -> None:
-    """Write a report, and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, "utf-8")
-    print(f"wrote {path}", file=sys.stderr)
 
 
 def parse() -> argparse.Namespace:
@@ -271,36 +257,8 @@ def as_text(rows: Sequence[Sequence[str]], derived: dict[str, float]) -> str:
 
 def as_markdown(rows: Sequence[Sequence[str]], derived: dict[str, float], facts: dict[str, Any]) -> str:
     """Return the table, the derived figures, and what was run where."""
-    heading, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    lines = [heading, "|---" + "|---:" * len(COLUMNS) + "|", *body, ""]
-    lines += [*(f"- {name}: {value:.2f}" for name, value in derived.items()), ""]
-    return "\n".join([*lines, *(f"- {name}: {fact}" for name, fact in facts.items()), ""])
-
-
-def describe(rounds: int, *, cold: bool) -> dict[str, Any]:
-    """Return what the figures depend on: machine, versions, and what else runs as the benchmark begins."""
-    cpuinfo = Path("/proc/cpuinfo").read_text("utf-8") if sys.platform == "linux" else ""
-    profile = ResourceProfile.detect()
-    return {
-        "rounds": rounds,
-        "page cache": "dropped before each process" if cold else "warm",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": "".join(re.findall(r"model name\s*: (.+)", cpuinfo)[:1]) or platform.processor(),
-        "cores": profile.cpu_count,
-        "flags": ", ".join(profile.isa),
-        "memory_mb": psutil.virtual_memory().total // 10**6,
-        "load_average": psutil.getloadavg()[0],
-        "python": platform.python_version(),
-        "packages": ", ".join(filter(None, map(installed, PACKAGES))),
-    }
-
-
-def installed(package: str) -> str | None:
-    """Return a package with its version, or None if it is not installed."""
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return None
+    figures = markdown_list({name: f"{value:.2f}" for name, value in derived.items()})
+    return "\n".join([markdown_table(rows), figures, markdown_list(facts)])
 
 
 if __name__ == "__main__":

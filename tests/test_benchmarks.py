@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import edit_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,14 +49,16 @@ def test_cold_start_measures_checks_and_draws(bundle: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--only", "nothing"], "invalid choice: 'nothing'"),
-        (["--bundle", "no/such/folder"], "make artifacts"),
+        (["cold_start.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (["cold_start.py", "--only", "nothing"], "invalid choice: 'nothing'"),
+        (["cold_start.py", "--bundle", "no/such/folder"], "make artifacts"),
+        (["sts.py"], "the following arguments are required: --sts"),
+        (["sts.py", "--sts", "no/such/file"], "no/such/file: cannot be read"),
     ],
     ids=str,
 )
 def test_wrong_arguments_are_explained(arguments: list[str], message: str) -> None:
-    done = run("benchmarks/cold_start.py", *arguments)
+    done = run(f"benchmarks/{arguments[0]}", *arguments[1:])
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -64,3 +70,72 @@ def test_hand_over_compares_throughput_and_memory(bundle: Path) -> None:
     figures = json.loads(done.stdout)
     # A guard, not the figure, which is 0.99: one round of a noisy machine.
     assert 0.5 < figures["ratio"] < 2
+
+
+@pytest.fixture
+def labelled_set(tmp_path: Path) -> Path:
+    """Six labelled pairs of the project's own sentences: like ones first, unlike ones last."""
+    pairs = [
+        ("5.0", "How do I reset my password?", "How can I reset my password?"),
+        ("4.5", "A man is playing a guitar.", "A man plays the guitar."),
+        ("3.0", "A dog runs over the grass.", "An animal runs outside."),
+        ("1.5", "The train to Berlin is late.", "The bus to the airport is full."),
+        ("0.5", "A man is playing a guitar.", "The parliament votes on the budget."),
+        ("0.0", "How do I reset my password?", "Bananas ripen in a few days."),
+    ]
+    path = tmp_path / "labelled.tsv"
+    path.write_text("".join("\t".join(pair) + "\n" for pair in pairs), "utf-8")
+    return path
+
+
+def test_sts_measures_accuracy_and_throughput(bundle: Path, labelled_set: Path, tmp_path: Path) -> None:
+    ours, peer = "firstvec INT8, avx2", "sentence-transformers"
+    done = run(
+        "benchmarks/sts.py",
+        *("--bundle", bundle, "--sts", labelled_set, "--rounds", 1, "--only", ours, "--only", peer),
+        *("--json", tmp_path / "report.json", "--markdown", tmp_path / "report.md"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text("utf-8"))
+    accuracy = report["accuracy"]
+    assert accuracy[peer]["cosine, min"] == pytest.approx(1)
+    assert 0.97 < accuracy[ours]["cosine, min"] < accuracy[ours]["cosine, mean"] < 0.9999  # INT8, not fp32
+    assert accuracy[ours]["alone vs. in a batch, min"] > 0.9999
+    assert all(figures["Spearman × 100"] > 90 for figures in accuracy.values())
+    for case, texts in (
+        *(("All sentences, batch 32", 12), ("All sentences, longest first, batch 32", 12)),
+        *(("One short text at a time", 12), ("256 tokens, batch 8", 16)),
+    ):
+        figures, (took,) = report["throughput"][case][ours], report["seconds"][case][ours]
+        assert figures["texts per second"] == pytest.approx(texts / took)
+        assert figures[f"× {peer}"] == pytest.approx(report["seconds"][case][peer][0] / took)
+        assert figures["× stock dynamic INT8"] is None
+    # Not a figure: long texts are long.
+    short, long = ("All sentences, batch 32", "256 tokens, batch 8")
+    rates = {case: figures[ours]["texts per second"] for case, figures in report["throughput"].items()}
+    assert rates[short] > 3 * rates[long]
+    markdown = (tmp_path / "report.md").read_text("utf-8")
+    assert markdown.count(f"| {ours} |") == 5
+    assert "- packages: firstvec " in markdown
+
+
+def test_sts_ends_on_wrong_vectors(bundle: Path, labelled_set: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy, ignore=shutil.ignore_patterns("torchscript", "model.onnx*"))
+
+    def swap(manifest: dict[str, Any]) -> None:
+        artifacts = {artifact["id"]: artifact for artifact in manifest["artifacts"]}
+        artifacts["onnx-fp32"]["files"] = artifacts["onnx-int8-avx2"]["files"]
+        manifest["artifacts"] = [artifacts["onnx-fp32"]]
+
+    edit_manifest(copy, swap)
+    done = run("benchmarks/sts.py", "--bundle", copy, "--sts", labelled_set, "--only", "firstvec fp32")
+    assert done.returncode == 1
+    assert "error: firstvec fp32: wrong vectors: worst cosine 0.9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bench_sts_says_what_it_needs() -> None:
+    done = subprocess.run(["make", "bench-sts"], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "make bench-sts STS=" in done.stderr
