@@ -17,7 +17,7 @@ from firstvec.hardware import ResourceProfile
 
 PACKAGES = (
     *("firstvec", "numpy", "onnxruntime", "tokenizers", "torch", "transformers", "sentence-transformers"),
-    *("fastembed", "openvino"),
+    *("fastembed", "openvino", "llama-cpp-python"),
 )
 
 

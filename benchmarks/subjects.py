@@ -38,14 +38,16 @@ class Subject:
     """firstvec's own: which artifact of the bundle."""
     min_cosine: float | None = None
     """To the peer, of the worst text. What peers make of the same weights is in the tables."""
-    needs: str | None = None
-    """A package without which it is left out."""
+    needs: tuple[str, ...] = ()
+    """Modules without which it is left out."""
     extra: str = "bench-peers"
+    """What installs them."""
 
     def missing(self, manifest: Manifest) -> str | None:
         """Why it cannot be measured here; None if it can."""
-        if self.needs is not None and find_spec(self.needs) is None:
-            return f"{self.needs} is not installed: pip install -c constraints.txt -e '.[{self.extra}]'"
+        absent = [module for module in self.needs if find_spec(module) is None]
+        if absent:
+            return f"{', '.join(absent)} not installed: pip install -c constraints.txt -e '.[{self.extra}]'"
         if self.artifact is None:
             return None
         artifact = next((each for each in manifest.artifacts if each.id == self.artifact), None)
@@ -174,6 +176,25 @@ def _openvino(manifest: Manifest, scratch: Path) -> Encode:
     return _padded(lambda feeds: model(feeds)["sentence_embedding"], manifest)
 
 
+def _llama_cpp(manifest: Manifest, scratch: Path) -> Encode:
+    """llama-cpp-python, which runs as many of a call's texts together as fit into 512 tokens, without padding.
+
+    With flash attention: without it, each text is multiplied with all that it shares a run with, at half the speed.
+    """
+    import gguf_bert
+    import llama_cpp
+
+    weights = scratch / "q8_0.gguf"
+    gguf_bert.write(resolve(manifest.model.name).path, weights)
+    model = llama_cpp.Llama(str(weights), embedding=True, flash_attn=True, verbose=False)
+
+    def encode(texts: Sequence[str], batch_size: int) -> Any:
+        vectors = np.array(model.embed(list(texts)), np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    return encode
+
+
 def _ours(name: str, artifact: str, min_cosine: float) -> Subject:
     return Subject(name, partial(_firstvec, artifact), artifact, min_cosine)
 
@@ -186,8 +207,9 @@ SUBJECTS = {
         Subject(STOCK, _stock_dynamic_int8),
         _ours("firstvec fp32", "onnx-fp32", 0.9999),
         *(_ours(f"firstvec INT8, {target.isa}", f"onnx-int8-{target.isa}", 0.97) for target in TARGETS),
-        Subject("fastembed fp32", _fastembed_fp32, needs="fastembed"),
-        Subject("OpenVINO", _openvino, needs="openvino"),
+        Subject("fastembed fp32", _fastembed_fp32, needs=("fastembed",)),
+        Subject("OpenVINO", _openvino, needs=("openvino",)),
+        Subject("llama.cpp q8_0", _llama_cpp, needs=("llama_cpp", "gguf"), extra="bench-llama"),
     )
 }
 """By name. Ratios are to `PEER` and to `STOCK`."""

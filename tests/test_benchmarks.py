@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,19 @@ def test_sts_measures_accuracy_and_throughput(bundle: Path, labelled_set: Path, 
     markdown = (tmp_path / "report.md").read_text("utf-8")
     assert markdown.count(f"| {ours} |") == 5
     assert "- packages: firstvec " in markdown
+
+
+@pytest.mark.skipif(not (find_spec("llama_cpp") and find_spec("gguf")), reason="bench-llama is not installed")
+def test_llama_cpp_runs_the_same_model(bundle: Path, labelled_set: Path, tmp_path: Path) -> None:
+    name, report = "llama.cpp q8_0", tmp_path / "report.json"
+    done = run(
+        "benchmarks/sts.py",
+        *("--bundle", bundle, "--sts", labelled_set, "--rounds", 1, "--only", name, "--json", report),
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(report.read_text("utf-8"))["accuracy"][name]
+    assert 0.995 < figures["cosine, min"] < 0.99999  # of 8-bit weights
+    assert figures["alone vs. in a batch, min"] > 0.999
 
 
 def test_sts_ends_on_wrong_vectors(bundle: Path, labelled_set: Path, tmp_path: Path) -> None:
