@@ -20,7 +20,8 @@ bench-cold: artifacts  ## the cold-start figures of the README, on this machine,
 
 bench: artifacts  ## speed and accuracy of a warm model beside its peers
 	mkdir -p build/benchmarks
-	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds -W ignore --benchmark-json=build/benchmarks/throughput.json
+	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds -W ignore \
+		--benchmark-json=build/benchmarks/throughput.json --markdown=build/benchmarks/throughput.md
 
 bench-sts: sts-given artifacts  ## STS=FILE: accuracy and speed of warm models on the sentences of a labelled set
 	$(BIN)/python benchmarks/sts.py --bundle $(BUNDLE) --sts "$(STS)" --json build/benchmarks/sts.json \

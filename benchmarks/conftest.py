@@ -1,10 +1,23 @@
-"""The table of `make bench`: texts per second and the worst cosine, a row a program, a column a case."""
+"""The table of `make bench`: texts per second, × sentence-transformers and the worst cosine; a column a case."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from record import machine, markdown_list, markdown_table, write
+from subjects import PEER
+
+FACTS = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--markdown", type=Path, metavar="FILE", help="write the table of throughput, and the machine")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[FACTS] = machine()
 
 
 @pytest.hookimpl(trylast=True)
@@ -17,11 +30,19 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not rows:
         return
     cases = list(dict.fromkeys(case for row in rows.values() for case in row))
-    terminalreporter.write_line("\ntexts per second (worst cosine to sentence-transformers)")
-    terminalreporter.write_line("| program | " + " | ".join(cases) + " |")
-    terminalreporter.write_line("|---" + "|---:" * len(cases) + "|")
-    for name, row in rows.items():
-        cells = (
-            f"{row[case]['texts per second']:.0f} ({row[case]['worst cosine']:.4f})" for case in cases if case in row
-        )
-        terminalreporter.write_line(f"| {name} | " + " | ".join(cells) + " |")
+    peer = rows.get(PEER, {})
+    body = [[name, *(cell(row.get(case), peer.get(case)) for case in cases)] for name, row in rows.items()]
+    table = markdown_table([["program", *cases], *body])
+    report = f"Texts per second (× {PEER}; worst cosine to it)\n\n{table}"
+    terminalreporter.write_line(f"\n{report}")
+    if path := config.getoption("--markdown"):
+        write(path, f"{report}\n{markdown_list(config.stash[FACTS])}")
+
+
+def cell(figures: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
+    """What the table shows of one program in one case; a dash for what was not run."""
+    if figures is None:
+        return "–"
+    speed = figures["texts per second"]
+    ratio = f"{speed / peer['texts per second']:.2f} ×" if peer else "–"
+    return f"{speed:.0f} ({ratio}; {figures['worst cosine']:.4f})"

@@ -153,3 +153,21 @@ def test_bench_sts_says_what_it_needs() -> None:
     done = subprocess.run(["make", "bench-sts"], capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
     assert done.returncode != 0
     assert "make bench-sts STS=" in done.stderr
+
+
+def test_bench_writes_its_table(bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        *("-m", "pytest", "benchmarks", "-k", "single and (sentence or fp32) and not fastembed and not exported"),
+        *("--benchmark-max-time=0.01", "--benchmark-min-rounds=1", "-W", "ignore", "-p", "no:cacheprovider"),
+        f"--markdown={tmp_path / 'throughput.md'}",
+        f"--benchmark-json={tmp_path / 'throughput.json'}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "throughput.json").read_text("utf-8"))
+    speed = {each["extra_info"]["subject"]: each["extra_info"]["texts per second"] for each in report["benchmarks"]}
+    assert speed.keys() == {"sentence-transformers", "firstvec fp32"}
+    markdown = (tmp_path / "throughput.md").read_text("utf-8")
+    for name, ours in speed.items():
+        ratio = ours / speed["sentence-transformers"]
+        assert f"| {name} | {ours:.0f} ({ratio:.2f} ×; 1.0000) |" in markdown
+    assert "- cpu: " in markdown
