@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test bench bench-cold bench-sts sts-given lint typecheck clean
+.PHONY: artifacts test guard guard-baseline bench-operations bench bench-cold bench-sts sts-given lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -13,6 +13,17 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 test: $(VENV)/.installed lint typecheck  ## everything that must hold before a commit lands
 	$(BIN)/pytest
 
+guard: artifacts  ## regression guards: ratios to fixed peers beside those of benchmarks/baseline.json
+	$(BIN)/python benchmarks/guard.py
+
+guard-baseline: artifacts  ## measure the guards' baseline, on a machine that does nothing else
+	$(BIN)/python benchmarks/guard.py --update
+
+bench-operations: artifacts  ## the replaced loader's report: initialisation, metadata, detection, threads, memory …
+	mkdir -p build/benchmarks
+	$(BIN)/pytest benchmarks/test_operations.py --benchmark-columns=median,iqr,rounds -W ignore \
+		--benchmark-json=build/benchmarks/operations.json
+
 bench-cold: artifacts  ## the cold-start figures of the README, on this machine, in build/benchmarks
 	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
 		--markdown build/benchmarks/cold-start.md --waterfall build/benchmarks/cold-start.svg
@@ -20,7 +31,7 @@ bench-cold: artifacts  ## the cold-start figures of the README, on this machine,
 
 bench: artifacts  ## speed and accuracy of a warm model beside its peers
 	mkdir -p build/benchmarks
-	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds -W ignore \
+	$(BIN)/pytest benchmarks/test_throughput.py --benchmark-columns=median,iqr,rounds -W ignore \
 		--benchmark-json=build/benchmarks/throughput.json --markdown=build/benchmarks/throughput.md
 
 bench-sts: sts-given artifacts  ## STS=FILE: accuracy and speed of warm models on the sentences of a labelled set
