@@ -160,11 +160,18 @@ def inspect(model: Model = DEFAULT_MODEL, as_json: JsonOption = False) -> None:
         )
         if artifact.isa_reason:
             out.print(f"  {artifact.isa}: {artifact.isa_reason}")
+        if not artifact.batch_invariant:
+            out.print("  a text's vector depends on the texts that share its batch")
         out.print(
-            f"  measured on {quality.sentences} sentences with {quality.measured_with}; the same text alone and in a "
-            f"padded batch: cosine ≥ {quality.batch_cosine_min:g}"
+            f"  measured on {quality.sentences} sentences with {quality.measured_with}: first percentile of the cosine "
+            f"{quality.cosine_p1:.4f}; of ten neighbours {quality.neighbour_overlap:.1%} the same; the same text alone "
+            f"and in a padded batch: cosine ≥ {quality.batch_cosine_min:g}"
             + (f"; Spearman {quality.spearman:.2f}" if quality.spearman is not None else "")
         )
+        held = (
+            f"{name} {'≤' if name == 'max_abs_diff' else '≥'} {limit:g}" for name, limit in quality.thresholds.items()
+        )
+        out.print(f"  held to {', '.join(held)}")
 
 
 @app.command()

@@ -131,6 +131,9 @@ def test_inspect_shows_quality_and_reasons(bundle: Path, firstvec: Fresh) -> Non
     text = firstvec("inspect", "all-MiniLM-L6-v2").stdout
     assert "1110a243fdf4706b3f48f1d95db1a4f5529b4d41" in text
     assert "avx2: 7-bit weights" in text
+    assert "held to max_abs_diff ≤ 1e-05" in text
+    assert "held to cosine_mean ≥ 0.995, cosine_min ≥ 0.97, neighbour_overlap ≥ 0.9, batch_cosine_min ≥ 0.9999" in text
+    assert "depends on the texts that share its batch" not in text
     values = json.loads(firstvec("inspect", "all-MiniLM-L6-v2", "--json").stdout)
     assert len(values["artifacts"]) == 5
 
