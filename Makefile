@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test guard guard-baseline bench-operations bench bench-cold bench-sts sts-given lint typecheck clean
+.PHONY: artifacts test guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -40,6 +40,12 @@ bench-sts: sts-given artifacts  ## STS=FILE: accuracy and speed of warm models o
 
 sts-given:
 	@test -n "$(STS)" || { echo "STS is not given: make bench-sts STS=path/of/sts-test.csv (benchmarks/README.md)" >&2; exit 1; }
+
+report: $(VENV)/.installed  ## a page and a summary, in build/report, of what the targets above left in build/benchmarks
+	$(BIN)/python benchmarks/report.py --bundle $(BUNDLE) --html build/report/index.html --markdown build/report/report.md \
+		$(patsubst %,--cold %,$(wildcard build/benchmarks/cold-start.json)) \
+		$(patsubst %,--throughput %,$(wildcard build/benchmarks/throughput.json)) \
+		$(patsubst %,--operations %,$(wildcard build/benchmarks/operations.json))
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
