@@ -37,10 +37,15 @@ if TYPE_CHECKING:
 HAND_OVER_DELAY = 0.25
 """Seconds between the first vector and the building of the throughput session: a program that embeds one query and
 ends never builds a session that it would only wait for."""
+FIELDS = (
+    *("model", "strategy", "state", "artifact", "engine", "device", "session", "verification", "self_test"),
+    *("fallbacks", "hand_over", "error", "seconds", "first_vector_ms", "started", "stages"),
+)
+"""Of a report: see `OptimizedEmbeddingLoader.report`."""
 
 
 class Load:
-    """An attempt to load. Its provider, or its error, is final; `seconds` is how long it took.
+    """An attempt to load. Its provider, or its error, is final; `seconds` is how long it took, 0.0 until it has ended.
 
     Args:
         model_name: name or folder of a bundle.
@@ -48,10 +53,18 @@ class Load:
         plan: what the strategy does.
         output: what the provider returns if it is not told.
         engine_first: start onnxruntime before the manifest says that it is needed, which on a CPU it always is.
+        strategy: name of the plan, for reports.
     """
 
     def __init__(
-        self, model_name: str, choose: Callable[[Manifest], Choice], plan: Plan, output: str, *, engine_first: bool
+        self,
+        model_name: str,
+        choose: Callable[[Manifest], Choice],
+        plan: Plan,
+        output: str,
+        *,
+        engine_first: bool,
+        strategy: str | None = None,
     ) -> None:
         self.provider: EmbeddingProvider | None = None
         self.error: BaseException | None = None
@@ -62,8 +75,12 @@ class Load:
         self._plan = plan
         self._output = output
         self._engine_first = engine_first
+        self._strategy = strategy
         self._done = background.Signal()
+        self._verification: str | None = None
         self._self_test: str | None = None
+        self._fallbacks: list[dict[str, str]] = []
+        self._hand_over: HandOver | None = None
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = background.Signal()
 
@@ -101,23 +118,28 @@ class Load:
 
     def report(self) -> dict[str, Any]:
         """What it did, as JSON values; see `OptimizedEmbeddingLoader.report`."""
-        provider, began = self.provider, self.trace.began
+        provider, hand_over, trace = self.provider, self._hand_over, self.trace
+        session = provider.session if provider is not None else None
+        handed = hand_over.state if hand_over is not None else None
+        if session is None and handed == "waiting":  # a closed provider waits for nothing
+            handed = None
         return {
+            "model": self._model_name,
+            "strategy": self._strategy,
+            "state": self.state,
             "artifact": provider.artifact.id if provider is not None else None,
-            "engine": provider.engine if provider is not None and not provider.closed else None,
+            "engine": session.engine if session is not None else None,
+            "device": provider.device if provider is not None else None,
+            "session": session.kind if session is not None else None,
+            "verification": self._verification,
             "self_test": self._self_test,
+            "fallbacks": [dict(each) for each in self._fallbacks],
+            "hand_over": handed,
             "error": str(self.error) if self.error is not None else None,
-            "seconds": self.seconds,
-            "started": began,
-            "stages": [
-                {
-                    "name": stage.name,
-                    "at_ms": round(1e3 * (stage.started - began), 3),
-                    "ms": round(1e3 * (stage.ended - stage.started), 3),
-                    "thread": stage.thread,
-                }
-                for stage in sorted(self.trace.stages, key=lambda stage: stage.started)
-            ],
+            "seconds": round(self.seconds, 6),
+            "first_vector_ms": trace.first_vector_ms,
+            "started": trace.began,
+            "stages": trace.report(),
         }
 
     def _wait(self, signal: background.Signal, timeout: float | None) -> None:
@@ -127,22 +149,30 @@ class Load:
     def _run(self) -> None:
         try:
             provider = self._open()
-            self.seconds = time.perf_counter() - self.trace.began
+            self._take_time()
             self.provider = provider
         except FirstvecError as error:
-            self.error = error
+            self._fail(error)
         except Exception as error:
-            self.error = LoadError(
+            failure = LoadError(
                 f"{self._model_name} could not be loaded: {type(error).__name__}: {error}; "
                 "run `firstvec doctor` to see what this machine lacks"
             )
-            self.error.__cause__ = error
+            failure.__cause__ = error
+            self._fail(failure)
         except BaseException as error:  # Ctrl-C, where no thread could be started
-            self.error = LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again")
+            self._fail(LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again"))
             raise
         finally:
             self._done.set()
             self._tokenizer_done.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._take_time()
+        self.error = error
+
+    def _take_time(self) -> None:
+        self.seconds = time.perf_counter() - self.trace.began
 
     def _open(self) -> EmbeddingProvider:
         trace = self.trace
@@ -171,16 +201,20 @@ class Load:
                 session = opener.open(quick_start=self._plan.quick_start)
             except ArtifactError as error:
                 errors.append(error)
+                self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
                 continue
             if errors:
                 _warn_of_fallback(manifest, errors, artifact)
             from firstvec.provider import EmbeddingProvider
 
-            self._self_test = opener.self_test
+            self._verification, self._self_test = opener.verification, opener.self_test
             reopen = Opener(manifest, artifact, opener.device, trace).open
             provider = EmbeddingProvider(manifest, artifact, opener.device, tokenizer, session, reopen, self._output)
+            # The last one is called first.
             if self._plan.hands_over:
-                provider.on_first_run(HandOver(provider, opener).start)
+                self._hand_over = HandOver(provider, opener)
+                provider.on_first_run(self._hand_over.start)
+            provider.on_first_run(trace.first_vector)
             return provider
         if len(errors) == 1:
             raise errors[0]
@@ -227,6 +261,8 @@ class Opener:
         self.artifact = artifact
         self.device = device
         self._trace = trace or Trace()
+        self.verification: str | None = None
+        """``hashed now``, or ``remembered`` for every file, at the last `verify`; None if a file was wrong."""
         self.self_test = "none"
         """What `firstvec.self_test.check` said at the last `open`."""
         self._error: IntegrityError | None = None
@@ -247,10 +283,10 @@ class Opener:
 
         with self._trace.stage("verification"):
             try:
-                for file in self.artifact.files:
-                    verify(self.manifest.root, file, self.artifact.id)
+                remembered = [verify(self.manifest.root, file, self.artifact.id) for file in self.artifact.files]
+                self.verification = "remembered" if all(remembered) else "hashed now"
             except IntegrityError as error:
-                self._error = error
+                self.verification, self._error = None, error
             self._place = self_test.identity(self.manifest, self.artifact, self.device)
             self._verified = True
 
@@ -296,6 +332,8 @@ class HandOver:
     """Builds the session that runs fastest, behind the one that answered first, and swaps it in."""
 
     def __init__(self, provider: EmbeddingProvider, opener: Opener) -> None:
+        self.state = "waiting"
+        """Then ``done``, or ``failed: …`` with the reason."""
         self._provider = weakref.ref(provider)
         self._opener = opener
 
@@ -304,17 +342,24 @@ class HandOver:
         background.Task(self._run)
 
     def _run(self) -> None:
-        if background.exiting.wait(HAND_OVER_DELAY) or self._provider() is None:
+        if background.exiting.wait(HAND_OVER_DELAY) or not self._is_wanted():
             return
         try:
             session = self._opener.open(quick_start=False)
-        except ArtifactError as error:
+        except Exception as error:  # whatever it is, the provider goes on
             import logging
 
+            self.state = f"failed: {error}"
             logging.getLogger("firstvec").warning("the quick-start session stays in use: %s", error)
             return
         if (provider := self._provider()) is not None:
             provider.swap(session)
+            if not provider.closed:
+                self.state = "done"
+
+    def _is_wanted(self) -> bool:
+        provider = self._provider()
+        return provider is not None and not provider.closed
 
 
 def _warn_of_fallback(manifest: Manifest, errors: list[ArtifactError], artifact: Artifact) -> None:

@@ -8,7 +8,7 @@ from _weakref import ref
 
 from firstvec.errors import InputError, LoadError
 from firstvec.hardware import ResourceProfile
-from firstvec.load import Load
+from firstvec.load import FIELDS, Load
 from firstvec.plans import OUTPUTS, PLANS, strategy_name
 
 # What reads a bundle (`store`, `manifest`, json) is imported by the first call that needs it, in the loading thread
@@ -156,16 +156,34 @@ class OptimizedEmbeddingLoader:
         return load.seconds if load is not None else 0.0
 
     def report(self) -> dict[str, Any]:
-        """Return what the load did: artifact, engine, self-test, error, and stages in milliseconds from its start.
+        """Return what the load did, as JSON values. Takes no lock, never raises; what is not known yet is None.
 
-        Stages of different threads overlap: their sum is more than `seconds`, the time that the load took.
+        ``model``, ``strategy``: as the loader was told.
+        ``state``: ``idle``, ``loading``, ``loaded``, ``closed`` or ``failed``.
+        ``artifact``, ``engine``, ``device``: what answers, in what, and where.
+        ``session``: ``quick-start`` or ``throughput``.
+        ``verification``: of the artifact's files: ``hashed now``, or ``remembered`` from an earlier load.
+        ``self_test``: ``passed now``, ``passed before``, or ``none`` where the bundle has no self-test.
+        ``fallbacks``: the candidates that failed, in order: ``artifact``, ``error`` (class) and ``reason`` of each.
+        ``hand_over``: PROGRESSIVE's: ``waiting``, ``done`` or ``failed: …``.
+        ``error``: message of the error that the load ended with.
+        ``seconds``: that the load took, 0.0 until it has ended.
+        ``first_vector_ms``: milliseconds from the load's start to the end of the provider's first run.
+        ``started``: ``time.perf_counter()`` at the load's start.
+        ``stages``: ``name``, ``at_ms`` (begin, from the load's start), ``ms`` (length) and ``thread`` of each. Those of
+        different threads overlap: their sum is more than the time that the load took.
         """
         load = self._load
-        return {
+        if load is not None:
+            return load.report()
+        nothing: dict[str, Any] = dict.fromkeys(FIELDS)
+        return nothing | {
             "model": self.model_name,
             "strategy": self._strategy,
-            "state": load.state if load is not None else "idle",
-            **(load.report() if load is not None else {}),
+            "state": "idle",
+            "fallbacks": [],
+            "seconds": 0.0,
+            "stages": [],
         }
 
     def get_metadata(self) -> ModelMetadata | None:
@@ -260,7 +278,14 @@ class OptimizedEmbeddingLoader:
             profile = self.resource_profile
             # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
             engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded
-            load = self._load = Load(self.model_name, self._choose, self._plan, self._output, engine_first=engine_first)
+            load = self._load = Load(
+                self.model_name,
+                self._choose,
+                self._plan,
+                self._output,
+                engine_first=engine_first,
+                strategy=self._strategy,
+            )
         load.start()
         return load
 

@@ -254,6 +254,11 @@ class EmbeddingProvider:
         return self._open_session().kind
 
     @property
+    def session(self) -> Session | None:
+        """The session that answers now, None once closed. Opens none in a forked child, takes no lock, never raises."""
+        return self._session
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._session is None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from _thread import get_ident
-from time import perf_counter
+from time import perf_counter, time_ns
 
 from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Stage(Record):
@@ -24,11 +28,39 @@ class Trace:
 
     def __init__(self) -> None:
         self.began = perf_counter()
+        self.began_ns = time_ns()
+        """Unix time, nanoseconds."""
         self.stages: list[Stage] = []
+        self._first_vector: float | None = None
 
     def stage(self, name: str) -> _Timer:
         """A context manager that adds a stage when it is left."""
         return _Timer(self, name)
+
+    def first_vector(self) -> None:
+        """Take the time of the first vector: now."""
+        self._first_vector = perf_counter()
+
+    @property
+    def first_vector_ms(self) -> float | None:
+        """Milliseconds from the load's start to the first vector; None until then."""
+        return self.milliseconds(self._first_vector) if self._first_vector is not None else None
+
+    def milliseconds(self, moment: float) -> float:
+        """``time.perf_counter()`` → milliseconds from the load's start, with three decimals."""
+        return round(1e3 * (moment - self.began), 3)
+
+    def report(self) -> list[dict[str, Any]]:
+        """The stages in the order in which they began, as JSON values."""
+        return [
+            {
+                "name": stage.name,
+                "at_ms": self.milliseconds(stage.started),
+                "ms": round(1e3 * (stage.ended - stage.started), 3),
+                "thread": stage.thread,
+            }
+            for stage in sorted(self.stages, key=lambda stage: stage.started)
+        ]
 
 
 class _Timer:
