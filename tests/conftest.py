@@ -44,6 +44,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -
     monkeypatch.setenv("FIRSTVEC_CACHE", str(cache))
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(ARTIFACTS))
     monkeypatch.setenv("FIRSTVEC_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("FIRSTVEC_TRACE", raising=False)
     yield
     OptimizedEmbeddingLoader.reset()
 

@@ -131,21 +131,28 @@ arrives inside an import can leave the import lock taken for good; a thread that
 can be left."""
 
 
+_given_up: set[Task[Any]] = set()
+"""For which the exit waited in vain: it does not wait for them again."""
+
+
 @atexit.register
-def _before_exit() -> None:
+def before_exit() -> None:
+    """The interpreter is about to exit: hurry the threads, and wait for them."""
     exiting.set()
-    _wait_for_all()
+    _given_up.update(_wait_for_all())
 
 
-def _wait_for_all() -> None:
+def _wait_for_all() -> list[Task[Any]]:
+    """Wait for every thread; return those for which the patience was not enough."""
     this = threading.get_ident()
     deadline = time.monotonic() + _PATIENCE
     # A task may start others before it ends.
-    while (left := deadline - time.monotonic()) > 0:
-        if not (others := [task for task in list(_running) if task.thread != this]):
-            break
+    while others := [task for task in list(_running) if task.thread != this and task not in _given_up]:
         for task in others:
+            if (left := deadline - time.monotonic()) <= 0:
+                return others
             task.wait(left)
+    return []
 
 
 def _after_fork_in_child() -> None:

@@ -8,6 +8,7 @@ rest (manifest, choice, verification, vocabulary, numpy) happens beside it, whil
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firstvec.manifest import Artifact, Manifest
+    from firstvec.monitoring import Watch
     from firstvec.plans import Plan
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
@@ -42,6 +44,7 @@ FIELDS = (
     *("fallbacks", "hand_over", "error", "seconds", "first_vector_ms", "started", "stages"),
 )
 """Of a report: see `OptimizedEmbeddingLoader.report`."""
+_INFO = 20  # logging.INFO
 
 
 class Load:
@@ -81,6 +84,7 @@ class Load:
         self._self_test: str | None = None
         self._fallbacks: list[dict[str, str]] = []
         self._hand_over: HandOver | None = None
+        self._watch: Watch | None = None
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = background.Signal()
 
@@ -98,6 +102,11 @@ class Load:
 
     def start(self) -> None:
         """Load, in a thread."""
+        if os.environ.get("FIRSTVEC_TRACE", "0") not in ("", "0") or "opentelemetry.trace" in sys.modules:
+            from firstvec.monitoring import watch
+
+            # Here, in the thread that asked: its span is the parent.
+            self._watch = watch(self)
         background.Task(self._run)
 
     def result(self, timeout: float | None) -> EmbeddingProvider:
@@ -164,8 +173,11 @@ class Load:
             self._fail(LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again"))
             raise
         finally:
+            if self._watch is not None:
+                self._watch.ended(self)
             self._done.set()
             self._tokenizer_done.set()
+            self._tell()
 
     def _fail(self, error: BaseException) -> None:
         self._take_time()
@@ -173,6 +185,19 @@ class Load:
 
     def _take_time(self) -> None:
         self.seconds = time.perf_counter() - self.trace.began
+
+    def _tell(self) -> None:
+        """Tell what listens in this process, when nobody waits any more."""
+        listens = self._watch is not None or "opentelemetry.trace" in sys.modules
+        if not listens and "logging" in sys.modules:
+            import logging  # another thread may be about to
+
+            listens = logging.getLogger("firstvec").isEnabledFor(_INFO)
+        if listens:
+            from firstvec.monitoring import tell
+
+            tell(self, self._watch)
+            self._watch = None
 
     def _open(self) -> EmbeddingProvider:
         trace = self.trace
@@ -211,6 +236,8 @@ class Load:
             reopen = Opener(manifest, artifact, opener.device, trace).open
             provider = EmbeddingProvider(manifest, artifact, opener.device, tokenizer, session, reopen, self._output)
             # The last one is called first.
+            if self._watch is not None:
+                provider.on_first_run(self._watch.first_vector)
             if self._plan.hands_over:
                 self._hand_over = HandOver(provider, opener)
                 provider.on_first_run(self._hand_over.start)

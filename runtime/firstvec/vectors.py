@@ -40,10 +40,15 @@ def import_numpy_ahead(trace: Trace) -> None:
 _ahead: Task[None] | None = None
 
 
-def _numpy() -> Any:
-    """The package. Not by an import alone: Ctrl-C in a wait for a module's lock can leave the lock taken for good."""
+def wait_for_numpy() -> None:
+    """Wait until the import that was begun ahead, if one was, has ended."""
     if _ahead is not None:
         _ahead.wait()
+
+
+def _numpy() -> Any:
+    """The package. Not by an import alone: Ctrl-C in a wait for a module's lock can leave the lock taken for good."""
+    wait_for_numpy()
     try:
         import numpy
     except ImportError as error:
