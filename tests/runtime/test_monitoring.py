@@ -29,7 +29,7 @@ from firstvec import (
 )
 from firstvec import load as load_module
 from firstvec.load import FIELDS
-from tests.conftest import Fresh
+from tests.conftest import REPOSITORY, Fresh
 from tests.runtime.test_loader import flip_byte, slow_open
 
 SWITCHES = ("logging", "opentelemetry", "opentelemetry.trace", "firstvec.monitoring")
@@ -823,3 +823,24 @@ def test_a_failed_load_that_nobody_listens_to_imports_nothing_for_it(fresh: Fres
 
 def test_logging_that_is_not_set_to_info_is_no_listener(tiny_built: Path, fresh: Fresh) -> None:
     assert fresh(f"import logging{QUIET}", tiny_built, "background", "list").stdout == "['logging']\n"
+
+
+# The documentation
+
+
+def blocks(language: str) -> list[str]:
+    text = (REPOSITORY / "docs" / "monitoring.md").read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("index", range(len(blocks("python"))))
+def test_the_programs_of_the_documentation_run(index: int, bundle: Path, fresh: Fresh) -> None:
+    done = fresh(blocks("python")[index], check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_documentation_has_every_field() -> None:
+    text = (REPOSITORY / "docs" / "monitoring.md").read_text("utf-8")
+    for name in (*FIELDS, "event", "time", "pid", "firstvec"):
+        assert f"| `{name}` |" in text, name
