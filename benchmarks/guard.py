@@ -59,6 +59,8 @@ class Guard:
     """Where both are statements of one process: what comes before."""
     repeat: int = 1
     """How often the statements are run in a round."""
+    pause: float = 0.0
+    """Seconds before each: threads of one engine spin for a while after its run, on the core that the other needs."""
 
     def ratios(self, rounds: int, *, slow: bool = False) -> list[float]:
         """Return each round's ratio; ``slow`` does our part twice, as a regression would."""
@@ -103,6 +105,7 @@ def _peer():
     for _ in range({repeat}):
         {peer}
 def _seconds(call, times):
+    time.sleep({pause})
     began = time.perf_counter()
     for _ in range(times):
         call()
@@ -115,7 +118,7 @@ print(json.dumps([_seconds(_ours, {times}) / _seconds(_peer, 1) for _ in range({
 def _in_one_process(guard: Guard, rounds: int, times: int) -> list[float]:
     (ours,), (peer,) = guard.ours, guard.peer
     code = IN_ONE_PROCESS.format(
-        setup=guard.setup, repeat=guard.repeat, ours=ours, peer=peer, times=times, rounds=rounds
+        setup=guard.setup, repeat=guard.repeat, pause=guard.pause, ours=ours, peer=peer, times=times, rounds=rounds
     )
     try:
         ratios: list[float] = json.loads(fresh.run(code).splitlines()[-1])
@@ -138,7 +141,7 @@ def _call(name: str, statement: str, setup: str = LOADED, repeat: int = 2000) ->
 
 def _encoding(name: str, quantized: bool, ours: str, peer: str, repeat: int) -> Guard:
     setup = ENCODERS.replace("QUANTIZED", str(quantized))
-    return Guard(name, (ours,), (peer,), "sentence-transformers", _WARM, setup, repeat)
+    return Guard(name, (ours,), (peer,), "sentence-transformers", _WARM, setup, repeat, pause=0.25)
 
 
 GUARDS = (

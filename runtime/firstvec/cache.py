@@ -11,8 +11,20 @@ import stat
 
 def cache_dir() -> str:
     """The folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder."""
-    if chosen := os.environ.get("FIRSTVEC_CACHE"):
+    get = os.environ.get
+    if chosen := get("FIRSTVEC_CACHE"):
         return chosen
+    key = (get("XDG_CACHE_HOME"), get("HOME"), os.name)
+    if key not in _defaults:
+        _defaults[key] = _default()
+    return _defaults[key]
+
+
+_defaults: dict[object, str] = {}
+"""What the place depends on → the platform's user cache folder."""
+
+
+def _default() -> str:
     if os.name == "nt":
         base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
     elif os.uname().sysname == "Darwin":
@@ -24,13 +36,17 @@ def cache_dir() -> str:
 
 def place(folder: str, name: str) -> str:
     """Where something is remembered, in a folder of its kind."""
-    return os.path.join(cache_dir(), folder, name)
+    return f"{cache_dir()}/{folder}/{name}"
 
 
-def identity(status: os.stat_result) -> str:
+def identity(status: os.stat_result) -> tuple[int, ...]:
     """What a file is known by: another file, or the same one after a write, has another."""
-    numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return "-".join([f"{number:x}" for number in numbers])
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def name_of(identity: tuple[int, ...]) -> str:
+    """The identity in the name of a marker or note."""
+    return "%x-%x-%x-%x-%x" % identity  # noqa: UP031 - twice as fast as five f-strings
 
 
 def is_marked(marker: str, *, use: bool = True) -> bool:

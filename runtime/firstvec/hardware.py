@@ -36,7 +36,7 @@ _IDENTITY = frozenset(
 class ResourceProfile(Record):
     """A machine, as far as choosing and running an artifact needs to know it.
 
-    Cores, memory and storage, which no choice depends on, are looked up when they are first asked for.
+    Cores, memory, storage and engines are looked up when they are first asked for; a profile does not change then.
     """
 
     machine: str
@@ -56,7 +56,7 @@ class ResourceProfile(Record):
     recommended_batch_size: int = Late(lambda profile: _batch_size(profile.available_memory_mb))  # type: ignore[assignment]
     recommended_device: str
     """``cuda`` or ``mps`` where a torch that can use it is installed, else ``cpu``."""
-    engines: tuple[tuple[str, str | None], ...]
+    engines: tuple[tuple[str, str | None], ...] = Late(lambda _: _engines()[1])  # type: ignore[assignment]
     """Engine → installed version, or None; see `engine_version`."""
     torch_loaded: bool
     """Whether this process has imported torch already."""
@@ -67,19 +67,15 @@ class ResourceProfile(Record):
         has_cuda = _has_cuda()
         machine = _machine()
         has_mps = sys.platform == "darwin" and machine == "arm64"
-        torch_folder, versions = _engines()
         device = "cpu"
-        if torch_folder and has_cuda and _torch_has_cuda(torch_folder):
-            device = "cuda"
-        elif torch_folder and has_mps:
-            device = "mps"
+        if (has_cuda or has_mps) and (torch_folder := _engines()[0]):
+            device = "cuda" if has_cuda and _torch_has_cuda(torch_folder) else "mps" if has_mps else "cpu"
         return cls(
             machine=machine,
             isa=_isa(),
             has_cuda=has_cuda,
             has_mps=has_mps,
             recommended_device=device,
-            engines=versions,
             torch_loaded="torch" in sys.modules,
         )
 

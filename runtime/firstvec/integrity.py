@@ -89,13 +89,13 @@ def is_remembered(root: str, file: File) -> bool:
 def last_used(root: str, path: str, sha256: str) -> float:
     """When this user last loaded the bundle whose tokenizer this is: Unix time, 0.0 for never."""
     try:
-        return os.stat(_marker(os.stat(os.path.join(root, path)), sha256)).st_mtime
+        return os.stat(_marker(os.stat(f"{root}/{path}"), sha256)).st_mtime
     except OSError:
         return 0.0
 
 
 def _marker(status: os.stat_result, sha256: str) -> str:
-    return cache.place("verified", f"{sha256}-{cache.identity(status)}")
+    return cache.place("verified", f"{sha256}-{cache.name_of(cache.identity(status))}")
 
 
 def read_ahead(path: str) -> None:

@@ -94,7 +94,7 @@ def _values(manifest: Manifest) -> dict[str, Any]:
 Known = tuple["dict[str, Any]", tuple[str, str]]
 """The fields, and the path and digest of the tokenizer, by which the last use is known."""
 
-_seen: dict[str, Known] = {}
+_seen: dict[tuple[int, ...], Known] = {}
 """Manifest's file → what is in it."""
 
 
@@ -105,12 +105,12 @@ def _known(folder: str) -> Known:
         ManifestError: there is no valid manifest.
     """
     try:
-        key = cache.identity(os.stat(os.path.join(folder, store.FILE_NAME)))
+        key = cache.identity(os.stat(f"{folder}/{store.FILE_NAME}"))
     except (OSError, ValueError) as error:
         raise ManifestError(folder, f"has no manifest that can be read ({error})") from error
     if (known := _seen.get(key)) is None:
         # Another firstvec, or another Python, may know other fields, and write them otherwise.
-        path = cache.place("metadata", f"{key}-{__version__}-{sys.hexversion:x}")
+        path = cache.place("metadata", f"{cache.name_of(key)}-{__version__}-{sys.hexversion:x}")
         known = _parsed(cache.recall(path))
         if known is None:
             from firstvec.manifest import Manifest

@@ -66,7 +66,7 @@ def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
     for root in _roots():
         # The usual place first: other bundles of the root then need not be read at all.
         usual = os.path.join(root, base)
-        if os.path.isfile(os.path.join(usual, FILE_NAME)):
+        if os.path.isfile(f"{usual}/{FILE_NAME}"):
             yield usual, True, True
         for folder in folders(root):
             if folder != usual:

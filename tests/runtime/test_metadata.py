@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from firstvec import ModelMetadata, metadata
-from firstvec.cache import identity
+from firstvec.cache import identity, name_of
 from firstvec.manifest import FILE_NAME, Manifest
 from tests.conftest import Fresh, edit_manifest
 
@@ -60,7 +60,7 @@ def test_a_manifest_is_parsed_once_in_a_process_and_once_on_a_machine(
     assert known(tiny_built) == first
     assert parsed == []
     (note,) = notes.iterdir()
-    assert note.name.startswith(identity((tiny_built / FILE_NAME).stat()))
+    assert note.name.startswith(name_of(identity((tiny_built / FILE_NAME).stat())))
 
 
 def test_a_changed_manifest_is_parsed_again(
