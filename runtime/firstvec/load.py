@@ -93,13 +93,6 @@ class Load:
         """Whether it is under way, or its provider is there and open."""
         return self.error is None and (self.provider is None or not self.provider.closed)
 
-    @property
-    def state(self) -> str:
-        """``loading``, ``loaded``, ``closed`` or ``failed``."""
-        if self.provider is not None:
-            return "closed" if self.provider.closed else "loaded"
-        return "failed" if self.error is not None else "loading"
-
     def start(self) -> None:
         """Load, in a thread."""
         if os.environ.get("FIRSTVEC_TRACE", "0") not in ("", "0") or "opentelemetry.trace" in sys.modules:
@@ -127,15 +120,19 @@ class Load:
 
     def report(self) -> dict[str, Any]:
         """What it did, as JSON values; see `OptimizedEmbeddingLoader.report`."""
-        provider, hand_over, trace = self.provider, self._hand_over, self.trace
+        provider, error, hand_over, trace = self.provider, self.error, self._hand_over, self.trace
         session = provider.session if provider is not None else None
+        if provider is not None:
+            state = "loaded" if session is not None else "closed"
+        else:
+            state = "loading" if error is None else "failed"
         handed = hand_over.state if hand_over is not None else None
         if session is None and handed == "waiting":  # a closed provider waits for nothing
             handed = None
         return {
             "model": self._model_name,
             "strategy": self._strategy,
-            "state": self.state,
+            "state": state,
             "artifact": provider.artifact.id if provider is not None else None,
             "engine": session.engine if session is not None else None,
             "device": provider.device if provider is not None else None,
@@ -144,7 +141,7 @@ class Load:
             "self_test": self._self_test,
             "fallbacks": [dict(each) for each in self._fallbacks],
             "hand_over": handed,
-            "error": str(self.error) if self.error is not None else None,
+            "error": str(error) if error is not None else None,
             "seconds": round(self.seconds, 6),
             "first_vector_ms": trace.first_vector_ms,
             "started": trace.began,

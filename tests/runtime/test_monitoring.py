@@ -248,7 +248,10 @@ def test_reports_are_whole_while_the_load_and_the_hand_over_go_on(
         ) -> None:
             try:
                 while not ended.is_set():
-                    json.dumps(loader.report(), allow_nan=False)
+                    report = loader.report()
+                    json.dumps(report, allow_nan=False)
+                    loaded = report["state"] == "loaded"
+                    assert loaded == (report["engine"] is not None) == (report["session"] is not None)
             except BaseException as error:
                 failures.append(error)
 
