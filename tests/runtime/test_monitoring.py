@@ -620,6 +620,7 @@ before = time.time_ns()
 loader = load("background", sys.argv[2])
 loader.get_provider()
 after = time.time_ns()
+background._wait_for_all()  # numpy's import may end after the load
 show(before=before, after=after, report=loader.report())
 """
     top, shown = spans_of(fresh, code, bundle, output)
