@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 
 def cache_dir() -> str:
@@ -27,11 +28,11 @@ _defaults: dict[object, str] = {}
 def _default() -> str:
     if os.name == "nt":
         base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
-    elif os.uname().sysname == "Darwin":
+    elif sys.platform == "darwin":
         base = os.path.expanduser("~/Library/Caches")
     else:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "firstvec")
+    return f"{base}/firstvec"
 
 
 def place(folder: str, name: str) -> str:
@@ -71,13 +72,13 @@ def mark(marker: str) -> None:
 
 
 def recall(path: str) -> bytes | None:
-    """A note of at most 64 KiB, if it is there and only this user could have written it."""
+    """A note of at most 8 KiB, if it is there and only this user could have written it."""
     try:
         if not _is_private(os.path.dirname(path)):
             return None
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
-            return os.read(descriptor, 1 << 16)
+            return os.read(descriptor, 1 << 13)
         finally:
             os.close(descriptor)
     except OSError:

@@ -54,7 +54,7 @@ def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
     Raises:
         BundleNotFound, ManifestError: the name is a path, and there is no bundle.
     """
-    path = os.path.expanduser(model_name)
+    path = os.path.expanduser(model_name) if model_name[:1] == "~" else model_name
     if os.path.isabs(path) or path.startswith("."):
         if not os.path.exists(path):
             raise BundleNotFound(model_name, [path])
