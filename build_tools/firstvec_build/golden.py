@@ -26,7 +26,7 @@ TEXTS = (
     "una casa en el campo",
     "photosynthesis",
 )
-"""Short, because they are run before the first vector: eight in 3 to 6 ms (all-MiniLM-L6-v2, INT8 and fp32)."""
+"""Short, because they are run before the first vector. In full precision the runtime takes the first three."""
 _FLOOR = 1e-3
 _SHARE = 0.75
 """A right machine's vectors may be as far from the golden ones as this share of the artifact's own distance to fp32.

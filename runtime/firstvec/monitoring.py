@@ -228,7 +228,7 @@ def _warn(what: str, error: Exception) -> None:
         import logging
 
         logging.getLogger("firstvec").warning("%s: %s: %s", what, type(error).__name__, error)
-    except Exception:
+    except Exception:  # a handler or filter of the program's own may raise anything: no load ends for it
         return
 
 
