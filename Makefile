@@ -3,7 +3,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
+.PHONY: artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -12,6 +12,9 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 
 test: $(VENV)/.installed lint typecheck  ## everything that must hold before a commit lands
 	$(BIN)/pytest
+
+faults: artifacts  ## the long campaigns of tests/faults: up to half an hour; figures in build/faults/figures.json
+	$(BIN)/pytest tests/faults --faults --durations=0
 
 guard: artifacts  ## regression guards: ratios to fixed peers beside those of benchmarks/baseline.json
 	$(BIN)/python benchmarks/guard.py

@@ -20,6 +20,10 @@ ARTIFACTS = REPOSITORY / "artifacts"
 Fresh = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", action="store_true", help="run the fault campaigns at full length (make faults)")
+
+
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """The default bundle: the real all-MiniLM-L6-v2, built once and kept, as `make artifacts` does."""
