@@ -11,7 +11,7 @@ from hashlib import sha256 as _sha256
 from pathlib import Path
 
 from firstvec.errors import BuildError, InputError
-from firstvec.integrity import locate, verify
+from firstvec.integrity import open_file
 from firstvec.manifest import FILE_NAME, Manifest
 from firstvec.store import WHEEL_PACKAGE
 
@@ -63,8 +63,8 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
 
             add(f"{folder}/{FILE_NAME}", kept.to_json())
             for file in kept.files():
-                verify(manifest.root, file, remember=False)
-                add(f"{folder}/{file.path}", Path(locate(manifest.root, file)).read_bytes())
+                with open_file(manifest.root, file, remember=False) as opened:
+                    add(f"{folder}/{file.path}", opened.read())
             add(f"{info}/METADATA", metadata.encode())
             add(f"{info}/WHEEL", tags.encode())
             archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))

@@ -1,28 +1,141 @@
 """Prove that a bundle's files are the ones that were built, once per file and machine.
 
-A file is hashed before an engine sees it. What was hashed is remembered as an empty marker file in the user's cache
+A file is opened once, and hashed before anything else sees it; what is then read, mapped or given to an engine is that
+open file, whatever its name leads to by then. What was hashed is remembered as an empty marker file in the user's cache
 folder, named after the file's identity (device, inode, size, modification and change time) and digest, so that later
-loads cost one ``stat``. A write to the file changes its change time, which user programs cannot set back; the kernel
+loads cost one ``fstat``. A write to the file changes its change time, which user programs cannot set back; the kernel
 does so late for writes through a shared mapping, which `firstvec verify` sees, because it trusts no marker.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
 from firstvec import cache
-from firstvec.errors import IntegrityError
+from firstvec.errors import IntegrityError, LoadError
+from firstvec.store import WHEEL_PACKAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from firstvec.manifest import File
 
 _CHUNK = 1 << 20
+# Not to wait for a writer, should it be a pipe.
+_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+_NOT_A_LINK = getattr(os, "O_NOFOLLOW", 0)
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_STEPWISE = os.open in os.supports_dir_fd and bool(_NOT_A_LINK)
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+"""Errors that say nothing of the file: the process or the machine has run out of something."""
 
 
-def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) -> bool:
-    """Check that ``file`` lies in ``root`` as the manifest describes it, and say whether that was remembered.
+class OpenFile:
+    """A file of a bundle, open, and the one that was built. Close it, or use it in a ``with`` statement."""
+
+    def __init__(self, root: str, file: File, artifact: str, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.relative_path = file.path
+        self.path = os.path.join(root, file.path)
+        """Where it was found, for messages."""
+        self.folder = os.path.dirname(self.path)
+        self.size = file.size
+        self.remembered = False
+        """Whether it was hashed before, and not now."""
+        self._artifact = artifact
+        self._identity: tuple[int, ...] = ()
+
+    def prove(self, file: File, *, linked: bool, remember: bool) -> None:
+        """See that this is the file that was built; for `open_file`.
+
+        Raises:
+            IntegrityError: it is not.
+        """
+        try:
+            status = os.fstat(self.descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._error("a regular file", "something else")
+            if status.st_size != self.size:
+                raise self._error(f"{self.size} bytes", f"{status.st_size} bytes")
+            if status.st_nlink > 1 and not linked and not self._is_read_only():
+                raise self._error("a file of one name", f"{status.st_nlink} hard links to it: copy the bundle")
+            self._identity = cache.identity(status)
+            marker = _marker(status, file.sha256)
+            if remember and cache.is_marked(marker):
+                self.remembered = True
+                return
+            import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
+
+            digest = hashlib.sha256()
+            while chunk := os.read(self.descriptor, _CHUNK):
+                digest.update(chunk)  # releases the GIL
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+        except OSError as error:
+            raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
+        if (actual := digest.hexdigest()) != file.sha256:
+            raise self._error(f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…")
+        self.check()
+        cache.mark(marker)
+
+    def read(self) -> bytes:
+        """Return what is in it.
+
+        Raises:
+            IntegrityError: it changed since it was proven.
+        """
+        content = bytearray()
+        try:
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            while chunk := os.read(self.descriptor, _CHUNK):
+                content += chunk
+        except OSError as error:
+            raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
+        self.check()
+        return bytes(content)
+
+    def check(self) -> None:
+        """See that nobody has written to it since it was proven.
+
+        Raises:
+            IntegrityError: somebody has.
+        """
+        if cache.identity(os.fstat(self.descriptor)) != self._identity:
+            raise self._error("a file that nobody writes to", "that it changed while it was being loaded")
+
+    @property
+    def name(self) -> str:
+        """A path that leads to this very file, for an engine that takes nothing else; without /proc its usual one."""
+        path = f"/proc/self/fd/{self.descriptor}"
+        return path if os.path.exists(path) else self.path
+
+    def close(self) -> None:
+        """Close it; what was mapped stays."""
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    __del__ = close
+
+    def _is_read_only(self) -> bool:
+        """Whether it lies on a read-only file system, where nobody can write to it through another of its names."""
+        return hasattr(os, "fstatvfs") and bool(os.fstatvfs(self.descriptor).f_flag & os.ST_RDONLY)
+
+    def _error(self, expected: str, actual: str) -> IntegrityError:
+        return IntegrityError(self.path, expected, actual, self._artifact)
+
+
+def open_file(root: str, file: File, artifact: str = "", *, remember: bool = True) -> OpenFile:
+    """Open ``file`` of the bundle in folder ``root``, and prove that it is the one that the manifest describes.
+
+    A file of several names (hard links) can be written to through one that nobody looks at, so it is refused; but not
+    where packages are installed, because installers such as uv link files from their cache.
 
     Args:
         root: the bundle's folder.
@@ -31,50 +144,77 @@ def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) 
         remember: False hashes the file in any case (``firstvec verify``).
 
     Raises:
-        IntegrityError: it is missing, of another size or content, or reached through a symbolic link.
+        IntegrityError: it is missing, of another size or content, has several names, or is reached through a symbolic
+            link.
+        LoadError: too many files are open.
     """
-    path = locate(root, file, artifact)
+    opened = OpenFile(root, file, artifact, _open(root, file, artifact))
     try:
-        # Not to wait for a writer, should it be a pipe.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise IntegrityError(path, f"{file.size} bytes", f"{error.strerror or error}", artifact) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise IntegrityError(path, "a regular file", "something else", artifact)
-        if status.st_size != file.size:
-            raise IntegrityError(path, f"{file.size} bytes", f"{status.st_size} bytes", artifact)
-        marker = _marker(status, file.sha256)
-        if remember and cache.is_marked(marker):
-            return True
-        import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
-
-        digest = hashlib.sha256()
-        while chunk := os.read(descriptor, _CHUNK):
-            digest.update(chunk)  # releases the GIL
-    except OSError as error:
-        raise IntegrityError(path, f"{file.size} bytes", f"{error.strerror or error}", artifact) from error
-    finally:
-        os.close(descriptor)
-    if (actual := digest.hexdigest()) != file.sha256:
-        raise IntegrityError(path, f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…", artifact)
-    cache.mark(marker)
-    return False
+        installed = os.path.basename(os.path.dirname(os.path.abspath(root))) == WHEEL_PACKAGE
+        opened.prove(file, linked=installed, remember=remember)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
 
 
-def locate(root: str, file: File, artifact: str = "") -> str:
-    """The path of ``file`` in ``root``.
+def verify(root: str, file: File, artifact: str = "", *, remember: bool = True) -> bool:
+    """Check that ``file`` lies in ``root`` as the manifest describes it, and say whether that was remembered.
 
     Raises:
-        IntegrityError: a part of the path below ``root`` is a symbolic link.
+        IntegrityError, LoadError: as `open_file`.
     """
+    with open_file(root, file, artifact, remember=remember) as opened:
+        return opened.remembered
+
+
+def read(root: str, file: File, artifact: str = "") -> bytes:
+    """Return the content of ``file``, proven to be the one that was built.
+
+    Raises:
+        IntegrityError, LoadError: as `open_file`.
+    """
+    with open_file(root, file, artifact) as opened:
+        return opened.read()
+
+
+def _open(root: str, file: File, artifact: str) -> int:
+    """Open a file, from the bundle's folder on through no symbolic link."""
+    path = os.path.join(root, file.path)
+    try:
+        if not _STEPWISE:
+            if link := _link(root, file):
+                raise IntegrityError(link, "a regular file", "a symbolic link", artifact)
+            return os.open(path, _FLAGS)
+        *folders, name = file.path.split("/")
+        descriptor = os.open(root, _FOLDER)
+        try:
+            for folder in folders:
+                inner = os.open(folder, _FOLDER | _NOT_A_LINK, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = inner
+            return os.open(name, _FLAGS | _NOT_A_LINK, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise LoadError(
+                f"{path} cannot be opened: {os.strerror(error.errno).lower()}; close some, or raise the limit "
+                "(`ulimit -n`), and try again"
+            ) from error
+        if link := _link(root, file):
+            raise IntegrityError(link, "a regular file", "a symbolic link", artifact) from error
+        raise IntegrityError(path, f"{file.size} bytes", f"{error.strerror or error}", artifact) from error
+
+
+def _link(root: str, file: File) -> str | None:
+    """The part of the path below ``root`` that is a symbolic link, if one is."""
     path = root
     for segment in file.path.split("/"):
         path = os.path.join(path, segment)
         if os.path.islink(path):
-            raise IntegrityError(path, "a regular file", "a symbolic link", artifact)
-    return path
+            return path
+    return None
 
 
 def is_remembered(root: str, file: File) -> bool:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from firstvec.integrity import OpenFile
     from firstvec.manifest import Artifact, Manifest
     from firstvec.monitoring import Watch
+    from firstvec.onnx_model import OnnxModel
     from firstvec.plans import Plan
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
@@ -289,8 +291,9 @@ class Opener:
         """``hashed now``, or ``remembered`` for every file, at the last `verify`; None if a file was wrong."""
         self.self_test = "none"
         """What `firstvec.self_test.check` said at the last `open`."""
-        self._error: IntegrityError | None = None
-        self._verified = False
+        self._error: ArtifactError | None = None
+        self._files: list[OpenFile] = []
+        self._model: OnnxModel | None = None
         self._place = ""
 
     def read_ahead(self) -> None:
@@ -301,18 +304,26 @@ class Opener:
             read_ahead(os.path.join(self.manifest.root, file.path))
 
     def verify(self) -> None:
-        """Verify the artifact's files for the next `open`, which raises what is found."""
+        """Open and verify the artifact's files for the next `open`, which raises what is found.
+
+        Raises:
+            LoadError: too many files are open.
+        """
         from firstvec import self_test
-        from firstvec.integrity import verify
+        from firstvec.integrity import open_file
 
         with self._trace.stage("verification"):
             try:
-                remembered = [verify(self.manifest.root, file, self.artifact.id) for file in self.artifact.files]
-                self.verification = "remembered" if all(remembered) else "hashed now"
-            except IntegrityError as error:
+                for file in self.artifact.files:
+                    self._files.append(open_file(self.manifest.root, file, self.artifact.id))
+                if self.artifact.engine == "onnxruntime":
+                    from firstvec.onnx_model import OnnxModel
+
+                    self._model = OnnxModel(self.artifact.id, self._files)
+                self.verification = "remembered" if all(file.remembered for file in self._files) else "hashed now"
+            except ArtifactError as error:
                 self.verification, self._error = None, error
             self._place = self_test.identity(self.manifest, self.artifact, self.device)
-            self._verified = True
 
     def open(self, *, quick_start: bool = True) -> Session:
         """Verify the artifact's files, open it, and see that this machine computes what the build computed.
@@ -322,19 +333,26 @@ class Opener:
             IncompatibleArtifact: the engine cannot run it.
             SelfTestError: this machine computes other vectors.
         """
-        if not self._verified:
+        if not self._files and self._error is None:
             self.verify()
-        self._verified = False  # for this time
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        error, files, model = self._error, self._files, self._model
+        self._error, self._files, self._model = None, [], None  # for this time
+        try:
+            if error is not None:
+                raise error
+            return self._open(files, model, quick_start)
+        finally:
+            for file in files:
+                file.close()
+
+    def _open(self, files: list[OpenFile], model: OnnxModel | None, quick_start: bool) -> Session:
         from firstvec import self_test
         from firstvec.hardware import usable_cpus
-        from firstvec.integrity import locate
         from firstvec.sessions import SessionOptions, engine_for, open_session
 
         options = SessionOptions(
-            path=locate(self.manifest.root, self.artifact.files[0], self.artifact.id),
+            file=files[0],
+            model=model,
             device=self.device,
             threads=usable_cpus(),
             pad_token_id=self.manifest.model.pad_token_id,
@@ -345,6 +363,8 @@ class Opener:
             engine = engine_for(self.artifact)
         with self._trace.stage("session"):
             session = open_session(engine, self.artifact, options)
+        for file in files:
+            file.check()
         with self._trace.stage("self-test"):
             self.self_test = self_test.check(
                 self.manifest, self.artifact, self._place, engine.engine_version(), session

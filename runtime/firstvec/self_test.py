@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from math import dist, hypot
 
-from firstvec import cache
+from firstvec import cache, integrity
 from firstvec.document import parse_object
 from firstvec.errors import IncompatibleArtifact, ManifestError, SelfTestError
 from firstvec.hardware import cpu_identity
-from firstvec.integrity import verify
 from firstvec.record import Record
 
 TYPE_CHECKING = False
@@ -96,10 +95,8 @@ def read(manifest: Manifest, artifact: Artifact) -> Golden:
         ManifestError: it is not valid, or has nothing of this artifact.
     """
     assert manifest.self_test is not None
-    verify(manifest.root, manifest.self_test, artifact.id)
     path = os.path.join(manifest.root, manifest.self_test.path)
-    with open(path, "rb") as stream:
-        top = parse_object(stream.read(), path)
+    top = parse_object(integrity.read(manifest.root, manifest.self_test, artifact.id), path)
     token_ids = tuple(item.integers("token_ids", 0, 1 << 31) for item in top.children("texts", at_least=1))
     for item in top.children("artifacts"):
         if item.text("id") == artifact.id:

@@ -7,9 +7,10 @@ from firstvec.errors import IncompatibleArtifact, InputError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from firstvec.integrity import OpenFile
     from firstvec.manifest import Manifest
     from firstvec.wordpiece import QuickTokenizer
 
@@ -21,25 +22,27 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
         IntegrityError: a file is not the one that was built.
         IncompatibleArtifact: the tokenizers package is needed at once, and cannot read the file.
     """
-    from firstvec.integrity import locate, verify
+    from firstvec import integrity
 
     root, length = manifest.root, manifest.model.max_seq_length
-    verify(root, manifest.tokenizer)
-    path = locate(root, manifest.tokenizer)
+
+    def open_json() -> OpenFile:
+        return integrity.open_file(root, manifest.tokenizer)
+
     if manifest.wordpiece is None:
-        return Tokenizer(path, length)
+        return Tokenizer(open_json, length)
     from firstvec.wordpiece import QuickTokenizer
 
-    verify(root, manifest.wordpiece.vocabulary)
-    with open(locate(root, manifest.wordpiece.vocabulary), encoding="utf-8", newline="") as stream:
-        return Tokenizer(path, length, QuickTokenizer(manifest.wordpiece, stream.read(), length))
+    integrity.verify(root, manifest.tokenizer)  # now, though it may never be needed
+    vocabulary = integrity.read(root, manifest.wordpiece.vocabulary).decode()
+    return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, vocabulary, length))
 
 
 class Tokenizer:
     """The bundle's tokenizer: special tokens added, truncated to ``max_seq_length``, never padded.
 
     Args:
-        path: the tokenizer.json, verified.
+        open_json: opens the tokenizer.json, verified.
         max_seq_length: tokens, special tokens included.
         quick: gives the same ids, or None, without the tokenizers package, which is then imported when it is needed.
 
@@ -47,8 +50,10 @@ class Tokenizer:
         IncompatibleArtifact: the installed tokenizers package cannot read the file.
     """
 
-    def __init__(self, path: str, max_seq_length: int, quick: QuickTokenizer | None = None) -> None:
-        self._path = path
+    def __init__(
+        self, open_json: Callable[[], OpenFile], max_seq_length: int, quick: QuickTokenizer | None = None
+    ) -> None:
+        self._open_json = open_json
         self._max_seq_length = max_seq_length
         self._quick = quick
         self._package = Once(self._load_package)
@@ -92,14 +97,16 @@ class Tokenizer:
             import tokenizers
         except ImportError as error:
             raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
-        try:
-            # Releases the GIL, so that an engine can be imported and opened meanwhile.
-            package = tokenizers.Tokenizer.from_file(self._path)
-        except Exception as error:  # tokenizers raises plain Exception
-            hint = "pip install -U tokenizers"
-            raise IncompatibleArtifact(
-                "", f"tokenizers {tokenizers.__version__} cannot read {self._path}: {error}; {hint}"
-            ) from error
+        with self._open_json() as file:
+            try:
+                # Releases the GIL, so that an engine can be imported and opened meanwhile.
+                package = tokenizers.Tokenizer.from_file(file.name)
+            except Exception as error:  # tokenizers raises plain Exception
+                hint = "pip install -U tokenizers"
+                raise IncompatibleArtifact(
+                    "", f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}; {hint}"
+                ) from error
+            file.check()
         package.no_padding()
         package.enable_truncation(self._max_seq_length)
         return package

@@ -17,7 +17,7 @@ from firstvec.load import Opener
 from firstvec.manifest import Manifest
 from firstvec.provider import EmbeddingProvider
 from firstvec.selection import cannot_run
-from firstvec.tokenizer import Tokenizer
+from firstvec.tokenizer import open_tokenizer
 from firstvec_build.pipeline import ARTIFACT_IDS, build
 from firstvec_build.quality import cosine, evaluation_sentences
 
@@ -112,7 +112,7 @@ def opened(manifest: Manifest, artifact_id: str) -> EmbeddingProvider:
     if reason := cannot_run(artifact, ResourceProfile.detect()):
         pytest.skip(reason)
     opener = Opener(manifest, artifact, "cpu")
-    tokenizer = Tokenizer(f"{manifest.root}/{manifest.tokenizer.path}", manifest.model.max_seq_length)
+    tokenizer = open_tokenizer(manifest.replace(wordpiece=None))
     return EmbeddingProvider(manifest, artifact, "cpu", tokenizer, opener.open(), opener.open)
 
 
@@ -160,7 +160,7 @@ def test_tokens_are_those_of_the_reference(built: Built) -> None:
     expected = built.model.tokenizer(TEXTS, truncation=True, max_length=built.model.max_seq_length)["input_ids"]
     assert provider.count_tokens(TEXTS) == [len(ids) for ids in expected]
     assert max(map(len, expected)) == built.model.max_seq_length == 128  # some are truncated
-    assert Tokenizer(f"{built.manifest.root}/tokenizer.json", 128).encode(TEXTS) == expected
+    assert open_tokenizer(built.manifest.replace(wordpiece=None)).encode(TEXTS) == expected
 
 
 def test_manifest_describes_the_model(built: Built) -> None:

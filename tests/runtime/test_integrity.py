@@ -15,7 +15,7 @@ import pytest
 
 from firstvec.cache import cache_dir
 from firstvec.errors import IntegrityError
-from firstvec.integrity import last_used, locate, verify
+from firstvec.integrity import last_used, verify
 from firstvec.manifest import File
 
 CONTENT = bytes(range(256)) * 40
@@ -191,10 +191,6 @@ def test_a_file_that_was_remembered_is_still_refused_behind_a_link(root: Path, t
 def test_the_bundle_itself_may_be_reached_through_a_link(root: Path, tmp_path: Path) -> None:
     (tmp_path / "current").symlink_to(root, target_is_directory=True)
     assert verify(str(tmp_path / "current"), entry()) is False
-
-
-def test_locate_joins_the_path_and_does_not_ask_whether_it_is_there(root: Path) -> None:
-    assert locate(str(root), entry(path="a/b.bin")) == str(root / "a" / "b.bin")
 
 
 def test_the_second_time_is_remembered_and_hashes_nothing(root: Path, hashed: list[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from pathlib import Path
@@ -12,10 +11,12 @@ import psutil
 import pytest
 
 from firstvec import IncompatibleArtifact, Manifest, OptimizedEmbeddingLoader
+from firstvec.integrity import open_file
 from firstvec.load import Opener
 from firstvec.manifest import Artifact
-from firstvec.sessions import SessionOptions, c_api_unusable, engine_for, onnx, onnx_c
-from firstvec.tokenizer import Tokenizer
+from firstvec.onnx_model import OnnxModel
+from firstvec.sessions import SessionOptions, c_api_unusable, engine_for, onnx, onnx_c, open_session
+from firstvec.tokenizer import open_tokenizer
 from firstvec_build.quality import evaluation_sentences
 from tests.conftest import Fresh
 
@@ -27,8 +28,10 @@ def artifact_of(manifest: Manifest, artifact_id: str) -> Artifact:
 
 
 def options_of(manifest: Manifest, artifact: Artifact, *, quick_start: bool = True) -> SessionOptions:
+    files = [open_file(manifest.root, file) for file in artifact.files]
     return SessionOptions(
-        path=os.path.join(manifest.root, artifact.files[0].path),
+        file=files[0],
+        model=OnnxModel(artifact.id, files),
         device="cpu",
         threads=2,
         pad_token_id=manifest.model.pad_token_id,
@@ -58,7 +61,7 @@ def test_both_ways_into_onnxruntime_give_identical_vectors(artifact_id: str, qui
     manifest = Manifest.read(bundle)
     options = options_of(manifest, artifact_of(manifest, artifact_id), quick_start=quick_start)
     direct, binding = onnx_c.open_session(options), onnx.open_session(options)
-    ids = Tokenizer(str(bundle / "tokenizer.json"), 256).encode(evaluation_sentences())
+    ids = open_tokenizer(manifest).encode(evaluation_sentences())
     for start in range(0, len(ids), 32):
         rows = ids[start : start + 32]
         ours, theirs = np.asarray(direct.run(rows)), np.asarray(binding.run(rows))
@@ -134,14 +137,12 @@ def test_an_error_of_the_library_is_raised_with_its_message(tiny_built: Path) ->
     assert np.isfinite(np.asarray(session.run([[1, 2]]))).all()
 
 
-def test_a_file_that_is_no_onnx_is_an_incompatible_artifact(tiny_built: Path, tmp_path: Path) -> None:
+def test_a_model_that_the_engine_refuses_is_an_incompatible_artifact(tiny_built: Path) -> None:
     manifest = Manifest.read(tiny_built)
     artifact = artifact_of(manifest, "onnx-fp32")
-    bad = tmp_path / "bad.onnx"
-    bad.write_bytes(b"no protobuf")
-    from firstvec.sessions import open_session
-
-    options = options_of(manifest, artifact).replace(path=str(bad))
+    options = options_of(manifest, artifact)
+    assert options.model is not None
+    options.model.data = b"no protobuf"
     with pytest.raises(IncompatibleArtifact, match=r"onnx-fp32: onnxruntime cannot load it: .*CreateSession"):
         open_session(engine_for(artifact), artifact, options)
 

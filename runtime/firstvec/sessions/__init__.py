@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, Protocol
 
+    from firstvec.integrity import OpenFile
     from firstvec.manifest import Artifact
+    from firstvec.onnx_model import OnnxModel
     from firstvec.sessions.onnx_c import Library
 
     class Engine(Protocol):
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 class SessionOptions(Record):
     """How to open an artifact."""
 
-    path: str
-    """The artifact's first file."""
+    file: OpenFile
+    """The artifact's first file, verified."""
+    model: OnnxModel | None
+    """What is in it, for onnxruntime."""
     device: str
     threads: int
     """Cores to use, at least 1."""
@@ -57,9 +61,11 @@ class SessionOptions(Record):
 
     def onnxruntime_entries(self) -> dict[str, str]:
         """Session configuration of onnxruntime (``onnxruntime_session_options_config_keys.h``)."""
+        # It is given the weights, and wants to see all the same that the files are there that the model names.
+        entries = {"session.model_external_initializers_file_folder_path": self.file.folder}
         if not self.quick_start:
-            return {}
-        return {
+            return entries
+        return entries | {
             # Prepacking copies every weight: +12 ms (INT8) to +50 ms (fp32) at load, and no mapped page stays shared.
             "session.disable_prepacking": "1",
             # Worker threads that spin between runs take the core that the caller's own start-up needs.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 # First, and by name: onnxruntime's C extension imports parts of numpy without the lock that `import numpy` takes, and
 # fails where another thread is in the middle of one.
-import numpy  # noqa: F401
+import numpy
 
 from firstvec.sessions import SessionOptions, pad
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 OUTPUT = "sentence_embedding"
 _LOG_ERRORS_ONLY = 3
+_ELEMENTS = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
+"""TensorProto.DataType → numpy's."""
 
 
 def engine_version() -> str:
@@ -48,12 +51,27 @@ class OnnxSession:
         self.engine = f"onnxruntime {engine_version()} (Python binding)"
         self.kind = options.kind
         self._pad_token_id = options.pad_token_id
+        model = options.model
+        assert model is not None
+        self._mappings = model.mappings
+        self._weights = [_value(*weight[1:]) for weight in model.weights]
+        for (name, *_), value in zip(model.weights, self._weights, strict=True):
+            settings.add_initializer(name.decode(), value)
         self._session = onnxruntime.InferenceSession(
-            options.path, sess_options=settings, providers=["CPUExecutionProvider"]
+            model.data, sess_options=settings, providers=["CPUExecutionProvider"]
         )
+        if not options.quick_start:
+            model.forget()
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Embed token ids. Returns float32, shape (len(rows), embedding_dim)."""
         input_ids, attention_mask = pad(rows, self._pad_token_id)
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         return memoryview(self._session.run([OUTPUT], feeds)[0])
+
+
+def _value(kind: int, dims: tuple[int, ...], address: int, size: int) -> onnxruntime.OrtValue:
+    """A tensor over memory that the model maps."""
+    memory = (ctypes.c_char * size).from_address(address)
+    array = numpy.frombuffer(memoryview(memory).cast("B"), _ELEMENTS[kind]).reshape(dims)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -43,7 +43,7 @@ _texts = ctypes.POINTER(ctypes.c_char_p)
 _FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     # name in struct OrtApi → position, argument types; each returns an OrtStatus*, NULL for success
     "CreateEnv": (3, (_int, _text, _out)),
-    "CreateSession": (7, (_pointer, ctypes.c_wchar_p if os.name == "nt" else _text, _pointer, _out)),
+    "CreateSessionFromArray": (8, (_pointer, _text, _size, _pointer, _out)),
     "Run": (9, (_pointer, _pointer, _texts, _out, _size, _texts, _size, _out)),
     "CreateSessionOptions": (10, (_out,)),
     "SetSessionLogSeverityLevel": (22, (_pointer, _int)),
@@ -53,11 +53,12 @@ _FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "CreateTensorWithDataAsOrtValue": (49, (_pointer, _pointer, _size, _shape, _size, _int, _out)),
     "CreateCpuMemoryInfo": (69, (_int, _int, _out)),
     "AddSessionConfigEntry": (130, (_pointer, _text, _text)),
+    "AddInitializer": (150, (_pointer, _text, _pointer)),
 }
 _GET_ERROR_MESSAGE = 2
 _RELEASES = {"Status": 93, "Session": 95, "Value": 96, "SessionOptions": 100}
 """Object → position of its Release function, which returns nothing."""
-_LONG = ("CreateEnv", "CreateSession", "Run", "Session")
+_LONG = ("CreateEnv", "CreateSessionFromArray", "Run", "Session")
 """Called without the GIL. The others keep it: they take microseconds, and to get the GIL back from a thread that
 imports numpy takes 5 ms each time."""
 
@@ -201,6 +202,10 @@ class OnnxCSession:
         self.kind = options.kind
         self._pad_token_id = options.pad_token_id
         self._dim = options.embedding_dim
+        model = options.model
+        assert model is not None
+        self._mappings = model.mappings
+        self._weights: list[ctypes.c_void_p] = []
         settings = api.create("CreateSessionOptions")
         try:
             api.call("SetSessionLogSeverityLevel", settings, _LOG_ERRORS_ONLY)
@@ -208,11 +213,17 @@ class OnnxCSession:
             api.call("SetIntraOpNumThreads", settings, options.threads)
             api.call("SetInterOpNumThreads", settings, 1)
             for key, value in options.onnxruntime_entries().items():
-                api.call("AddSessionConfigEntry", settings, key.encode(), value.encode())
-            path = options.path if os.name == "nt" else os.fsencode(options.path)
-            self._session = api.create("CreateSession", api.environment(), path, settings)
+                api.call("AddSessionConfigEntry", settings, key.encode(), os.fsencode(value))
+            for name, kind, dims, address, size in model.weights:
+                shape = (ctypes.c_int64 * len(dims))(*dims)
+                self._weights.append(self._tensor(address, size, shape, kind))
+                api.call("AddInitializer", settings, name, self._weights[-1])
+            data = model.data
+            self._session = api.create("CreateSessionFromArray", api.environment(), data, len(data), settings)
         finally:
             api.release("SessionOptions", settings)
+        if not options.quick_start:
+            model.forget()
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Embed token ids. Returns float32, shape (len(rows), embedding_dim), in memory of its own."""
@@ -244,11 +255,16 @@ class OnnxCSession:
 
     def _tensor(self, address: int, size: int, shape: Any, kind: int) -> ctypes.c_void_p:
         """A tensor over memory of ours, which must outlive it."""
-        return self._api.create("CreateTensorWithDataAsOrtValue", self._api.memory, address, size, shape, 2, kind)
+        create = "CreateTensorWithDataAsOrtValue"
+        return self._api.create(create, self._api.memory, address, size, shape, len(shape), kind)
 
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         # The last reference is gone, so no run is under way. Releasing a session waits for its threads, which a forked
         # child does not have.
         session, self._session = getattr(self, "_session", None), None
-        if session is not None and self._pid == getpid():
+        if self._pid != getpid():
+            return
+        if session is not None:
             self._api.release("Session", session)
+        for weight in self._weights:
+            self._api.release("Value", weight)
