@@ -19,6 +19,8 @@ from firstvec.store import WHEEL_PACKAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from firstvec.manifest import File
 
 _CHUNK = 1 << 20
@@ -36,6 +38,7 @@ class OpenFile:
 
     def __init__(self, root: str, file: File, artifact: str, descriptor: int) -> None:
         self.descriptor = descriptor
+        self._sha256 = file.sha256
         self.relative_path = file.path
         self.path = os.path.join(root, file.path)
         """Where it was found, for messages."""
@@ -46,7 +49,7 @@ class OpenFile:
         self._artifact = artifact
         self._identity: tuple[int, ...] = ()
 
-    def prove(self, file: File, *, linked: bool, remember: bool) -> None:
+    def prove(self, *, linked: bool, remember: bool) -> None:
         """See that this is the file that was built; for `open_file`.
 
         Raises:
@@ -61,21 +64,13 @@ class OpenFile:
             if status.st_nlink > 1 and not linked and not self._is_read_only():
                 raise self._error("a file of one name", f"{status.st_nlink} hard links to it: copy the bundle")
             self._identity = cache.identity(status)
-            marker = _marker(status, file.sha256)
+            marker = _marker(status, self._sha256)
             if remember and cache.is_marked(marker):
                 self.remembered = True
                 return
-            import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
-
-            digest = hashlib.sha256()
-            while chunk := os.read(self.descriptor, _CHUNK):
-                digest.update(chunk)  # releases the GIL
-            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            self._hash()
         except OSError as error:
             raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
-        if (actual := digest.hexdigest()) != file.sha256:
-            raise self._error(f"sha256 {file.sha256[:16]}…", f"sha256 {actual[:16]}…")
-        self.check()
         cache.mark(marker)
 
     def read(self) -> bytes:
@@ -84,15 +79,12 @@ class OpenFile:
         Raises:
             IntegrityError: it changed since it was proven.
         """
-        content = bytearray()
         try:
-            os.lseek(self.descriptor, 0, os.SEEK_SET)
-            while chunk := os.read(self.descriptor, _CHUNK):
-                content += chunk
+            content = b"".join(self._chunks())
         except OSError as error:
             raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
         self.check()
-        return bytes(content)
+        return content
 
     def check(self) -> None:
         """See that nobody has written to it since it was proven.
@@ -100,8 +92,25 @@ class OpenFile:
         Raises:
             IntegrityError: somebody has.
         """
-        if cache.identity(os.fstat(self.descriptor)) != self._identity:
-            raise self._error("a file that nobody writes to", "that it changed while it was being loaded")
+        now = cache.identity(os.fstat(self.descriptor))
+        if now != self._identity:
+            # Its name may have been given to another file meanwhile, by a new build: that is no change of this one.
+            self._hash()
+            self._identity = now
+
+    def _hash(self) -> None:
+        import hashlib  # 3 ms, most of it OpenSSL: not for a file that is remembered
+
+        digest = hashlib.sha256()
+        for chunk in self._chunks():
+            digest.update(chunk)  # releases the GIL
+        if (actual := digest.hexdigest()) != self._sha256:
+            raise self._error(f"sha256 {self._sha256[:16]}…", f"sha256 {actual[:16]}…")
+
+    def _chunks(self) -> Iterator[bytes]:
+        os.lseek(self.descriptor, 0, os.SEEK_SET)
+        while chunk := os.read(self.descriptor, _CHUNK):
+            yield chunk
 
     @property
     def name(self) -> str:
@@ -151,7 +160,7 @@ def open_file(root: str, file: File, artifact: str = "", *, remember: bool = Tru
     opened = OpenFile(root, file, artifact, _open(root, file, artifact))
     try:
         installed = os.path.basename(os.path.dirname(os.path.abspath(root))) == WHEEL_PACKAGE
-        opened.prove(file, linked=installed, remember=remember)
+        opened.prove(linked=installed, remember=remember)
     except BaseException:
         opened.close()
         raise

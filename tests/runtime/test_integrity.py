@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from firstvec.cache import cache_dir
-from firstvec.errors import IntegrityError
+from firstvec.errors import IntegrityError, LoadError
 from firstvec.integrity import last_used, verify
 from firstvec.manifest import File
 
@@ -348,3 +348,33 @@ def test_the_cache_folder_is_the_chosen_one_else_the_users(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cache_dir() == expected
+
+
+def test_a_file_of_several_names_is_refused(root: Path, tmp_path: Path) -> None:
+    os.link(root / "onnx/model.onnx", tmp_path / "other-name")
+    with pytest.raises(IntegrityError, match="found 2 hard links to it: copy the bundle"):
+        verify(str(root), entry())
+    (tmp_path / "other-name").unlink()
+    verify(str(root), entry())
+
+
+def test_files_that_an_installer_linked_from_its_cache_are_accepted(root: Path, tmp_path: Path) -> None:
+    os.link(root / "onnx/model.onnx", tmp_path / "installers-cache")
+    installed = tmp_path / "site-packages" / "firstvec_bundles" / "model"
+    installed.parent.mkdir(parents=True)
+    root.rename(installed)
+    verify(str(installed), entry())
+
+
+def test_too_many_open_files_are_no_fault_of_the_bundle(root: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        with pytest.raises(LoadError, match="cannot be opened: too many open files; close some"):
+            verify(str(root), entry())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    verify(str(root), entry())

@@ -1,0 +1,239 @@
+"""Where an ONNX model's weights lie: what the file says is checked against the verified files, and mapped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firstvec import IncompatibleArtifact, IntegrityError, Manifest, OptimizedEmbeddingLoader
+from firstvec.errors import FirstvecError
+from firstvec.integrity import open_file
+from firstvec.load import Opener
+from firstvec.manifest import File
+from firstvec.mapping import Mapping
+from firstvec.onnx_model import OnnxModel, _external
+from firstvec_build import bundle as folders
+from tests.conftest import edit_manifest
+
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def weight(
+    name: str = "w",
+    *,
+    location: str = "model.onnx_data",
+    offset: int = 0,
+    length: int = 16,
+    dims: tuple[int, ...] = (4,),
+) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(name=name, dims=dims, data_type=FLOAT, data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def model_of(*initializers: onnx.TensorProto, nodes: tuple[onnx.NodeProto, ...] = ()) -> bytes:
+    graph = onnx.GraphProto(name="graph", initializer=initializers, node=nodes)
+    return onnx.ModelProto(ir_version=8, graph=graph).SerializeToString()
+
+
+def opened(root: Path, data: bytes, *, folder: str = "onnx") -> OnnxModel:
+    """The model in files of a bundle, its weights the numbers 0 to 15."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / folder / "model.onnx").write_bytes(data)
+    np.arange(16, dtype=np.float32).tofile(root / folder / "model.onnx_data")
+    names = (f"{folder}/model.onnx", f"{folder}/model.onnx_data")
+    return OnnxModel("onnx-fp32", [open_file(str(root), folders.describe(root, name)) for name in names])
+
+
+def test_the_weights_of_real_artifacts_are_those_that_onnx_reads(bundle: Path) -> None:
+    for artifact in Manifest.read(bundle).artifacts:
+        if artifact.format != "onnx":
+            continue
+        model = OnnxModel(artifact.id, [open_file(str(bundle), file) for file in artifact.files])
+        expected = onnx.load(str(bundle / artifact.files[0].path), load_external_data=False)
+        outside = [tensor for tensor in expected.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+        assert [name.decode() for name, *_ in model.weights] == [tensor.name for tensor in outside]
+        assert [dims for _, _, dims, _, _ in model.weights] == [tuple(tensor.dims) for tensor in outside]
+        content = (bundle / artifact.files[1].path).read_bytes()
+        import ctypes
+
+        for (_, _, _, address, size), tensor in zip(model.weights, outside, strict=True):
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            assert size == int(place["length"])
+            offset = int(place["offset"])
+            assert ctypes.string_at(address, size) == content[offset : offset + size]
+
+
+def test_a_weight_in_the_bundles_own_folder_is_found_too(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(model_of(weight()))
+    np.arange(16, dtype=np.float32).tofile(tmp_path / "model.onnx_data")
+    files = [open_file(str(tmp_path), folders.describe(tmp_path, name)) for name in ("model.onnx", "model.onnx_data")]
+    assert [name for name, *_ in OnnxModel("x", files).weights] == [b"w"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/etc/passwd",
+        "../../../etc/passwd",
+        "../onnx/model.onnx_data",
+        "other.bin",
+        "./model.onnx_data",
+        "",
+        "model.onnx",
+    ],
+)
+def test_weights_outside_of_the_artifacts_files_are_refused(location: str, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleArtifact, match=r"has weights in .*, which is no file of this artifact"):
+        opened(tmp_path, model_of(weight(location=location)))
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        weight(length=15),
+        weight(offset=52),
+        weight(offset=-4),
+        weight(offset=1 << 62),
+        weight(length=-16),
+        weight(dims=(1 << 40,)),
+        weight(dims=(1 << 62, 1 << 62)),
+        weight(dims=(-4,), length=-16),
+        weight(dims=(-2, -2)),
+        weight(dims=(0, 1 << 62), offset=65, length=0),
+    ],
+)
+def test_a_weight_that_is_not_there_in_whole_is_refused(tensor: onnx.TensorProto, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleArtifact, match=r"model\.onnx is not an ONNX model \(b'w' does not lie in"):
+        opened(tmp_path, model_of(tensor))
+
+
+def test_weights_hidden_inside_of_nodes_are_refused(tmp_path: Path) -> None:
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=weight())
+    with pytest.raises(IncompatibleArtifact, match="a constant inside of a node may lie in another file"):
+        opened(tmp_path, model_of(nodes=(constant,)))
+
+
+def test_two_graphs_which_protobuf_would_merge_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleArtifact, match="two graphs"):
+        opened(tmp_path, model_of(weight()) + model_of(weight("v")))
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no protobuf", b"\x08\x08", b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x3a\x80"]
+)
+def test_what_is_no_onnx_model_is_refused(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleArtifact, match="is not an ONNX model"):
+        opened(tmp_path, data)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+    try:
+        list(_external(data))
+    except (ValueError, IndexError):
+        pass
+
+
+@given(st.integers(min_value=0), st.binary(max_size=3), st.integers(0, 4))
+def test_any_damage_to_a_model_is_read_or_refused(position: int, new: bytes, gone: int) -> None:
+    data = model_of(weight(), weight("v", offset=16))
+    at = position % len(data)
+    try:
+        list(_external(data[:at] + new + data[at + gone :]))
+    except (ValueError, IndexError):
+        pass
+
+
+def test_a_mapping_keeps_no_descriptor_and_outlives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    descriptor = os.open(path, os.O_RDONLY)
+    mapping = Mapping(descriptor, 7)
+    os.close(descriptor)
+    path.unlink()
+    import ctypes
+
+    assert ctypes.string_at(mapping.address, 7) == b"weights"
+    mapping.forget()
+    assert ctypes.string_at(mapping.address, 7) == b"weights"
+
+
+def test_a_mapping_that_is_not_possible_says_why(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    with (tmp_path / "empty").open("rb") as stream, pytest.raises(OSError, match="cannot be mapped into memory"):
+        Mapping(stream.fileno(), 0)
+
+
+def opener_of(root: Path, artifact_id: str) -> Opener:
+    manifest = Manifest.read(root)
+    return Opener(manifest, next(each for each in manifest.artifacts if each.id == artifact_id), "cpu")
+
+
+@pytest.mark.parametrize("binding", [False, True])
+@pytest.mark.parametrize("artifact_id", ["onnx-fp32", "torchscript-fp32"])
+def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
+    artifact_id: str, binding: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if binding:
+        monkeypatch.setenv("FIRSTVEC_ONNXRUNTIME", "binding")
+    opener = opener_of(tiny_bundle, artifact_id)
+    expected = opener.open().run([[2, 5, 3]]).tolist()
+    opener.verify()
+    for file in opener.artifact.files:
+        path = tiny_bundle / file.path
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+        (tiny_bundle / "evil").write_bytes(content)
+        os.replace(tiny_bundle / "evil", path)
+    assert opener.open().run([[2, 5, 3]]).tolist() == expected
+    with pytest.raises(IntegrityError):
+        opener.open()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_file_that_is_written_to_between_verification_and_use_is_refused(number: int, tiny_bundle: Path) -> None:
+    opener = opener_of(tiny_bundle, "onnx-fp32")
+    opener.verify()
+    path = tiny_bundle / opener.artifact.files[number].path
+    with path.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        last = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_END)
+        stream.write(bytes([last ^ 1]))
+    with pytest.raises(IntegrityError, match="expected sha256"):
+        opener.open()
+
+
+def test_a_bundle_whose_model_points_outside_gives_no_vector(tiny_bundle: Path) -> None:
+    secret = tiny_bundle.parent / "secret.bin"
+    model = tiny_bundle / "onnx" / "model.onnx"
+    shutil.copy(tiny_bundle / "onnx" / "model.onnx_data", secret)
+    graph = onnx.load(str(model), load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../../secret.bin"
+    model.write_bytes(graph.SerializeToString())
+    new: File = folders.describe(tiny_bundle, "onnx/model.onnx")
+
+    def change(document: dict[str, object]) -> None:
+        for artifact in document["artifacts"]:  # type: ignore[attr-defined]
+            for file in artifact["files"]:
+                if file["path"] == new.path:
+                    file.update(new.to_dict())
+
+    edit_manifest(tiny_bundle, change)
+    with pytest.raises(FirstvecError, match=r"has weights in '\.\./\.\./secret\.bin'"):
+        opener_of(tiny_bundle, "onnx-fp32").open()
+    loader = OptimizedEmbeddingLoader(str(tiny_bundle))
+    loader.get_provider().embed_query("text")  # by TorchScript
+    assert loader.report()["artifact"] == "torchscript-fp32"
