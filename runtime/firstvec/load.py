@@ -21,6 +21,7 @@ from firstvec.errors import (
     LoadTimeout,
     NoCompatibleArtifact,
 )
+from firstvec.hardware import address_space_left
 from firstvec.trace import Trace
 
 TYPE_CHECKING = False
@@ -201,13 +202,15 @@ class Load:
     def _open(self) -> EmbeddingProvider:
         trace = self.trace
         library = None
-        if self._engine_first:
+        # Where addresses are limited, first see whether they suffice: the engine, and numpy, end the process if not.
+        ahead = address_space_left() is None
+        if self._engine_first and ahead:
             from firstvec.sessions import c_api
 
             # The import and the opening of the library hold the GIL: nothing could overlap with them.
             with trace.stage("onnxruntime: library"):
                 library = c_api()
-        if self._output == "numpy":
+        if self._output == "numpy" and ahead:
             from firstvec.vectors import import_numpy_ahead
 
             # Nobody waits for it here: the first vector that has to be an array does.

@@ -275,6 +275,8 @@ class OptimizedEmbeddingLoader:
             load = self._load
             if load is not None and load.usable:
                 return load
+            if load is not None and load.error is not None:
+                self.resource_profile = ResourceProfile.detect()  # what was wrong may have been the machine's state
             profile = self.resource_profile
             # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
             engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded

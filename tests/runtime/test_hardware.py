@@ -244,6 +244,42 @@ def test_version_2_memory_limits_count(files: Files, limits: Files, expected_mb:
     assert ResourceProfile.detect().available_memory_mb == expected_mb
 
 
+def test_page_cache_of_a_group_counts_as_free(files: Files) -> None:
+    statistics = f"anon {100 * MIB}\nfile {90 * MIB}\nactive_file {50 * MIB}\ninactive_file {30 * MIB}\n"
+    files |= {"/proc/self/cgroup": "0::/a\n", "/proc/meminfo": MEMINFO, "/sys/fs/cgroup/a/memory.stat": statistics}
+    files |= {"/sys/fs/cgroup/a/memory.max": f"{256 * MIB}\n", "/sys/fs/cgroup/a/memory.current": f"{200 * MIB}\n"}
+    assert ResourceProfile.detect().available_memory_mb == 56 + 80
+
+
+def test_page_cache_of_a_version_1_group_and_those_below_counts_as_free(files: Files) -> None:
+    place = "/sys/fs/cgroup/memory/docker/1"
+    files |= {
+        "/proc/self/cgroup": V1,
+        "/proc/meminfo": MEMINFO,
+        f"{place}/memory.limit_in_bytes": f"{256 * MIB}\n",
+        f"{place}/memory.usage_in_bytes": f"{200 * MIB}\n",
+        f"{place}/memory.stat": f"active_file 1\ninactive_file 1\ntotal_active_file {9 * MIB}\n"
+        f"total_inactive_file {MIB}\n",
+    }
+    assert ResourceProfile.detect().available_memory_mb == 56 + 10
+
+
+LIMITS = (
+    "Limit                     Soft Limit           Hard Limit           Units\nMax address space         {} {} bytes\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected_mb"),
+    [("unlimited", 4096), (str(1000 * MIB), 1000 - 100 - 192), (str(50 * MIB), 1), ("x", 4096)],
+)
+def test_what_is_left_of_the_address_space_counts(files: Files, limit: str, expected_mb: int) -> None:
+    pages = 100 * MIB // os.sysconf("SC_PAGE_SIZE")
+    files |= {"/proc/meminfo": MEMINFO, "/proc/self/statm": f"{pages} 5 5 1 0 1 0\n"}
+    files["/proc/self/limits"] = LIMITS.format(limit, limit)
+    assert ResourceProfile.detect().available_memory_mb == expected_mb
+
+
 @pytest.mark.parametrize("group", ["/docker/1", "/docker", ""])
 @pytest.mark.parametrize(("limit", "expected_mb"), [(1000 * MIB, 600), (9_223_372_036_854_771_712, 4096)])
 def test_version_1_memory_limits_count(files: Files, group: str, limit: int, expected_mb: int) -> None:

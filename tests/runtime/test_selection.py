@@ -547,3 +547,43 @@ def test_selecting_changes_none_of_its_arguments() -> None:
 )
 def test_a_version_fits_by_its_numeric_release(version: str, minimum: str, below: str, fits: bool) -> None:
     assert version_fits(version, minimum, below) is fits
+
+
+BIG = artifact("onnx").replace(files=(File(path="onnx", size=90 << 20, sha256=SHA),))
+SMALL = artifact("int8-avx2", precision="int8", isa="avx2").replace(files=(File(path="q", size=22 << 20, sha256=SHA),))
+BIG_TORCH = TORCHSCRIPT.replace(files=(File(path="pt", size=90 << 20, sha256=SHA),))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "available", "expected"),
+    [
+        ("background", 126.0, "onnx"),
+        ("background", 124.0, None),
+        ("lazy", 81.0, "onnx"),  # mapped weights need no memory of their own
+        ("lazy", 79.0, None),
+        ("quantized", 81.0, "int8-avx2"),
+        ("quantized", 79.0, None),
+        ("background", 0.0, "onnx"),  # the system does not tell
+    ],
+)
+def test_an_artifact_that_does_not_fit_into_memory_is_rejected(
+    strategy: str, available: float, expected: str | None
+) -> None:
+    here = machine(available_memory_mb=available, isa=("avx2",))
+    if expected is not None:
+        assert select(bundle(BIG, SMALL), here, strategy).artifact.id == expected
+        return
+    with pytest.raises(
+        NoCompatibleArtifact, match=rf"memory: needs about \d+ MB, {available:.0f} MB can be used"
+    ) as caught:
+        select(bundle(BIG, SMALL), here, strategy)
+    assert "Give the process more memory" in str(caught.value)
+
+
+def test_the_smaller_artifact_is_taken_where_the_better_one_does_not_fit() -> None:
+    def chosen(available: float) -> str:
+        here = machine(available_memory_mb=available, torch_loaded=True)
+        return select(bundle(BIG_TORCH, BIG), here, "cached").artifact.id
+
+    assert chosen(171.0) == "torchscript"
+    assert chosen(169.0) == "onnx"
