@@ -16,6 +16,7 @@ from firstvec import background
 from firstvec.errors import (
     ArtifactError,
     FirstvecError,
+    IncompatibleArtifact,
     IntegrityError,
     LoadError,
     LoadTimeout,
@@ -392,6 +393,7 @@ class HandOver:
         if background.exiting.wait(HAND_OVER_DELAY) or not self._is_wanted():
             return
         try:
+            self._check_memory()
             session = self._opener.open(quick_start=False)
         except Exception as error:  # whatever it is, the provider goes on
             import logging
@@ -403,6 +405,14 @@ class HandOver:
             provider.swap(session)
             if not provider.closed:
                 self.state = "done"
+
+    def _check_memory(self) -> None:
+        from firstvec.hardware import ResourceProfile
+        from firstvec.selection import does_not_fit
+
+        artifact = self._opener.artifact
+        if reason := does_not_fit(artifact, ResourceProfile.detect(), quick_start=False):
+            raise IncompatibleArtifact(artifact.id, reason)
 
     def _is_wanted(self) -> bool:
         provider = self._provider()

@@ -74,7 +74,7 @@ def select(
         reason = (
             cannot_run(artifact, profile, device and target_kind)
             or _not_wanted(artifact, prefers, enable_quantization, min_quality)
-            or _does_not_fit(artifact, profile, quick_start=plan.quick_start)
+            or does_not_fit(artifact, profile, quick_start=plan.quick_start)
         )
         if reason:
             rejected.append((artifact, reason))
@@ -129,7 +129,8 @@ def _not_wanted(artifact: Artifact, prefers: str, enable_quantization: bool, min
     return None
 
 
-def _does_not_fit(artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
+def does_not_fit(artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
+    """Why a session of ``artifact`` does not fit into the memory that can be used; None if it does."""
     needed, available = memory_needed_mb(artifact, profile, quick_start=quick_start), profile.available_memory_mb
     if 0 < available < needed:
         return f"memory: needs about {needed:.0f} MB, {available:.0f} MB can be used"
