@@ -1,4 +1,5 @@
-"""Too little memory is a typed error or a smaller artifact, and not the kernel's or a library's end of the process."""
+"""Limits of a control group or process: too little memory is a typed error or a smaller artifact, and not the kernel's
+or a library's end of the process; no more threads than the cores that may be used."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,26 +59,38 @@ def test_little_address_space_is_a_typed_error_or_enough(bundle: Path, campaign:
     campaign.record("address space (ulimit -v) from 20 to 720 MB", processes=len(cases), typed_errors=refused, killed=0)
 
 
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """An empty control group whose memory can be limited, of version 1 or 2."""
-    parent = GROUPS / "memory" if (GROUPS / "memory").is_dir() else GROUPS
+@contextmanager
+def group_of(controller: str, *limits: str) -> Iterator[Path]:
+    """An empty control group of version 1 or 2 that has one of these limits, or a skip."""
+    parent = GROUPS / controller if (GROUPS / controller).is_dir() else GROUPS
     folder = parent / f"firstvec-{uuid.uuid4().hex}"
     try:
         folder.mkdir()
     except OSError as error:
         pytest.skip(f"no control group can be made here: {error}")
-    if not any((folder / name).exists() for name in ("memory.limit_in_bytes", "memory.max")):
+    try:
+        if not any((folder / name).exists() for name in limits):
+            pytest.skip(f"the {controller} controller is not available here")
+        yield folder
+    finally:
         folder.rmdir()
-        pytest.skip("the memory controller is not available here")
-    yield folder
-    folder.rmdir()
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """An empty control group whose memory can be limited."""
+    with group_of("memory", "memory.limit_in_bytes", "memory.max") as folder:
+        yield folder
 
 
 def limited(group: Path, mb: int) -> str:
     """Code that puts its process into a group of so much memory."""
     name = "memory.limit_in_bytes" if (group / "memory.limit_in_bytes").exists() else "memory.max"
     (group / name).write_text(str(mb * MIB))
+    return joining(group)
+
+
+def joining(group: Path) -> str:
     return f"open({os.fspath(group / 'cgroup.procs')!r}, 'w').write(str(__import__('os').getpid()))\n"
 
 
@@ -93,3 +107,43 @@ def test_a_small_memory_group_is_a_typed_error_and_not_a_kill(bundle: Path, grou
     # It answers, and the session that runs fastest, which needs more, is not built.
     assert found[100, "progressive"].startswith("onnx-fp32 failed: onnx-fp32: memory: needs about 123 MB")
     campaign.record("memory of a control group from 40 to 130 MB", processes=len(found), killed=0)
+
+
+THREADS = """
+import os, sys
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.hardware import usable_cpus
+if sys.argv[2] == "one core":
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+loader = OptimizedEmbeddingLoader(sys.argv[1], "lazy", output="list")
+loader.get_provider().encode(["a text", "another"])
+print(usable_cpus(), len(os.listdir("/proc/self/task")))
+"""
+
+
+def threads(root: Path, cores: str, before: str = "") -> tuple[int, int]:
+    """How many cores may be used, and the threads of a process that has embedded."""
+    command = [sys.executable, "-c", before + THREADS, str(root), cores]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    cpus, count = done.stdout.split()
+    return int(cpus), int(count)
+
+
+def test_one_core_of_the_affinity_is_one_thread(bundle: Path) -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one core only")
+    cpus, usual = threads(bundle, "all")
+    assert cpus > 1
+    # onnxruntime's pool has a thread for each core but the caller's.
+    assert threads(bundle, "one core") == (1, usual - (cpus - 1))
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(50_000, 1), (100_000, 1), (150_000, 2)])
+def test_a_quota_of_a_control_group_is_rounded_up(quota: int, expected: int, bundle: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    with group_of("cpu", "cpu.cfs_quota_us", "cpu.max") as group:
+        if (group / "cpu.max").exists():
+            (group / "cpu.max").write_text(f"{quota} 100000")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(str(quota))
+        assert threads(bundle, "all", joining(group))[0] == min(cores, expected)
