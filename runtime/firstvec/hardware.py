@@ -134,17 +134,17 @@ _known: dict[Any, Any] = {}
 
 def _processor() -> str:
     """Linux's description of the first processor."""
-    if "processor" not in _known:
+    text: str = _known.get("processor", "")
+    if not text:  # not read yet, or not readable then: too many files were open
         # Short even on a machine of 256 cores.
-        _known["processor"] = _read("/proc/cpuinfo", 8192).partition("\n\n")[0]
-    text: str = _known["processor"]
+        text = _known["processor"] = _read("/proc/cpuinfo", 8192).partition("\n\n")[0]
     return text
 
 
 def _isa() -> tuple[str, ...]:
-    if "isa" not in _known:
-        _known["isa"] = _find_isa()
-    isa: tuple[str, ...] = _known["isa"]
+    isa: tuple[str, ...] = _known.get("isa", ())
+    if not isa:
+        isa = _known["isa"] = _find_isa()
     return isa
 
 
@@ -222,9 +222,9 @@ def _engines() -> tuple[str | None, tuple[tuple[str, str | None], ...]]:
     What was found counts until sys.path, or a folder of it, changes. The standard library's folders hold no packages.
     """
     key = tuple((entry, _changed(entry or os.curdir)) for entry in sys.path if entry not in _STANDARD_LIBRARY)
-    if key not in _known:
-        _known[key] = _find_engines([entry for entry, _ in key])
-    found: tuple[str | None, tuple[tuple[str, str | None], ...]] = _known[key]
+    found: tuple[str | None, tuple[tuple[str, str | None], ...]] | None = _known.get(key)
+    if found is None or not any(version for _, version in found[1]):  # none, or none could be seen: as above
+        found = _known[key] = _find_engines([entry for entry, _ in key])
     return found
 
 

@@ -7,6 +7,7 @@ rest (manifest, choice, verification, vocabulary, numpy) happens beside it, whil
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -164,10 +165,10 @@ class Load:
         except FirstvecError as error:
             self._fail(error)
         except Exception as error:
-            failure = LoadError(
-                f"{self._model_name} could not be loaded: {type(error).__name__}: {error}; "
-                "run `firstvec doctor` to see what this machine lacks"
-            )
+            hint = "run `firstvec doctor` to see what this machine lacks"
+            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                hint = "close some, or raise the limit (`ulimit -n`), and try again"
+            failure = LoadError(f"{self._model_name} could not be loaded: {type(error).__name__}: {error}; {hint}")
             failure.__cause__ = error
             self._fail(failure)
         except BaseException as error:  # Ctrl-C, where no thread could be started
