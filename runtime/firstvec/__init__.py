@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         QualityError,
         QuantizationError,
         SelfTestError,
+        SignatureError,
         SourceError,
         UnsupportedManifestVersion,
     )
@@ -55,6 +56,7 @@ _MODULE_OF = {
     "QualityError": "errors",
     "QuantizationError": "errors",
     "SelfTestError": "errors",
+    "SignatureError": "errors",
     "SourceError": "errors",
     "UnsupportedManifestVersion": "errors",
     "ResourceProfile": "hardware",
@@ -87,6 +89,7 @@ __all__ = [  # noqa: RUF022 - classes of the main path first, then the errors
     "FirstvecError",
     "ManifestError",
     "UnsupportedManifestVersion",
+    "SignatureError",
     "BundleNotFound",
     "ArtifactError",
     "IntegrityError",

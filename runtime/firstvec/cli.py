@@ -49,6 +49,9 @@ QuantizationOption = Annotated[bool, typer.Option("--enable-quantization", help=
 QualityOption = Annotated[
     float | None, typer.Option(min=-1.0, max=1.0, help="Smallest acceptable worst cosine to fp32.")
 ]
+SignatureOption = Annotated[
+    str | None, typer.Option("--require-signature", metavar="KEY", help="Public key (PEM) that must have signed it.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -80,6 +83,7 @@ def encode(
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not to stdout.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts per run.")] = 32,
+    require_signature: SignatureOption = None,
 ) -> None:
     """Embed texts: a vector for each, in their order."""
     encode_command.run(
@@ -93,6 +97,7 @@ def encode(
             form=form.value,
             output=output,
             batch_size=batch_size,
+            require_signature=require_signature,
         )
     )
 
@@ -184,17 +189,25 @@ def explain(
     device: DeviceOption = None,
     enable_quantization: QuantizationOption = False,
     min_quality: QualityOption = None,
+    require_signature: SignatureOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show which artifact each strategy takes on this machine, and why not the others. Loads nothing."""
     from firstvec import integrity, self_test, store
     from firstvec.plans import PLANS
 
-    manifest = store.find(model)
+    manifest = store.find(model, require_signature)
     strategies = [strategy] if strategy else list(LoadingStrategy)
     choices: dict[LoadingStrategy, Choice | NoCompatibleArtifact] = {}
     for each in strategies:
-        loader = OptimizedEmbeddingLoader(model, each, device, enable_quantization, min_quality=min_quality)
+        loader = OptimizedEmbeddingLoader(
+            model,
+            each,
+            device,
+            enable_quantization,
+            min_quality=min_quality,
+            require_signature=require_signature,
+        )
         try:
             choices[each] = loader.choose()
         except NoCompatibleArtifact as error:

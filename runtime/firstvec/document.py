@@ -165,6 +165,19 @@ class CheckedObject:
             raise self.error(key, "holds a number that is not finite")
         return values.tolist()
 
+    def base64(self, key: str) -> bytes:
+        """Bytes in base64, as an encoder writes them: no two texts give the same bytes."""
+        from binascii import a2b_base64, b2a_base64
+
+        text = self._get(key, str)
+        try:
+            data = a2b_base64(text, strict_mode=True)
+        except ValueError as error:  # a wrong character, or one that is not ASCII
+            raise self.error(key, f"is not base64 ({error})") from error
+        if b2a_base64(data, newline=False) != text.encode():
+            raise self.error(key, "is not base64 as an encoder writes it")
+        return data
+
     def texts(self, key: str) -> dict[str, str]:
         values: dict[str, Any] = self._get(key, dict)
         for name, value in values.items():

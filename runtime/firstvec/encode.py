@@ -39,6 +39,8 @@ class Request(Record):
     output: str | None = None
     """A file; stdout if None."""
     batch_size: int = 32
+    require_signature: str | None = None
+    """Path of a public key."""
 
 
 def parse(arguments: Sequence[str]) -> Request | None:
@@ -100,6 +102,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], object]]] = {
     "--output": ("output", str),
     "-o": ("output", str),
     "--batch-size": ("batch_size", _batch_size),
+    "--require-signature": ("require_signature", str),
 }
 """Option → field of `Request`, and how its value is read; the same as those of `firstvec.cli.encode`."""
 
@@ -120,6 +123,7 @@ def run(request: Request) -> None:
         request.enable_quantization,
         min_quality=request.min_quality,
         output="numpy" if request.form == "npy" else "list",
+        require_signature=request.require_signature,
     )
     loader.start_loading()
     lines = request.texts or _stdin_lines()

@@ -5,6 +5,7 @@
     FirstvecError
     ├── ManifestError               the manifest is missing, unreadable or invalid
     │   └── UnsupportedManifestVersion
+    ├── SignatureError              a signature is required and is not there, or not one of that key over this bundle
     ├── BundleNotFound              no bundle of that name where bundles are looked for
     ├── ArtifactError               one artifact of a bundle cannot be used
     │   ├── IntegrityError          a file is not the one that the manifest describes
@@ -69,6 +70,18 @@ class UnsupportedManifestVersion(ManifestError):
             "upgrade firstvec (`pip install --upgrade firstvec`)",
         )
         self.version = version
+
+
+class SignatureError(FirstvecError):
+    """A bundle must be signed and is not, by that key, as it lies there; ``path`` is the signature's or the key's file.
+
+    Behind a colon ``path`` has the place in the signature (``predicate.resources[2].digest``), where there is one.
+    """
+
+    def __init__(self, path: str, reason: str, hint: str) -> None:
+        super().__init__(f"{path}: {reason}; {hint}")
+        self.path = path
+        self.reason = reason
 
 
 class BundleNotFound(FirstvecError):

@@ -62,6 +62,7 @@ class Load:
         output: what the provider returns if it is not told.
         engine_first: start onnxruntime before the manifest says that it is needed, which on a CPU it always is.
         strategy: name of the plan, for reports.
+        require_signature: path of the public key whose signature the bundle must have.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Load:
         *,
         engine_first: bool,
         strategy: str | None = None,
+        require_signature: str | None = None,
     ) -> None:
         self.provider: EmbeddingProvider | None = None
         self.error: BaseException | None = None
@@ -84,6 +86,7 @@ class Load:
         self._output = output
         self._engine_first = engine_first
         self._strategy = strategy
+        self._require_signature = require_signature
         self._done = background.Signal()
         self._verification: str | None = None
         self._self_test: str | None = None
@@ -264,7 +267,7 @@ class Load:
         with trace.stage("manifest"):
             from firstvec.store import find
 
-            manifest = find(self._model_name)
+            manifest = find(self._model_name, self._require_signature)
         with trace.stage("choice"):
             choice = self._choose(manifest)
         opener = Opener(manifest, choice.artifact, _device(choice, choice.artifact), trace)

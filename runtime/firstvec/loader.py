@@ -6,7 +6,7 @@ import os
 from _thread import allocate_lock
 from _weakref import ref
 
-from firstvec.errors import InputError, LoadError
+from firstvec.errors import FirstvecError, InputError, LoadError
 from firstvec.hardware import ResourceProfile
 from firstvec.load import FIELDS, Load
 from firstvec.plans import OUTPUTS, PLANS, strategy_name
@@ -38,6 +38,8 @@ class OptimizedEmbeddingLoader:
         min_quality: smallest acceptable ``cosine_min`` of an artifact to the fp32 reference, -1 to 1.
         output: what the provider returns if it is not told: ``numpy`` arrays, a ``list`` of floats, or a ``buffer``
             (memoryview of float32). Without arrays numpy is never imported, and the first vector comes sooner.
+        require_signature: path of a public key (PEM) whose signature the bundle must have. It is read and checked at
+            each load, before anything of the bundle is used or told.
 
     Raises:
         InputError: the strategy or output is unknown, or an argument has the wrong type.
@@ -55,6 +57,7 @@ class OptimizedEmbeddingLoader:
         *,
         min_quality: float | None = None,
         output: str = "numpy",
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> None:
         if isinstance(model_name, os.PathLike):
             model_name = os.fspath(model_name)
@@ -74,6 +77,7 @@ class OptimizedEmbeddingLoader:
         self._enable_quantization = enable_quantization
         self._min_quality = min_quality
         self._output = output
+        self._require_signature = None if require_signature is None else _key_path(require_signature)
         self._metadata: ModelMetadata | None = None
         self._lock = allocate_lock()
         self._load: Load | None = None
@@ -104,8 +108,8 @@ class OptimizedEmbeddingLoader:
         Raises:
             LoadTimeout: it was not loaded in time; the load goes on.
             LoadError: no load was started (not LAZY: call ``start_loading()``), or it failed unexpectedly.
-            BundleNotFound, ManifestError, IntegrityError, NoCompatibleArtifact: why the load failed. The same error
-                is raised in every thread that waits; ``start_loading()`` tries again.
+            BundleNotFound, ManifestError, SignatureError, IntegrityError, NoCompatibleArtifact: why the load failed.
+                The same error is raised in every thread that waits; ``start_loading()`` tries again.
         """
         _seconds(timeout)
         load = self._load
@@ -187,11 +191,22 @@ class OptimizedEmbeddingLoader:
         }
 
     def get_metadata(self) -> ModelMetadata | None:
-        """Return what the manifest says of the model, or None if there is no valid bundle. Loads no model."""
+        """Return what the manifest says of the model, or None if there is no valid bundle. Loads no model.
+
+        Where a signature is required: of a bundle without it, or with another one, nothing is told.
+        """
         if self._metadata is None:
             from firstvec.metadata import ModelMetadata
 
-            self._metadata = ModelMetadata.from_cache(self.model_name)
+            if self._require_signature is None:
+                self._metadata = ModelMetadata.from_cache(self.model_name)
+            else:
+                from firstvec.store import find
+
+                try:
+                    self._metadata = ModelMetadata.of(find(self.model_name, self._require_signature))
+                except FirstvecError:
+                    return None
         return self._metadata
 
     def get_embedding_dim_fast(self) -> int | None:
@@ -204,11 +219,12 @@ class OptimizedEmbeddingLoader:
 
         Raises:
             BundleNotFound, ManifestError: there is no valid bundle.
+            SignatureError: it has not the signature that is required.
             NoCompatibleArtifact: none of its artifacts can be used here.
         """
         from firstvec.store import find
 
-        return self._choose(find(self.model_name))
+        return self._choose(find(self.model_name, self._require_signature))
 
     @classmethod
     def get_instance(
@@ -219,6 +235,7 @@ class OptimizedEmbeddingLoader:
         enable_quantization: bool | None = None,
         *,
         output: str | None = None,
+        require_signature: str | os.PathLike[str] | None = None,
     ) -> OptimizedEmbeddingLoader:
         """Return the process's one loader, made at the first call; arguments that are left out fit any.
 
@@ -231,6 +248,7 @@ class OptimizedEmbeddingLoader:
             "device": device,
             "enable_quantization": enable_quantization,
             "output": output,
+            "require_signature": None if require_signature is None else _key_path(require_signature),
         }
         wanted = {name: value for name, value in wanted.items() if value is not None}
         with cls._instance_lock:
@@ -243,6 +261,7 @@ class OptimizedEmbeddingLoader:
             "device": instance._device,
             "enable_quantization": instance._enable_quantization,
             "output": instance._output,
+            "require_signature": instance._require_signature,
         }
         for name, value in wanted.items():
             if has[name] != value:
@@ -287,6 +306,7 @@ class OptimizedEmbeddingLoader:
                 self._output,
                 engine_first=engine_first,
                 strategy=self._strategy,
+                require_signature=self._require_signature,
             )
         load.start()
         return load
@@ -310,6 +330,14 @@ def _is_device(device: object) -> bool:
     return device in ("cpu", "cuda", "mps") or (kind == "cuda" and index.isascii() and index.isdecimal())
 
 
+def _key_path(path: str | os.PathLike[str]) -> str:
+    """Absolute: the same file at every load, wherever the process has gone."""
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text:
+        raise InputError(f"require_signature {path!r} is not the path of a public key")
+    return os.path.abspath(text)
+
+
 def _seconds(timeout: float | None) -> float | None:
     """A time limit that threads accept."""
     if timeout is None:
@@ -326,6 +354,7 @@ def preload_embeddings(
     enable_quantization: bool | None = None,
     *,
     output: str | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> OptimizedEmbeddingLoader:
     """Start to load the process's one model, PROGRESSIVE if nothing else is said, and return its loader at once.
 
@@ -334,7 +363,9 @@ def preload_embeddings(
     """
     if strategy is None and OptimizedEmbeddingLoader._instance is None:
         strategy = "progressive"
-    loader = OptimizedEmbeddingLoader.get_instance(model_name, strategy, device, enable_quantization, output=output)
+    loader = OptimizedEmbeddingLoader.get_instance(
+        model_name, strategy, device, enable_quantization, output=output, require_signature=require_signature
+    )
     loader.start_loading()
     return loader
 
@@ -347,6 +378,7 @@ def get_embedding_provider(
     enable_quantization: bool | None = None,
     *,
     output: str | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> EmbeddingProvider:
     """Return the process's one model, waiting for what is left of its load; starts the load if nobody did.
 
@@ -354,7 +386,10 @@ def get_embedding_provider(
         InputError: as for `preload_embeddings`.
         The errors of `OptimizedEmbeddingLoader.get_provider`.
     """
-    return preload_embeddings(model_name, strategy, device, enable_quantization, output=output).get_provider(timeout)
+    loader = preload_embeddings(
+        model_name, strategy, device, enable_quantization, output=output, require_signature=require_signature
+    )
+    return loader.get_provider(timeout)
 
 
 _loaders: set[ref[OptimizedEmbeddingLoader]] = set()

@@ -189,12 +189,7 @@ class Manifest(Record):
             UnsupportedManifestVersion: it has a newer major version.
         """
         path = os.path.join(os.fspath(root), FILE_NAME)
-        try:
-            with open(path, "rb") as stream:
-                data = stream.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise ManifestError(path, f"cannot be read ({error.strerror or error})") from error
-        return cls.parse(data, path)
+        return cls.parse(read_bytes(path), path)
 
     @classmethod
     def parse(cls, data: bytes, path: str = FILE_NAME) -> Manifest:
@@ -250,6 +245,19 @@ class Manifest(Record):
             "inputs_sha256": self.inputs_sha256,
         }
         return (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode()
+
+
+def read_bytes(path: str) -> bytes:
+    """A manifest's bytes, of a file that is too large as many as show it.
+
+    Raises:
+        ManifestError: it is missing or unreadable.
+    """
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ManifestError(path, f"cannot be read ({error.strerror or error})") from error
 
 
 def _plain(value: Any) -> Any:

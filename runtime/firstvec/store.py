@@ -20,27 +20,37 @@ WHEEL_PACKAGE = "firstvec_bundles"
 """Bundle wheels install their bundle as a folder of this namespace package."""
 
 
-def find(model_name: str) -> Manifest:
+def find(model_name: str, require_signature: str | None = None) -> Manifest:
     """Return the manifest of the bundle of that name, or in that folder.
 
     Args:
         model_name: ``organisation/model``, ``model`` alone, or the path of a bundle's folder. A relative path counts
             as one if it begins with ``.``, or if it has a separator and no bundle of that name is found.
+        require_signature: path of the public key whose signature the bundle must have. It decides nothing else: the
+            bundle is the one that is found without it.
 
     Raises:
         BundleNotFound: there is none; the error lists the places that were searched.
         ManifestError: it is there, and its manifest is missing or invalid.
+        SignatureError: it is there, and not signed with that key, or was changed; or the key is not usable.
+        MissingDependency: a signature is required, and the package cryptography is not installed.
     """
-    from firstvec.manifest import Manifest
+    from firstvec.manifest import Manifest, read_bytes
 
     for folder, by_name, decisive in candidates(model_name):
+        path = os.path.join(folder, FILE_NAME)
         try:
-            manifest = Manifest.read(folder)
+            data = read_bytes(path)
+            manifest = Manifest.parse(data, path)
         except ManifestError:
             if decisive:
                 raise
             continue
         if not by_name or is_named(manifest.model.name, model_name):
+            if require_signature is not None:
+                from firstvec.signature import check
+
+                check(manifest, data, require_signature)
             return manifest
     names = dict.fromkeys(os.path.basename(folder) for folder in installed())
     raise BundleNotFound(model_name, search_path(), [*names])

@@ -43,6 +43,7 @@ def test_the_options_are_those_of_the_full_command_line() -> None:
         ["one", "-s", "cached", "-f", "text", "-o", "file", "--batch-size", "7"],
         ["--enable-quantization", "--min-quality", "-0.5", "--device=cpu", "one", "--format=npy"],
         ["-f", "text", "-f", "json", "one"],
+        ["--require-signature", "signer.pub", "one"],
     ],
     ids=" ".join,
 )

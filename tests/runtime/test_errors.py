@@ -31,6 +31,7 @@ from firstvec.errors import (
     QualityError,
     QuantizationError,
     SelfTestError,
+    SignatureError,
     SourceError,
     UnsupportedManifestVersion,
 )
@@ -45,6 +46,7 @@ INSTANCES: dict[type[FirstvecError], FirstvecError] = {
     FirstvecError: FirstvecError("something is wrong; do something else"),
     ManifestError: ManifestError("/b/firstvec.json: artifacts[2].files[0].sha256", "is missing"),
     UnsupportedManifestVersion: UnsupportedManifestVersion("/b/firstvec.json", "2.0", "1"),
+    SignatureError: SignatureError("/b/model.sig", "is of another bundle", "sign the bundle with `firstvec sign`"),
     BundleNotFound: BundleNotFound("org/model", ["/first", "/second"], ["other", "another"]),
     ArtifactError: ArtifactError("onnx-fp32", "cannot be used; use another"),
     IntegrityError: IntegrityError("/b/model.onnx", "10 bytes", "9 bytes", "onnx-fp32"),
@@ -80,6 +82,7 @@ PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
         "`firstvec build org/model`",
         "FIRSTVEC_ARTIFACTS",
     ),
+    SignatureError: ("/b/model.sig", "is of another bundle", "sign the bundle"),
     IntegrityError: ("onnx-fp32", "/b/model.onnx", "expected 10 bytes", "found 9 bytes", "restore", "rebuild"),
     SelfTestError: (
         *("onnx-int8", "self-test failed", "onnxruntime 1.32.0", "0.0781", "at most 0.041"),
