@@ -246,10 +246,21 @@ def explain(
 @app.command()
 def verify(
     model: Annotated[str | None, typer.Argument(help="Name or folder of a bundle; all if left out.")] = None,
+    public_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="Public key (PEM) that must have signed it; model-signing's own verifier is asked, too, if installed.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Nothing else may lie in the folder, and no symbolic link.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hash every file of a bundle and compare it with the manifest; what was remembered does not count."""
-    from firstvec import integrity, store
+    from firstvec import contents, integrity, signature, store
+    from firstvec.manifest import Manifest, read_bytes
 
     broken: dict[str, str] = {}
     if model is not None:
@@ -259,23 +270,49 @@ def verify(
         if not manifests and not broken:
             store.find(DEFAULT_MODEL)  # raises BundleNotFound, which lists the places
     results: dict[str, dict[str, str]] = {}
+    signatures: dict[str, dict[str, str | None]] = {}
+    unlisted: dict[str, dict[str, str]] = {}
     for manifest in manifests:
-        files = results.setdefault(manifest.root, {})
+        root = manifest.root
+        if public_key is not None:
+            data = read_bytes(manifest.path)
+            manifest = Manifest.parse(data, manifest.path)
+            signatures[root] = signature.judge(manifest, data, public_key)
+        if strict:
+            unlisted[root] = contents.unlisted(manifest)
+        files = results.setdefault(root, {})
         for file in manifest.files():
             try:
-                integrity.verify(manifest.root, file, remember=False)
+                integrity.verify(root, file, remember=False)
                 files[file.path] = "ok"
             except FirstvecError as error:
                 files[file.path] = str(error)
     bad = [reason for files in results.values() for reason in files.values() if reason != "ok"]
+    bad += [reason for each in signatures.values() for reason in each.values() if reason not in ("ok", None)]
+    bad += [what for each in unlisted.values() for what in each.values()]
     if as_json:
-        _print_json({"ok": not bad and not broken, "bundles": results, "broken": broken})
+        values: dict[str, object] = {"ok": not bad and not broken, "bundles": results, "broken": broken}
+        if public_key is not None:
+            values["signatures"] = signatures
+        if strict:
+            values["unlisted"] = unlisted
+        _print_json(values)
     else:
+        good, wrong = ("  ok   ", "green"), ("  BAD  ", "red")
         for root, files in results.items():
             out.print(root, style="bold")
             for path, reason in files.items():
-                good = reason == "ok"
-                out.print(Text.assemble(("  ok   ", "green") if good else ("  BAD  ", "red"), path if good else reason))
+                out.print(Text.assemble(good, path) if reason == "ok" else Text.assemble(wrong, reason))
+            for path, what in unlisted.get(root, {}).items():
+                out.print(Text.assemble(wrong, f"{path}: {what}; remove it"))
+            for verifier, verdict in signatures.get(root, {}).items():
+                if verdict is None:
+                    out.print(f"  –    signature: {verifier} is not installed, and was not asked")
+                else:
+                    says = f"signature, says {verifier}"
+                    out.print(
+                        Text.assemble(good, says) if verdict == "ok" else Text.assemble(wrong, f"{says}: {verdict}")
+                    )
         for path, reason in broken.items():
             out.print(Text.assemble(("BAD  ", "red"), f"{path}: {reason}"))
     if bad or broken:

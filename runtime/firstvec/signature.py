@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from firstvec.document import parse_object
-from firstvec.errors import ManifestError, MissingDependency, SignatureError
+from firstvec.errors import FirstvecError, ManifestError, MissingDependency, SignatureError
 from firstvec.record import Record
 from firstvec.store import FILE_NAME as MANIFEST_NAME
 
@@ -156,6 +157,41 @@ def check_bytes(manifest: Manifest, data: bytes, signature: bytes, key: PublicKe
             raise SignatureError(path, f"does not cover {name}, which is a part of the bundle", _SIGN)
         if files[name] != digest:
             raise SignatureError(path, f"is of another bundle, or this one was changed: {name} differs", _SIGN)
+
+
+def judge(manifest: Manifest, data: bytes, public_key: str) -> dict[str, str | None]:
+    """Say what each verifier finds: ``ok``, or the reason against the signature; None of one that is not installed.
+
+    The verifiers are `check` and model-signing's own, which hashes every file in the bundle's folder.
+    """
+    verdicts: dict[str, str | None] = {"firstvec": "ok", "model-signing": "ok"}
+    try:
+        check(manifest, data, public_key)
+    except FirstvecError as error:
+        verdicts["firstvec"] = str(error)
+    try:
+        if not _ask_model_signing(manifest.root, public_key):
+            verdicts["model-signing"] = None
+    except Exception as error:  # its own errors, and those of half a dozen packages that it lets through
+        verdicts["model-signing"] = f"{manifest.root}: {type(error).__name__}: {error}"
+    return verdicts
+
+
+def _ask_model_signing(root: str, public_key: str) -> bool:
+    """False if it is not installed; raises whatever it finds."""
+    from contextlib import redirect_stdout
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    if find_spec("model_signing") is None:
+        return False
+    from model_signing import verifying
+
+    # Its folder must not be a link, and what it prints is not for our output.
+    folder = Path(root).resolve()
+    with redirect_stdout(sys.stderr):
+        verifying.Config().use_elliptic_key_verifier(public_key=Path(public_key)).verify(folder, folder / FILE_NAME)
+    return True
 
 
 def signed_files(signature: bytes, path: str) -> dict[str, str]:

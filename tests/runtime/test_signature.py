@@ -704,3 +704,69 @@ def test_explain_requires_it(tiny_bundle: Path, keys: Pair, firstvec: Fresh) -> 
 
 def test_every_refusal_is_an_error_of_firstvec() -> None:
     assert issubclass(SignatureError, FirstvecError)
+
+
+def verdicts(done: Any) -> dict[str, str | None]:
+    values = json.loads(done.stdout)
+    [found] = values["signatures"].values()
+    assert values["ok"] is (done.returncode == 0)
+    return dict(found)
+
+
+def test_verify_asks_both_verifiers(signed: Path, keys: Pair, others: Pair, firstvec: Fresh) -> None:
+    done = firstvec("verify", signed, "--public-key", keys.public)
+    assert done.returncode == 0
+    assert "ok   signature, says firstvec\n" in done.stdout
+    assert "ok   signature, says model-signing\n" in done.stdout
+    done = firstvec("verify", signed, "--public-key", others.public)
+    assert done.returncode == 1
+    assert "BAD  signature, says firstvec: " in done.stdout
+    assert "BAD  signature, says model-signing: " in done.stdout
+    done = firstvec("verify", signed, "--public-key", keys.public, "--json")
+    assert verdicts(done) == {"firstvec": "ok", "model-signing": "ok"}
+    assert "signatures" not in json.loads(firstvec("verify", signed, "--json").stdout)
+
+
+def test_verify_fails_if_either_verifier_does(signed: Path, keys: Pair, firstvec: Fresh) -> None:
+    (signed / "notes.txt").write_text("not signed, and never opened")
+    found = verdicts(firstvec("verify", signed, "--public-key", keys.public, "--json"))
+    assert found["firstvec"] == "ok"
+    assert "notes.txt" in str(found["model-signing"])
+    (signed / "notes.txt").unlink()
+    forge(signed, keys.private, envelope=ENVELOPES["a second signature"])
+    found = verdicts(firstvec("verify", signed, "--public-key", keys.public, "--json"))
+    assert "2 signatures" in str(found["firstvec"])
+    assert found["model-signing"] == "ok"
+
+
+def test_verify_fails_for_an_unsigned_bundle_and_for_a_changed_file(
+    tiny_bundle: Path, keys: Pair, firstvec: Fresh
+) -> None:
+    found = verdicts(firstvec("verify", tiny_bundle, "--public-key", keys.public, "--json"))
+    assert "is not signed" in str(found["firstvec"])
+    assert "model.sig" in str(found["model-signing"])
+    sign_with_peer(tiny_bundle, keys.private)
+    (tiny_bundle / "config.json").write_text("{}")
+    found = verdicts(firstvec("verify", tiny_bundle, "--public-key", keys.public, "--json"))
+    assert found["firstvec"] == "ok"  # the manifest is the signed one, and the file is found by its digest
+    assert "config.json" in str(found["model-signing"])
+
+
+def test_verify_works_without_model_signing(signed: Path, keys: Pair, others: Pair, fresh: Fresh) -> None:
+    code = """
+import sys
+sys.modules["model_signing"] = None
+from firstvec.__main__ import main
+main(["verify", *sys.argv[1:]])
+"""
+    done = fresh(code, signed, "--public-key", keys.public)
+    assert "model-signing is not installed" in done.stdout
+    assert fresh(code, signed, "--public-key", others.public, check=False).returncode == 1
+
+
+def test_verify_takes_a_bundle_that_is_reached_through_a_link(
+    signed: Path, keys: Pair, tmp_path: Path, firstvec: Fresh
+) -> None:
+    (tmp_path / "link").symlink_to(signed)
+    found = verdicts(firstvec("verify", tmp_path / "link", "--public-key", keys.public, "--json"))
+    assert found == {"firstvec": "ok", "model-signing": "ok"}
