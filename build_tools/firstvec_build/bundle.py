@@ -64,11 +64,12 @@ def _collect_stale(target: Path) -> None:
     prefix = f".{target.name}.staging-"
     for folder in target.parent.glob(f"{prefix}*"):
         pid = folder.name.removeprefix(prefix).partition("-")[0]
-        if pid.isdecimal() and not _is_running(int(pid)):
+        if pid.isdecimal() and not is_running(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -97,13 +98,13 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
         if path.is_dir():
-            _sync(path)
+            sync(path)
         elif name in listed:
             path.chmod(0o644)
-            _sync(path)
+            sync(path)
         else:
             raise BuildError(f"{name} is in the staging folder but not in the manifest")
-    _sync(folder)
+    sync(folder)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BuildError(f"{target}: is not a folder; choose another one with --output")
     if target.exists() and any(target.iterdir()) and not (target / FILE_NAME).exists():
@@ -121,7 +122,7 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
             raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
+    sync(target.parent)
     return Manifest.read(target)
 
 
@@ -147,7 +148,8 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
     if os.name == "nt" and path.is_dir():
         return  # Windows has no handle to a folder that could be flushed
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""`firstvec build` and `firstvec wheel`. Importing this module imports none of the toolchain (torch, optimum …)."""
+"""`firstvec build`, `wheel` and `sign`. Importing this module imports none of the toolchain (torch, optimum …)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands to the runtime's command line."""
     app.command()(build)
     app.command()(wheel)
+    app.command()(sign)
 
 
 def build(
@@ -151,6 +152,37 @@ def wheel(
         sys.stdout.write(json.dumps({"wheel": str(path), "size": path.stat().st_size}) + "\n")
     else:
         out.print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def sign(
+    model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
+    private_key: Annotated[Path, typer.Option(metavar="KEY", help="PEM file of a key of P-256, P-384 or P-521.")],
+    password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FIRSTVEC_KEY_PASSWORD",
+            help="Of an encrypted key. The variable is safer: others see a command's arguments.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Sign a bundle with a key, by OpenSSF's model-signing: writes model.sig into its folder.
+
+    Every file is compared with the manifest first, and nothing else may lie in the folder.
+    Signing again replaces the signature; a build makes a new folder, which has none.
+    """
+    from firstvec import signature, store
+    from firstvec_build import signing
+
+    manifest = store.find(model)
+    path = signing.sign(manifest, private_key, password=password)
+    files = signature.signed_files(path.read_bytes(), str(path))
+    if as_json:
+        values = {"signature": str(path), "model": manifest.model.name, "files": files}
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+    else:
+        out.print(f"{path}  ({len(files)} files)")
 
 
 def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> None:

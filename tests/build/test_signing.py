@@ -1,0 +1,233 @@
+"""`firstvec sign`: what it writes is accepted by the runtime and by model-signing, and what is wrong is not signed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.errors import BuildError, InputError, IntegrityError, ManifestError, SignatureError
+from firstvec.manifest import Manifest
+from firstvec.signature import signed_files
+from firstvec.store import find
+from firstvec_build.signing import sign
+from tests.conftest import Fresh, edit_manifest
+from tests.keys import SIGNATURE, Pair, make_keys, peer_accepts
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: str(curve.name))
+def test_both_verifiers_accept_what_it_signs(curve: ec.EllipticCurve, tiny_bundle: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path / "keys", key=ec.generate_private_key(curve))
+    path = sign(Manifest.read(tiny_bundle), keys.private)
+    assert path == tiny_bundle / SIGNATURE
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert peer_accepts(tiny_bundle, keys.public)
+    held = OptimizedEmbeddingLoader(str(tiny_bundle), output="list", require_signature=keys.public)
+    assert len(held.get_provider().embed_query("text")) == 32
+
+
+def test_it_covers_the_manifest_and_what_that_lists_and_nothing_else(tiny_bundle: Path, keys: Pair) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    path = sign(manifest, keys.private)
+    expected = {"firstvec.json", *(file.path for file in manifest.files())}
+    assert set(signed_files(path.read_bytes(), str(path))) == expected
+    assert {path.name for path in tiny_bundle.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_signing_again_replaces_the_signature(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    sign(manifest, keys.private)
+    others = make_keys(tmp_path / "keys")
+    sign(manifest, others.private)
+    assert find(str(tiny_bundle), str(others.public))
+    assert peer_accepts(tiny_bundle, others.public)
+    with pytest.raises(SignatureError):
+        find(str(tiny_bundle), str(keys.public))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda bundle: (bundle / "config.json").write_text("{}"),
+        lambda bundle: (bundle / "onnx/model.onnx_data").unlink(),
+        lambda bundle: (bundle / "self_test.json").write_bytes((bundle / "self_test.json").read_bytes() + b" "),
+    ],
+    ids=["changed", "missing", "longer"],
+)
+def test_a_bundle_that_is_not_the_one_that_was_built_is_not_signed(
+    damage: Callable[[Path], object], tiny_bundle: Path, keys: Pair
+) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    damage(tiny_bundle)
+    with pytest.raises(IntegrityError):
+        sign(manifest, keys.private)
+    assert not (tiny_bundle / SIGNATURE).exists()
+
+
+def test_a_manifest_that_changed_meanwhile_is_not_signed(tiny_bundle: Path, keys: Pair) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(revision="another"))
+    with pytest.raises(ManifestError, match="changed"):
+        sign(manifest, keys.private)
+
+
+def test_a_folder_that_holds_something_else_is_not_signed(tiny_bundle: Path, keys: Pair) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    (tiny_bundle / "notes.txt").write_text("")
+    with pytest.raises(BuildError, match=r"notes\.txt: is a file that the manifest does not list; remove it"):
+        sign(manifest, keys.private)
+    (tiny_bundle / "extra").mkdir()
+    with pytest.raises(BuildError, match=r"\(and 1 more: see `firstvec verify --strict`\)"):
+        sign(manifest, keys.private)
+    assert not (tiny_bundle / SIGNATURE).exists()
+
+
+def test_an_encrypted_key_needs_its_password(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    locked = make_keys(tmp_path / "keys", password="sésame")
+    sign(manifest, locked.private, password="sésame")
+    assert peer_accepts(tiny_bundle, locked.public)
+    with pytest.raises(InputError, match="password is wrong"):
+        sign(manifest, locked.private, password="sesame")
+    with pytest.raises(InputError, match="give its --password"):
+        sign(manifest, locked.private)
+    with pytest.raises(InputError, match="leave the --password out"):
+        sign(manifest, keys.private, password="sesame")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        rsa.generate_private_key(public_exponent=65537, key_size=2048),
+        ed25519.Ed25519PrivateKey.generate(),
+        ec.generate_private_key(ec.SECP256K1()),
+    ],
+    ids=["RSA", "Ed25519", "secp256k1"],
+)
+def test_a_key_of_another_kind_is_refused(key: Any, tiny_bundle: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path / "keys", key=key)
+    with pytest.raises(InputError, match="P-256, P-384 or P-521"):
+        sign(Manifest.read(tiny_bundle), keys.private)
+
+
+def test_what_is_no_private_key_is_refused(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    for path in (keys.public, Path("/dev/null"), tmp_path / "missing", tmp_path):
+        with pytest.raises(InputError, match="openssl ecparam"):
+            sign(manifest, path)
+
+
+def test_a_failed_write_leaves_the_signature_that_is_there(
+    tiny_bundle: Path, keys: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    before = sign(manifest, keys.private).read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BuildError, match="No space left"):
+        sign(manifest, keys.private)
+    assert (tiny_bundle / SIGNATURE).read_bytes() == before
+    assert [path.name for path in tiny_bundle.glob(".*")] == []
+
+
+def test_what_a_killed_run_left_is_removed(tiny_bundle: Path, keys: Pair) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tiny_bundle / f".{SIGNATURE}.{ended.pid}").write_text("half of")
+    sign(Manifest.read(tiny_bundle), keys.private)
+    assert [path.name for path in tiny_bundle.glob(".*")] == []
+    (tiny_bundle / f".{SIGNATURE}.{os.getpid()}x").write_text("somebody else's")
+    with pytest.raises(BuildError, match="remove it"):
+        sign(Manifest.read(tiny_bundle), keys.private)
+
+
+def test_it_opens_no_connection(tiny_bundle: Path, keys: Pair, fresh: Fresh) -> None:
+    code = """
+import sys
+from pathlib import Path
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        print(event, arguments)
+sys.addaudithook(hook)
+from firstvec.manifest import Manifest
+from firstvec.signature import judge
+from firstvec_build.signing import sign
+manifest = Manifest.read(sys.argv[1])
+sign(manifest, Path(sys.argv[2]))
+print(judge(manifest, Path(manifest.path).read_bytes(), sys.argv[3]))
+"""
+    assert fresh(code, tiny_bundle, *keys).stdout == "{'firstvec': 'ok', 'model-signing': 'ok'}\n"
+
+
+def test_a_build_makes_a_bundle_without_a_signature_and_leaves_one_that_is_current(
+    tiny_model: Path, tmp_path: Path, keys: Pair
+) -> None:
+    from firstvec_build.pipeline import build
+    from tests.tiny import ANY_INT8
+
+    def run(*, force: bool = False) -> Path:
+        made = build(str(tiny_model), tmp_path, only=["onnx-fp32"], thresholds=ANY_INT8, force=force)
+        return Path(made.manifest.root)
+
+    path = sign(Manifest.read(run()), keys.private)
+    run()
+    assert path.exists()
+    run(force=True)
+    assert not path.exists()
+
+
+def test_the_command_signs_and_says_so(tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh) -> None:
+    done = firstvec("sign", tiny_bundle, "--private-key", keys.private)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(str(tiny_bundle / SIGNATURE))
+    done = firstvec("sign", tiny_bundle, "--private-key", keys.private, "--json")
+    values = json.loads(done.stdout)
+    assert values["signature"] == str(tiny_bundle / SIGNATURE)
+    assert "firstvec.json" in values["files"]
+    locked = make_keys(tmp_path / "keys", password="sesame")
+    assert firstvec("sign", tiny_bundle, "--private-key", locked.private).returncode == 1
+    done = firstvec("sign", tiny_bundle, "--private-key", locked.private, FIRSTVEC_KEY_PASSWORD="sesame")
+    assert done.returncode == 0
+    assert firstvec("verify", tiny_bundle, "--strict", "--public-key", locked.public).returncode == 0
+
+
+def test_the_command_refuses_in_one_message(tiny_bundle: Path, keys: Pair, firstvec: Fresh) -> None:
+    (tiny_bundle / "config.json").write_text("{}")
+    for arguments, message in (
+        ([tiny_bundle, "--private-key", keys.private], "config.json is not the file that was built"),
+        ([tiny_bundle, "--private-key", keys.public], "is not a private key"),
+        (["no/such", "--private-key", keys.private], "no/such"),
+    ):
+        done = firstvec("sign", *arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["model_signing", "OpenSSL"])
+def test_without_the_extra_it_says_how_to_install_it(missing: str, tiny_bundle: Path, keys: Pair, fresh: Fresh) -> None:
+    code = f"""
+import sys
+sys.modules[{missing!r}] = None
+from firstvec.__main__ import main
+main(["sign", sys.argv[1], "--private-key", sys.argv[2]])
+"""
+    done = fresh(code, tiny_bundle, keys.private, check=False)
+    assert done.returncode == 1
+    assert "pip install 'firstvec[sign]'" in done.stderr
+    assert "Traceback" not in done.stderr
