@@ -144,14 +144,27 @@ def wheel(
     only: Annotated[list[str] | None, typer.Option(help="Take this artifact only; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Pack a bundle as a wheel: once installed beside firstvec, the runtime finds it by name."""
-    from firstvec import store
+    """Pack a bundle as a wheel: once installed beside firstvec, the runtime finds it by name.
 
-    path = pack(store.find(model), output, only=only or ())
+    A signature goes along, unless --only leaves something out: it would not be one of what is left.
+    """
+    import zipfile
+
+    from firstvec import signature, store
+
+    manifest = store.find(model)
+    path = pack(manifest, output, only=only or ())
+    with zipfile.ZipFile(path) as archive:
+        signed = any(name.endswith(f"/{signature.FILE_NAME}") for name in archive.namelist())
     if as_json:
-        sys.stdout.write(json.dumps({"wheel": str(path), "size": path.stat().st_size}) + "\n")
-    else:
-        out.print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+        sys.stdout.write(json.dumps({"wheel": str(path), "size": path.stat().st_size, "signed": signed}) + "\n")
+        return
+    out.print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if signed else ''})")
+    if not signed and os.path.lexists(os.path.join(manifest.root, signature.FILE_NAME)):
+        out.print(
+            "Without the bundle's signature, which is one of all artifacts: for a signed wheel of some, build these "
+            "with `firstvec build --only`, sign, and pack all."
+        )
 
 
 def sign(

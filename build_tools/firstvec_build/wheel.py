@@ -12,7 +12,10 @@ from pathlib import Path
 
 from firstvec.errors import BuildError, InputError
 from firstvec.integrity import open_file
-from firstvec.manifest import FILE_NAME, Manifest
+from firstvec.manifest import FILE_NAME, Manifest, read_bytes
+from firstvec.signature import FILE_NAME as SIGNATURE_NAME
+from firstvec.signature import read as read_signature
+from firstvec.signature import signed_files
 from firstvec.store import WHEEL_PACKAGE
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -21,13 +24,16 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     """Write the bundle's wheel into the folder ``output`` and return its path.
 
+    A signature goes along where the whole bundle does: it is one of the whole manifest.
+
     Args:
         only: ids of the artifacts to take along; empty takes all. An app for one platform needs one or two.
 
     Raises:
         IntegrityError: a file of the bundle is not the one that was built.
         InputError: ``only`` names an artifact that the bundle does not have.
-        BuildError: ``output`` cannot be written.
+        SignatureError: the bundle's signature is not one that it can have.
+        BuildError: the bundle's signature is one of other files, or ``output`` cannot be written.
     """
     ids = [artifact.id for artifact in manifest.artifacts]
     if unknown := [artifact_id for artifact_id in only if artifact_id not in ids]:
@@ -35,6 +41,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     kept = manifest.replace(
         artifacts=tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
     )
+    data, signature = _signed(manifest, kept)
     # A name without any letter of ASCII is told apart by its digest.
     name = _plain(manifest.model.name.rsplit("/", 1)[-1], "_") or _sha256(manifest.model.name.encode()).hexdigest()[:12]
     distribution = f"firstvec_bundle_{name}"
@@ -61,7 +68,9 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
                 digest = base64.urlsafe_b64encode(_sha256(data).digest()).rstrip(b"=").decode()
                 records.append(f"{arcname},sha256={digest},{len(data)}")
 
-            add(f"{folder}/{FILE_NAME}", kept.to_json())
+            add(f"{folder}/{FILE_NAME}", data)
+            if signature is not None:
+                add(f"{folder}/{SIGNATURE_NAME}", signature)
             for file in kept.files():
                 with open_file(manifest.root, file, remember=False) as opened:
                     add(f"{folder}/{file.path}", opened.read())
@@ -75,6 +84,23 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
         if scratch.exists():
             scratch.unlink()
     return path
+
+
+def _signed(manifest: Manifest, kept: Manifest) -> tuple[bytes, bytes | None]:
+    """The manifest's bytes, and the signature of just these, if all of the bundle is packed and it is signed."""
+    data = read_bytes(manifest.path)
+    if Manifest.parse(data, manifest.path) != kept:
+        return kept.to_json(), None
+    path = os.path.join(manifest.root, SIGNATURE_NAME)
+    if not os.path.lexists(path):
+        return data, None
+    signature = read_signature(manifest.root)
+    digests = {FILE_NAME: _sha256(data).hexdigest(), **{file.path: file.sha256 for file in kept.files()}}
+    if signed_files(signature, path) != digests:
+        raise BuildError(
+            f"{path}: is of other files than the wheel would hold; run `firstvec sign` again, or remove it"
+        )
+    return data, signature
 
 
 def _plain(text: str, separator: str) -> str:

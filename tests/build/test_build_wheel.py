@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader
-from firstvec.errors import BuildError, InputError, IntegrityError
+from firstvec.errors import BuildError, InputError, IntegrityError, SignatureError
 from firstvec.manifest import Manifest
+from firstvec.store import find
+from firstvec_build.signing import sign
 from firstvec_build.wheel import pack
 from tests.conftest import REPOSITORY, Fresh
+from tests.keys import SIGNATURE, Pair, forge, make_keys, peer_accepts, sign_with_peer
 
 BUNDLE = "firstvec_bundles/tiny-bert"
 
@@ -216,6 +219,67 @@ def test_wheel_with_some_artifacts_only_is_a_bundle_of_these(tiny_built: Path, t
     provider = OptimizedEmbeddingLoader(str(root)).get_provider()
     expected = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
     assert np.array_equal(provider.embed_query("some text"), expected.embed_query("some text"))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Pair:
+    return make_keys(tmp_path / "keys")
+
+
+def test_a_signature_goes_along_and_holds_where_the_wheel_is_installed(
+    tiny_bundle: Path, keys: Pair, tmp_path: Path
+) -> None:
+    sign(Manifest.read(tiny_bundle), keys.private)
+    path = pack(Manifest.read(tiny_bundle), tmp_path)
+    pip("install", "--no-deps", "--no-index", "--target", tmp_path / "site", path)
+    root = tmp_path / "site" / BUNDLE
+    assert find(str(root), str(keys.public)).root == str(root)
+    assert peer_accepts(root, keys.public)
+    with zipfile.ZipFile(path) as archive:
+        [record] = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/RECORD")]
+    assert f"{BUNDLE}/{SIGNATURE},sha256=" in record
+
+
+def test_the_manifest_that_was_signed_is_packed_as_it_is(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
+    path = tiny_bundle / "firstvec.json"
+    document = json.loads(path.read_bytes())
+    path.write_text(json.dumps(document | {"format_version": "1.7", "later": "ignored"}))
+    sign(Manifest.read(tiny_bundle), keys.private)
+    with zipfile.ZipFile(pack(Manifest.read(tiny_bundle), tmp_path)) as archive:
+        assert archive.read(f"{BUNDLE}/firstvec.json") == path.read_bytes()
+        assert archive.read(f"{BUNDLE}/{SIGNATURE}") == (tiny_bundle / SIGNATURE).read_bytes()
+
+
+def test_wheel_with_some_artifacts_only_leaves_the_signature_out(
+    tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh
+) -> None:
+    sign(Manifest.read(tiny_bundle), keys.private)
+    some = ("wheel", tiny_bundle, "-o", tmp_path / "some", "--only", "onnx-fp32")
+    done = firstvec(*some)
+    assert "Without the bundle's signature" in done.stdout
+    assert json.loads(firstvec(*some, "--json").stdout)["signed"] is False
+    [path] = (tmp_path / "some").iterdir()
+    with zipfile.ZipFile(path) as archive:
+        assert f"{BUNDLE}/{SIGNATURE}" not in archive.namelist()
+    assert ", signed)" in firstvec("wheel", tiny_bundle, "-o", tmp_path / "all").stdout
+    names = [argument for artifact in Manifest.read(tiny_bundle).artifacts for argument in ("--only", artifact.id)]
+    done = firstvec("wheel", tiny_bundle, "-o", tmp_path / "all", *names, "--json")
+    assert json.loads(done.stdout)["signed"] is True
+
+
+def test_a_signature_of_something_else_is_not_packed(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    forge(tiny_bundle, keys.private, without=("config.json",))
+    with pytest.raises(BuildError, match="is of other files than the wheel would hold"):
+        pack(manifest, tmp_path / "wheels")
+    (tiny_bundle / "notes.txt").write_text("signed, and not listed")
+    sign_with_peer(tiny_bundle, keys.private)
+    with pytest.raises(BuildError, match="is of other files than the wheel would hold"):
+        pack(manifest, tmp_path / "wheels")
+    (tiny_bundle / SIGNATURE).write_text("{}")
+    with pytest.raises(SignatureError):
+        pack(manifest, tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()
 
 
 def test_artifact_that_the_bundle_lacks_is_refused(tiny_built: Path, tmp_path: Path) -> None:
