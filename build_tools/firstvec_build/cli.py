@@ -1,4 +1,4 @@
-"""`firstvec build`, `wheel` and `sign`. Importing this module imports none of the toolchain (torch, optimum …)."""
+"""`firstvec build`, `wheel`, `sign` and `sbom`. Importing this module imports none of the toolchain (torch …)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(build)
     app.command()(wheel)
     app.command()(sign)
+    app.command()(sbom)
 
 
 def build(
@@ -196,6 +197,30 @@ def sign(
         sys.stdout.write(json.dumps(values, indent=2) + "\n")
     else:
         out.print(f"{path}  ({len(files)} files)")
+
+
+def sbom(
+    model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not to stdout.")
+    ] = None,
+) -> None:
+    """Write a bundle's bill of materials: CycloneDX 1.6, JSON, the same bytes for the same bundle.
+
+    It names the model, its source and revision, every file with its digest, and the packages that built them.
+    Every file is compared with the manifest first.
+    """
+    from firstvec import integrity, store
+    from firstvec.encode import write
+    from firstvec.manifest import Manifest, read_bytes
+    from firstvec_build.sbom import sbom as bill
+
+    path = store.find(model).path
+    data = read_bytes(path)
+    manifest = Manifest.parse(data, path)
+    for file in manifest.files():
+        integrity.verify(manifest.root, file, remember=False)
+    write(bill(manifest, data), output)
 
 
 def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> None:

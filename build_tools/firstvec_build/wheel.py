@@ -17,6 +17,7 @@ from firstvec.signature import FILE_NAME as SIGNATURE_NAME
 from firstvec.signature import read as read_signature
 from firstvec.signature import signed_files
 from firstvec.store import WHEEL_PACKAGE
+from firstvec_build.sbom import sbom
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -24,7 +25,8 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     """Write the bundle's wheel into the folder ``output`` and return its path.
 
-    A signature goes along where the whole bundle does: it is one of the whole manifest.
+    A signature goes along where the whole bundle does: it is one of the whole manifest. The bill of materials is that
+    of what is packed, where PEP 770 puts it.
 
     Args:
         only: ids of the artifacts to take along; empty takes all. An app for one platform needs one or two.
@@ -33,6 +35,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
         IntegrityError: a file of the bundle is not the one that was built.
         InputError: ``only`` names an artifact that the bundle does not have.
         SignatureError: the bundle's signature is not one that it can have.
+        MissingDependency: the packages of the extra ``sbom`` are not installed.
         BuildError: the bundle's signature is one of other files, or ``output`` cannot be written.
     """
     ids = [artifact.id for artifact in manifest.artifacts]
@@ -42,6 +45,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
         artifacts=tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
     )
     data, signature = _signed(manifest, kept)
+    materials = sbom(kept, data)
     # A name without any letter of ASCII is told apart by its digest.
     name = _plain(manifest.model.name.rsplit("/", 1)[-1], "_") or _sha256(manifest.model.name.encode()).hexdigest()[:12]
     distribution = f"firstvec_bundle_{name}"
@@ -76,6 +80,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
                     add(f"{folder}/{file.path}", opened.read())
             add(f"{info}/METADATA", metadata.encode())
             add(f"{info}/WHEEL", tags.encode())
+            add(f"{info}/sboms/{distribution}.cdx.json", materials)
             archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
         os.replace(scratch, path)
     except OSError as error:

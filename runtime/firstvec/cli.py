@@ -344,7 +344,7 @@ def _print_json(values: object) -> None:
 
 
 def _add_build_commands() -> None:
-    """`build`, `wheel` and `sign`, which come with the toolchain of the same distribution."""
+    """`build`, `wheel`, `sign` and `sbom`, which come with the toolchain of the same distribution."""
     try:
         from firstvec_build import cli as build_cli
     except ModuleNotFoundError:

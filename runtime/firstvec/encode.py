@@ -132,7 +132,7 @@ def run(request: Request) -> None:
     provider = loader.get_provider(timeout=None)
     bar = len(lines) > 1000 and sys.stderr.isatty()
     vectors = provider.encode(lines, batch_size=request.batch_size, show_progress_bar=bar)
-    _write(_formatted(vectors, request.form, provider), request.output)
+    write(_formatted(vectors, request.form, provider), request.output)
 
 
 def _stdin_lines() -> list[str]:
@@ -172,7 +172,12 @@ def _formatted(vectors: Any, form: str, provider: EmbeddingProvider) -> bytes:
     return (json.dumps(values) + "\n").encode()
 
 
-def _write(data: bytes, output: str | None) -> None:
+def write(data: bytes, output: str | None) -> None:
+    """Write a command's result to a file, whole or not at all, or to stdout.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     if output is None:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)

@@ -198,6 +198,24 @@ def test_record_of_the_bundle_wheel_is_right(bundle_wheel: Path) -> None:
     assert rows == expected
 
 
+def test_bundle_wheel_holds_its_bill_of_materials(bundle_wheel: Path, tiny_built: Path, tmp_path: Path) -> None:
+    def files(wheel: Path) -> set[str]:
+        with zipfile.ZipFile(wheel) as archive:
+            bill = archive.read("firstvec_bundle_tiny_bert-1.dist-info/sboms/firstvec_bundle_tiny_bert.cdx.json")
+            names = {name.removeprefix(f"{BUNDLE}/") for name in archive.namelist() if name.startswith(BUNDLE)}
+            digests = {name: hashlib.sha256(archive.read(f"{BUNDLE}/{name}")).hexdigest() for name in names}
+        listed = {
+            each["name"]: each["hashes"][0]["content"]
+            for each in json.loads(bill)["components"]
+            if each["type"] == "file"
+        }
+        assert listed == digests
+        return names
+
+    some = pack(Manifest.read(tiny_built), tmp_path, only=["onnx-fp32"])
+    assert files(some) < files(bundle_wheel)
+
+
 def test_same_bundle_gives_the_same_wheel(bundle_wheel: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     for path in tiny_bundle.rglob("*"):
         os.utime(path, (1, 1))

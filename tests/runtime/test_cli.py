@@ -14,7 +14,7 @@ import pytest
 from firstvec import LoadingStrategy, OptimizedEmbeddingLoader, __version__
 from tests.conftest import Fresh, edit_manifest
 
-COMMANDS = ("encode", "list", "inspect", "explain", "verify", "doctor", "build", "wheel", "sign")
+COMMANDS = ("encode", "list", "inspect", "explain", "verify", "doctor", "build", "wheel", "sign", "sbom")
 
 
 @pytest.fixture
