@@ -73,6 +73,15 @@ def test_hand_over_compares_throughput_and_memory(bundle: Path) -> None:
     assert 0.5 < figures["ratio"] < 2
 
 
+def test_signature_measures_loads_with_it_and_without(tiny_built: Path) -> None:
+    done = run("benchmarks/signature.py", "--bundle", tiny_built, "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert all(figures[name] > 0 for name in figures if not name.endswith("difference, ms"))
+    assert [path.name for path in tiny_built.parent.iterdir()] == [tiny_built.name]  # the signed copy is gone
+    assert not (tiny_built / "model.sig").exists()
+
+
 @pytest.fixture
 def labelled_set(tmp_path: Path) -> Path:
     """Six labelled pairs of the project's own sentences: like ones first, unlike ones last."""

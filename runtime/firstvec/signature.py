@@ -277,7 +277,7 @@ def _statement(payload: bytes, path: str) -> dict[str, str]:
 def _keys(item: CheckedObject, *known: str) -> None:
     for key in item.value:
         if key not in known:
-            raise item.error(key[:80], f"is not known here: known are {', '.join(known)}")
+            raise item.error(ascii(key[:80])[1:-1], f"is not known here; known are {', '.join(known)}")
 
 
 def _read(path: str, limit: int, missing: str, hint: str) -> bytes:

@@ -343,6 +343,13 @@ def test_an_envelope_that_is_not_what_it_must_be_is_refused(name: str, tiny_bund
     refused(tiny_bundle, keys.public)
 
 
+def test_a_message_shows_no_characters_that_a_terminal_obeys(tiny_bundle: Path, keys: Pair) -> None:
+    forge(tiny_bundle, keys.private, envelope=lambda outer: outer.update({"\x1b[31m": 1}))
+    error = refused(tiny_bundle, keys.public)
+    assert "\x1b" not in str(error)
+    assert "\\x1b[31m: is not known here" in str(error)
+
+
 def test_an_envelope_may_leave_out_what_says_nothing(tiny_bundle: Path, keys: Pair) -> None:
     def change(outer: dict[str, Any]) -> None:
         first(outer).pop("keyid")
