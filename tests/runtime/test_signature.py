@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -638,6 +639,20 @@ if (child := os.fork()) == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert fresh(code, tiny_bundle, keys.public).stdout == "32\n"
+
+
+def test_a_hand_over_uses_the_manifest_that_was_checked(signed: Path, keys: Pair) -> None:
+    held = loader(signed, keys.public, strategy="progressive")
+    held.start_loading()
+    provider = held.get_provider()
+    before = provider.embed_query("text")
+    edit_manifest(signed, lambda document: document["model"].update(embedding_dim=31))
+    deadline = time.monotonic() + 60
+    while held.report()["hand_over"] == "waiting" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held.report()["hand_over"] == "done"
+    assert provider.embed_query("text") == pytest.approx(before, abs=1e-6)
+    refused(signed, keys.public)
 
 
 def test_nothing_of_the_bundle_is_opened_before_it_was_checked(tiny_bundle: Path, keys: Pair, fresh: Fresh) -> None:
