@@ -87,7 +87,7 @@ def read_key(path: str) -> PublicKey:
 
 
 def parse_key(data: bytes, path: str) -> PublicKey:
-    """Do the same with the file's bytes.
+    """Read a public key from the bytes of the PEM file at ``path``.
 
     Raises:
         SignatureError: it is not the public key of a curve that bundles are signed with.
@@ -125,7 +125,7 @@ long the rest is."""
 
 
 def check_bytes(manifest: Manifest, data: bytes, signature: bytes, key: PublicKey) -> None:
-    """Do the same with a signature and a key that were read already.
+    """Check what `check` does, with a signature and a key that were read already.
 
     Raises:
         SignatureError: it is not a signature of this key over this bundle.
