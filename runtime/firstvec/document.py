@@ -19,13 +19,30 @@ def parse_object(data: bytes, file: str) -> CheckedObject:
     """Parse a JSON document whose top is an object.
 
     Raises:
-        ManifestError: it is not UTF-8 JSON, holds a key twice in one object, NaN or Infinity, or is nested too deeply.
+        ManifestError: it is not UTF-8 JSON, holds a key twice in one object, NaN, Infinity or a lone surrogate, or is
+            nested too deeply.
     """
     try:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ManifestError(file, f"is not valid JSON ({error})") from error
+    if b"\\" in data:  # UTF-8 has no surrogates: it takes an escape, and few documents have any
+        _no_lone_surrogates(document, file)
     return CheckedObject(document, file)
+
+
+def is_below(version: str, limit: str) -> bool:
+    """Whether ``version`` comes before ``limit``; `CheckedObject.version` accepted both."""
+    first, second = int(version.partition(".")[0]), int(limit.partition(".")[0])
+    return first < second if first != second else _release(version) < _release(limit)
+
+
+def _release(version: str) -> list[int]:
+    """The parts of a version; 1.0 is 1."""
+    parts = [*map(int, version.split("."))]
+    while parts and not parts[-1]:
+        parts.pop()
+    return parts
 
 
 def is_number(text: str) -> bool:
@@ -36,13 +53,41 @@ def is_number(text: str) -> bool:
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} occurs twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:80]!r} occurs twice")
+            seen.add(key)
     return result
 
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_lone_surrogates(document: Any, file: str) -> None:
+    """Such a string can be neither printed nor written, not even in an error."""
+    left: list[tuple[str, Any]] = [("", document)]
+    while left:  # not by recursion: a document may be nested as deeply as the stack allows
+        place, value = left.pop()
+        if isinstance(value, dict):
+            left += ((f"{place}.{_shown(key)}" if place else _shown(key), inner) for key, inner in value.items())
+            value = "".join(value)
+        elif isinstance(value, list):
+            left += (
+                (f"{place}[{at}]", inner) for at, inner in enumerate(value) if isinstance(inner, str | list | dict)
+            )
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                at = f"{file}: {place}" if place else file
+                raise ManifestError(at, f"holds a lone surrogate, {value[error.start]!r}") from error
+
+
+def _shown(key: str) -> str:
+    """A key that the document chose, as errors spell it."""
+    return key[:80] if key.isprintable() else ascii(key[:80])
 
 
 class CheckedObject:
@@ -81,6 +126,8 @@ class CheckedObject:
     def _checked(self, key: str, value: str) -> str:
         if not value or len(value) > 10_000:
             raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
+        if not value.isprintable() and any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in value):
+            raise self.error(key, f"is {value[:80]!r}: control characters are not for names")
         return value
 
     def literal(self, key: str, expected: str) -> None:
@@ -103,7 +150,7 @@ class CheckedObject:
 
     def version(self, key: str) -> str:
         value = self.text(key)
-        if not all(map(is_number, value.split("."))):
+        if len(value) > 100 or not all(map(is_number, value.split("."))):
             raise self.error(key, f"{value[:80]!r} is not a version like 1.23.0")
         return value
 
@@ -146,6 +193,9 @@ class CheckedObject:
 
     def numbers(self, key: str) -> dict[str, float]:
         inner = self.child(key)
+        for name in inner.value:
+            if name != _shown(name):
+                raise self.error(key, f"holds the key {name[:80]!r}, which is no name")
         return {name: inner.number(name, float("-inf"), float("inf")) for name in inner.value}
 
     def floats(self, key: str) -> list[float]:
@@ -182,7 +232,7 @@ class CheckedObject:
         values: dict[str, Any] = self._get(key, dict)
         for name, value in values.items():
             if not isinstance(value, str):
-                raise self.error(f"{key}.{name[:80]}", f"is {_kind(value)}, not a string")
+                raise self.error(f"{key}.{_shown(name)}", f"is {_kind(value)}, not a string")
         return values
 
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:

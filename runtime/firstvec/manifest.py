@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from firstvec.document import is_number, parse_object
+from firstvec.document import is_below, is_number, parse_object
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
 from firstvec.store import FILE_NAME as FILE_NAME
@@ -28,7 +28,21 @@ ENGINES = ("onnxruntime", "torch")
 DEVICES = ("cpu", "cuda", "mps")
 ISAS = ("avx2", "avx512_vnni", "arm64")
 
+_ENGINE_OF = {"onnx": "onnxruntime", "torchscript": "torch"}
+_METRICS = (
+    "cosine_mean",
+    "cosine_min",
+    "cosine_p1",
+    "max_abs_diff",
+    "neighbour_overlap",
+    "batch_cosine_min",
+    "spearman",
+)
 _PATH_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+_WINDOWS_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))]
+)
+"""In every folder, and with every ending, these names are devices there."""
 
 
 class File(Record):
@@ -227,7 +241,10 @@ class Manifest(Record):
             raise top.error("artifacts", "is empty: a bundle holds at least one artifact")
         _unique(top, "artifacts[].id", [artifact.id for artifact in manifest.artifacts])
         # Case-insensitive file systems fold these together.
-        _unique(top, "files", [FILE_NAME, *(file.path.lower() for file in manifest.files())])
+        paths = [FILE_NAME, *(file.path.lower() for file in manifest.files())]
+        _unique(top, "files", paths)
+        _no_folders(top, "files", paths)
+        _no_devices(top, "files", paths)
         return manifest
 
     def to_json(self) -> bytes:
@@ -269,7 +286,7 @@ def _plain(value: Any) -> Any:
 
 
 def _model(item: CheckedObject) -> Model:
-    return Model(
+    model = Model(
         name=item.text("name"),
         revision=item.optional("revision", item.text),
         source=item.text("source"),
@@ -283,6 +300,11 @@ def _model(item: CheckedObject) -> Model:
         prompts=item.texts("prompts"),
         default_prompt_name=item.optional("default_prompt_name", item.text),
     )
+    if model.default_prompt_name is not None and model.default_prompt_name not in model.prompts:
+        raise item.error(
+            "default_prompt_name", f"is {model.default_prompt_name[:80]!r}, which is not one of the prompts"
+        )
+    return model
 
 
 def _wordpiece(item: CheckedObject) -> WordPiece:
@@ -299,8 +321,7 @@ def _wordpiece(item: CheckedObject) -> WordPiece:
 
 
 def _artifact(item: CheckedObject) -> Artifact:
-    quality = item.child("quality")
-    return Artifact(
+    artifact = Artifact(
         id=item.text("id"),
         format=item.one_of("format", FORMATS),
         precision=item.one_of("precision", PRECISIONS),
@@ -312,19 +333,38 @@ def _artifact(item: CheckedObject) -> Artifact:
         isa_reason=item.optional("isa_reason", item.text),
         batch_invariant=item.boolean("batch_invariant"),
         files=tuple(_file(child) for child in item.children("files", at_least=1)),
-        quality=Quality(
-            cosine_mean=quality.number("cosine_mean", -1.0, 1.0),
-            cosine_min=quality.number("cosine_min", -1.0, 1.0),
-            cosine_p1=quality.number("cosine_p1", -1.0, 1.0),
-            max_abs_diff=quality.number("max_abs_diff", 0.0, float("inf")),
-            neighbour_overlap=quality.number("neighbour_overlap", 0.0, 1.0),
-            batch_cosine_min=quality.number("batch_cosine_min", -1.0, 1.0),
-            sentences=quality.integer("sentences", 1, 1 << 31),
-            measured_with=quality.text("measured_with"),
-            spearman=quality.optional("spearman", lambda key: quality.number(key, -100.0, 100.0)),
-            thresholds=quality.numbers("thresholds"),
-        ),
+        quality=_quality(item.child("quality")),
     )
+    if artifact.engine != _ENGINE_OF[artifact.format]:
+        raise item.error("engine", f"is {artifact.engine}, which does not run {artifact.format}")
+    if not is_below(artifact.engine_min, artifact.engine_below):
+        raise item.error("engine_min", f"is {artifact.engine_min}, not below engine_below {artifact.engine_below}")
+    return artifact
+
+
+def _quality(item: CheckedObject) -> Quality:
+    quality = Quality(
+        cosine_mean=item.number("cosine_mean", -1.0, 1.0),
+        cosine_min=item.number("cosine_min", -1.0, 1.0),
+        cosine_p1=item.number("cosine_p1", -1.0, 1.0),
+        max_abs_diff=item.number("max_abs_diff", 0.0, float("inf")),
+        neighbour_overlap=item.number("neighbour_overlap", 0.0, 1.0),
+        batch_cosine_min=item.number("batch_cosine_min", -1.0, 1.0),
+        sentences=item.integer("sentences", 1, 1 << 31),
+        measured_with=item.text("measured_with"),
+        spearman=item.optional("spearman", lambda key: item.number(key, -100.0, 100.0)),
+        thresholds=item.numbers("thresholds"),
+    )
+    for metric, threshold in quality.thresholds.items():
+        if metric not in _METRICS:  # of a newer minor version
+            continue
+        value = getattr(quality, metric)
+        if value is None:
+            raise item.error(metric, f"is missing, though the artifact was held to {threshold:g}")
+        if value > threshold if metric == "max_abs_diff" else value < threshold:
+            side = "above" if metric == "max_abs_diff" else "below"
+            raise item.error(metric, f"{value:g} is {side} the {threshold:g} that it was held to")
+    return quality
 
 
 def _file(item: CheckedObject) -> File:
@@ -346,3 +386,23 @@ def _unique(top: CheckedObject, key: str, values: list[str]) -> None:
         if value in seen:
             raise top.error(key, f"{value!r} occurs twice")
         seen.add(value)
+
+
+def _no_folders(top: CheckedObject, key: str, paths: list[str]) -> None:
+    folders = {path.rpartition("/")[0] for path in paths}
+    for folder in [*folders]:
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            folders.add(folder)
+    for path in paths:
+        if path in folders:
+            raise top.error(key, f"{path!r} is a file, and the folder of another file")
+
+
+def _no_devices(top: CheckedObject, key: str, paths: list[str]) -> None:
+    if _WINDOWS_DEVICES.isdisjoint("/".join(paths).replace(".", "/").split("/")):  # at once: nearly always
+        return
+    for path in paths:
+        for segment in path.split("/"):
+            if segment.partition(".")[0] in _WINDOWS_DEVICES:
+                raise top.error(key, f"{path!r}: {segment!r} is the name of a device on Windows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -292,7 +293,13 @@ def test_a_whole_number_is_a_number(key: str) -> None:
     [
         (("support_files",), []),
         (("built_with",), {}),
-        (("model", "prompts"), {}),
+        (("model", "prompts"), {"query": ""}),
+        (("model", "prompts"), {"query": "Instruct: find\nQuery:\t"}),
+        (("model", "name"), "größe/日本\u3000😀\u200b"),
+        ((*FILE, "path"), "console/com10/nulls/lpt.com1"),
+        ((*FILE, "path"), "onnx-/int8.onnx"),
+        ((*FILE, "path"), "tokenizer.json_data/x"),
+        ((*ARTIFACT, "engine_below"), "1.23.0.1"),
         ((*FILE, "size"), 0),
         ((*FILE, "path"), "a/" * 99 + "bc"),
         ((*FILE, "path"), "A-z_0.9/x..y/-_-"),
@@ -517,9 +524,11 @@ def test_what_json_does_not_know_as_a_number_is_refused(place: Place, constant: 
         "mod\x1bel",
         "mod\x7fel",
         "modèle",
+        "mode\u0301le",
         "model\u2044x",
         "．．/model",
-        "m\ud800",
+        "\ufb01le",
+        "model\u202egpj.exe",
         "a" * (MAX_PATH + 1),
         "a/" * (MAX_PATH // 2) + "b",
     ],
@@ -544,6 +553,167 @@ def test_two_files_of_one_name_are_refused_in_any_case(path: str) -> None:
     assert f"{path.lower()!r} occurs twice" in refused(changed((*FILE, "path"), path), "files").reason
 
 
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("tokenizer.json/onnx", "tokenizer.json"),
+        ("Tokenizer.JSON/a/b/c", "tokenizer.json"),
+        ("firstvec.json/x", "firstvec.json"),
+        ("onnx", "onnx"),
+        ("ONNX", "onnx"),
+        ("1_pooling", "1_pooling"),
+    ],
+)
+def test_a_file_that_is_the_folder_of_another_is_refused_in_any_case(path: str, file: str) -> None:
+    error = refused(changed((*FILE, "path"), path), "files")
+    assert f"{file!r} is a file, and the folder of another file" in error.reason
+
+
+@pytest.mark.parametrize(
+    "path", ["con", "NUL.onnx", "onnx/Com1", "aux/model.onnx", "onnx/lpt9.tar.gz", "x/prn.", "com0", "a/CON.a.b/c"]
+)
+def test_the_names_of_windows_devices_are_refused(path: str) -> None:
+    error = refused(changed((*FILE, "path"), path), "files" if path != "x/prn." else (*FILE, "path"))
+    assert "device on Windows" in error.reason or path == "x/prn."
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "name"), "organisation/\ud800"),
+        (("model", "prompts", "query"), "\udfff: "),
+        (("wordpiece", "added_tokens", 1), "[SEP]\udbff\udbff"),
+        (("artifacts", 1, "files", 1, "path"), "m\ud800"),
+        (("built_with", "torch"), "\udc00\ud800"),
+        (("unknown",), [1, ["\ud800"]]),
+        (("model", "unknown"), {"a\ud800": 1}),
+    ],
+    ids=ascii,
+)
+def test_a_lone_surrogate_is_refused_wherever_it_is(place: Place, value: object) -> None:
+    error = refused(changed(place, value), f"{text(place)}[1][0]" if place == ("unknown",) else place)
+    assert "lone surrogate" in error.reason
+    assert str(error).isprintable()
+
+
+def test_an_escape_that_only_looks_like_a_surrogate_and_a_pair_of_them_are_accepted() -> None:
+    assert parse(changed(("model", "name"), "a\\ud800")).model.name == "a\\ud800"
+    assert parse(changed(("model", "name"), "😀")).model.name == "😀"
+
+
+@pytest.mark.parametrize("character", ["\0", "\n", "\x1b", "\x7f", "\x9b"], ids=ascii)
+@pytest.mark.parametrize(
+    "place",
+    [("model", "name"), ("model", "source"), (*ARTIFACT, "id"), (*ARTIFACT, "isa_reason"), (*QUALITY, "measured_with")],
+    ids=text,
+)
+def test_control_characters_are_refused_in_names(place: Place, character: str) -> None:
+    error = refused(changed(place, f"a{character}[2Jb"), place)
+    assert "control characters" in error.reason
+    assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "reason"),
+    [
+        (
+            {"cosine_min": 0.91, "thresholds": {"cosine_min": 0.97}},
+            "cosine_min",
+            "0.91 is below the 0.97 that it was held",
+        ),
+        (
+            {"max_abs_diff": 0.02, "thresholds": {"max_abs_diff": 0.01}},
+            "max_abs_diff",
+            "0.02 is above the 0.01 that it",
+        ),
+        ({"thresholds": {"neighbour_overlap": 0.950001}}, "neighbour_overlap", "below"),
+        ({"thresholds": {"cosine_mean": 0.9, "batch_cosine_min": 1.5}}, "batch_cosine_min", "below"),
+        ({"thresholds": {"cosine_p1": 1}}, "cosine_p1", "below"),
+        ({"thresholds": {"spearman": 82}}, "spearman", "below"),
+        (
+            {"spearman": None, "thresholds": {"spearman": 82}},
+            "spearman",
+            "is missing, though the artifact was held to 82",
+        ),
+    ],
+    ids=str,
+)
+def test_an_artifact_that_misses_its_own_threshold_is_refused(changes: dict[str, Any], place: str, reason: str) -> None:
+    value = document()
+    value["artifacts"][2]["quality"] |= changes
+    assert reason in refused(value, (*QUALITY, place)).reason
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        {"cosine_min": 0.97, "max_abs_diff": 0.01, "spearman": 81.9},  # exactly
+        {"cosine_of_a_newer_minor_version": 2.0, "sentences": 1e9},
+        {},
+    ],
+    ids=str,
+)
+def test_thresholds_that_are_met_and_unknown_ones_are_accepted(thresholds: dict[str, float]) -> None:
+    assert parse(changed((*QUALITY, "thresholds"), thresholds)).artifacts[2].quality.thresholds == thresholds
+
+
+def test_a_key_that_cannot_be_shown_is_not_shown() -> None:
+    for name in ("a\x1b[2J", "x" * 10_000):
+        assert (
+            len(error := str(refused(changed((*QUALITY, "thresholds"), {name: 1.0}), (*QUALITY, "thresholds")))) < 400
+        )
+        assert error.isprintable()
+        with pytest.raises(ManifestError) as caught:
+            parse(changed(("built_with",), {name: 1}))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("low", "below"),
+    [("2", "2"), ("2.0", "2"), ("2", "2.0.0"), ("2.1", "2"), ("1.10", "1.9"), ("3", "2.999"), ("0", "0.0")],
+)
+def test_an_empty_range_of_engine_versions_is_refused(low: str, below: str) -> None:
+    value = document()
+    value["artifacts"][2] |= {"engine_min": low, "engine_below": below}
+    assert "not below" in refused(value, (*ARTIFACT, "engine_min")).reason
+
+
+@pytest.mark.parametrize(("low", "below"), [("1.9", "1.10"), ("1.23", "1.23.1"), ("0", "0.0.1"), ("9", "10")])
+def test_versions_are_compared_as_numbers(low: str, below: str) -> None:
+    value = document()
+    value["artifacts"][2] |= {"engine_min": low, "engine_below": below}
+    assert parse(value).artifacts[2].engine_below == below
+
+
+def test_a_version_of_many_parts_is_refused() -> None:
+    refused(changed((*ARTIFACT, "engine_min"), "1" + ".1" * 50), (*ARTIFACT, "engine_min"))
+
+
+@pytest.mark.parametrize(("index", "engine"), [(0, "onnxruntime"), (2, "torch")])
+def test_an_engine_that_does_not_run_the_format_is_refused(index: int, engine: str) -> None:
+    assert (
+        "does not run"
+        in refused(changed(("artifacts", index, "engine"), engine), ("artifacts", index, "engine")).reason
+    )
+
+
+def test_a_default_prompt_that_is_not_there_is_refused() -> None:
+    refused(changed(("model", "default_prompt_name"), "other"), ("model", "default_prompt_name"))
+    refused(changed(("model", "prompts"), {}), ("model", "default_prompt_name"))
+    value = changed(("model", "prompts"), {})
+    value["model"]["default_prompt_name"] = None
+    assert parse(value).model.prompts == {}
+
+
+@pytest.mark.parametrize("number", ["-0", "-0.0", "-0e5"])
+def test_negative_zero_is_zero(number: str) -> None:
+    data = json.dumps(changed((*QUALITY, "max_abs_diff"), "HERE")).replace('"HERE"', number).encode()
+    assert Manifest.parse(data).artifacts[2].quality.max_abs_diff == 0.0
+    assert Manifest.parse(json.dumps(changed((*FILE, "size"), "S")).replace('"S"', "-0").encode())
+    refused(json.dumps(changed((*FILE, "size"), "S")).replace('"S"', "-0.0").encode(), (*FILE, "size"))
+
+
 def test_two_artifacts_of_one_id_are_refused() -> None:
     error = refused(changed((*ARTIFACT, "id"), "onnx-fp32"), "artifacts[].id")
     assert "'onnx-fp32' occurs twice" in error.reason
@@ -564,6 +734,13 @@ def test_a_key_that_occurs_twice_is_refused_and_named(old: str, new: str, key: s
     data = json.dumps(document())
     assert old in data
     assert f"the key {key!r} occurs twice" in refused(data.replace(old, new, 1).encode()).reason
+
+
+def test_a_key_that_occurs_twice_among_very_many_is_found_at_once() -> None:
+    data = "{" + ",".join(f'"{number}":0' for number in range(90_000)) + ',"89999":0}'
+    began = time.process_time()
+    assert "'89999' occurs twice" in refused(data.encode()).reason
+    assert time.process_time() - began < 5  # each compared with each other takes minutes
 
 
 @pytest.mark.parametrize(
