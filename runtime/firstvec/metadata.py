@@ -110,7 +110,7 @@ def _known(folder: str) -> Known:
         raise ManifestError(folder, f"has no manifest that can be read ({error})") from error
     if (known := _seen.get(key)) is None:
         # Another firstvec, or another Python, may know other fields, and write them otherwise.
-        path = cache.place("metadata", f"{cache.name_of(key)}-{__version__}-{sys.hexversion:x}")
+        path = cache.place("metadata", f"{cache.name_of(key)}-{__version__}-{sys.hexversion:x}-1")
         known = _parsed(cache.recall(path))
         if known is None:
             from firstvec.manifest import Manifest
@@ -126,6 +126,7 @@ def _parsed(data: bytes | None) -> Known | None:
     if data is None:
         return None
     try:
+        # A few damaged bytes can make marshal ask for 16 GB: it is given only what `cache` found as it was written.
         values, (path, sha256) = marshal.loads(data)
         if tuple(values) != ModelMetadata._fields or not isinstance(path, str) or not isinstance(sha256, str):
             return None

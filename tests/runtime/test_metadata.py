@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from firstvec import ModelMetadata, metadata
-from firstvec.cache import identity, name_of
+from firstvec.cache import identity, name_of, note, recall
 from firstvec.manifest import FILE_NAME, Manifest
 from tests.conftest import Fresh, edit_manifest
 
@@ -59,8 +59,8 @@ def test_a_manifest_is_parsed_once_in_a_process_and_once_on_a_machine(
     forget(monkeypatch)
     assert known(tiny_built) == first
     assert parsed == []
-    (note,) = notes.iterdir()
-    assert note.name.startswith(name_of(identity((tiny_built / FILE_NAME).stat())))
+    (path,) = notes.iterdir()
+    assert path.name.startswith(name_of(identity((tiny_built / FILE_NAME).stat())))
 
 
 def test_a_changed_manifest_is_parsed_again(
@@ -91,10 +91,9 @@ def test_the_path_is_the_one_that_was_asked_for(tiny_built: Path, tmp_path: Path
     assert known(tmp_path / "link").replace(path="") == known(tiny_built).replace(path="")
 
 
-def spoiled(note: bytes) -> Iterator[bytes]:
-    values, tokenizer = marshal.loads(note)
+def spoiled(written: bytes) -> Iterator[bytes]:
+    values, tokenizer = marshal.loads(written)
     yield b""
-    yield note[:40]
     yield b"\xff" * 100
     yield marshal.dumps(None)
     yield marshal.dumps(({}, tokenizer))
@@ -107,14 +106,47 @@ def test_a_note_that_makes_no_sense_is_written_again(
     tiny_built: Path, parsed: list[str], notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = known(tiny_built)
-    (note,) = notes.iterdir()
-    content = note.read_bytes()
-    for data in spoiled(content):
-        note.write_bytes(data)
+    (path,) = notes.iterdir()
+    content = path.read_bytes()
+    for data in spoiled(recall(str(path)) or b""):
+        note(str(path), data)
         forget(monkeypatch)
         parsed.clear()
         assert known(tiny_built) == expected
-        assert (len(parsed), note.read_bytes()) == (1, content)
+        assert (len(parsed), path.read_bytes()) == (1, content)
+
+
+def test_any_flipped_bit_missing_end_or_added_byte_of_a_note_is_noticed(tiny_built: Path, notes: Path) -> None:
+    known(tiny_built)
+    (path,) = notes.iterdir()
+    content = path.read_bytes()
+    assert recall(str(path)) == content[16:]
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        assert recall(str(path)) is None
+    for damaged in (*(content[:length] for length in range(len(content))), content + b"\0", b"\0" + content):
+        path.write_bytes(damaged)
+        assert recall(str(path)) is None
+
+
+def test_a_note_of_which_marshal_would_make_a_huge_tuple_is_not_given_to_it(
+    tiny_built: Path, notes: Path, fresh: Fresh
+) -> None:
+    expected = known(tiny_built).embedding_dim
+    (path,) = notes.iterdir()
+    content = path.read_bytes()
+    at = content.index(b"onnx-fp32")
+    for place in range(at - 12, at):  # somewhere here is the count of the artifacts
+        path.write_bytes(content[:place] + b"(\xff\xff\xff\x7f" + content[place + 5 :])
+        code = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+from firstvec import ModelMetadata
+print(ModelMetadata.from_cache(sys.argv[1]).embedding_dim)
+"""
+        assert int(fresh(code, tiny_built).stdout) == expected
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions")
@@ -123,9 +155,9 @@ def test_a_note_that_others_could_have_written_is_not_believed(
     mode: int, tiny_built: Path, notes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = known(tiny_built)
-    (note,) = notes.iterdir()
-    values, tokenizer = marshal.loads(note.read_bytes())
-    note.write_bytes(marshal.dumps(({**values, "embedding_dim": 1}, tokenizer)))
+    (path,) = notes.iterdir()
+    values, tokenizer = marshal.loads(recall(str(path)) or b"")
+    note(str(path), marshal.dumps(({**values, "embedding_dim": 1}, tokenizer)))
     forget(monkeypatch)
     assert known(tiny_built).embedding_dim == 1  # believed, where only this user writes
     notes.chmod(mode)
