@@ -14,6 +14,7 @@ test: $(VENV)/.installed lint typecheck  ## everything that must hold before a c
 	$(BIN)/pytest
 
 faults: artifacts  ## the long campaigns of tests/faults: up to half an hour; figures in build/faults/figures.json
+	$(BIN)/pip install --quiet --constraint constraints.txt --group faults
 	$(BIN)/pytest tests/faults --faults --durations=0
 
 guard: artifacts  ## regression guards: ratios to fixed peers beside those of benchmarks/baseline.json
