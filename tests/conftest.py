@@ -145,8 +145,9 @@ def _as_installed() -> dict[str, str]:
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a bundle's manifest in place."""
+    """Change a bundle's manifest in place, as one would who means it: without its checksum."""
     path = root / "firstvec.json"
     document = json.loads(path.read_text("utf-8"))
+    document.pop("checksum", None)
     change(document)
     path.write_text(json.dumps(document), "utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from firstvec.cache import checksum
 from firstvec.document import is_below, is_number, parse_object
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
@@ -223,6 +224,10 @@ class Manifest(Record):
             raise top.error("format_version", f"{version!r} is not MAJOR.MINOR")
         if int(major) != FORMAT_MAJOR:
             raise UnsupportedManifestVersion(path, version, str(FORMAT_MAJOR))
+        if (digits := top.optional("checksum", top.text)) is not None:
+            before, _, behind = data.rpartition(digits.encode())
+            if digits != _digits(before + behind):
+                raise top.error("checksum", f"is {digits[:80]!r}, not that of these bytes: the manifest was changed")
         manifest = cls(
             path=path,
             model=_model(top.child("model")),
@@ -261,7 +266,13 @@ class Manifest(Record):
             "built_with": self.built_with,
             "inputs_sha256": self.inputs_sha256,
         }
-        return (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode()
+        before = json.dumps(document, indent=2, ensure_ascii=True).removesuffix("\n}") + ',\n  "checksum": "'
+        behind = '"\n}\n'
+        return f"{before}{_digits((before + behind).encode())}{behind}".encode()
+
+
+def _digits(data: bytes) -> str:
+    return f"{checksum(data):08x}"
 
 
 def read_bytes(path: str) -> bytes:

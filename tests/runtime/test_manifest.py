@@ -229,7 +229,9 @@ def test_writing_and_parsing_gives_an_equal_manifest_and_the_same_bytes() -> Non
     again = Manifest.parse(data, manifest.path)
     assert again == manifest
     assert again.to_json() == data
-    assert json.loads(data) == document()
+    written = json.loads(data)
+    assert len(written.pop("checksum")) == 8
+    assert written == document()
 
 
 def test_a_built_manifest_is_written_as_it_was_read(tiny_built: Path) -> None:
@@ -239,6 +241,39 @@ def test_a_built_manifest_is_written_as_it_was_read(tiny_built: Path) -> None:
     assert {each.path for each in manifest.files()} | {FILE_NAME} == {
         path.relative_to(tiny_built).as_posix() for path in tiny_built.rglob("*") if path.is_file()
     }
+
+
+def test_any_flipped_bit_is_noticed() -> None:
+    data = parse(document()).to_json()
+    key = range(data.rindex(b'"checksum"') + 1, data.rindex(b'": "'))
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        try:
+            manifest = Manifest.parse(bytes(damaged), "/b/firstvec.json")
+        except ManifestError:
+            continue
+        # A key that is not known says nothing, and all the rest is as it was.
+        assert position in key
+        assert manifest == parse(document())
+
+
+def test_the_checksum_is_the_one_that_the_format_describes() -> None:
+    data = parse(document()).to_json()
+    digits = data[-12:-4]
+    number = sum(byte << 8 * at for at, byte in enumerate(data.replace(digits, b"") + b"\1"))
+    assert digits.decode() == f"{number % 1_073_741_789:08x}"
+
+
+@pytest.mark.parametrize("digits", ["0" * 8, "", "0", "x", "é" * 8, 0, {}], ids=repr)
+def test_a_checksum_that_is_not_that_of_the_bytes_is_refused(digits: object) -> None:
+    refused(changed(("checksum",), digits), ("checksum",))
+
+
+def test_a_manifest_that_was_changed_and_kept_its_checksum_is_refused() -> None:
+    data = parse(document()).to_json().replace(b'"unk_id": 100', b'"unk_id": 101')
+    assert "the manifest was changed" in refused(data, ("checksum",)).reason
+    assert Manifest.parse(json.dumps({**json.loads(data), "checksum": None}).encode()).wordpiece is not None
 
 
 def test_text_beyond_ascii_survives_as_ascii_bytes() -> None:
@@ -800,9 +835,8 @@ def test_what_is_no_json_at_all_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("share", range(50))
 def test_a_truncated_manifest_is_refused(share: int) -> None:
     data = parse(document()).to_json()
-    # Without the final newline it is still whole; the last cut takes the closing brace.
-    cut = (len(data) - 2) * share // 49
-    refused(data[:cut])
+    refused(data[: (len(data) - 2) * share // 49])
+    refused(data[:-1], ("checksum",))
 
 
 @pytest.mark.parametrize("tail", [b"}", b"{}", b"\0", b",", b"x"])
