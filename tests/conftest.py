@@ -128,6 +128,16 @@ def tiny_bundle(tiny_built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smallest_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest bundle that there can be, ONNX fp32 only. Do not change it."""
+    from firstvec_build.pipeline import build
+    from tests.tiny import save_smallest
+
+    model = save_smallest(tmp_path_factory.mktemp("models") / "smallest")
+    return Path(build(str(model), tmp_path_factory.mktemp("bundles"), only=["onnx-fp32"]).manifest.root)
+
+
+@pytest.fixture(scope="session")
 def sentence_transformer() -> Any:
     """The reference: the real model in sentence-transformers."""
     with warnings.catch_warnings():

@@ -28,6 +28,14 @@ def save_bert(folder: Path, *, pooling_mode: str = "mean", normalize: bool = Tru
     return _save(folder, transformers.BertModel(config), _wordpiece(), pooling_mode, normalize)
 
 
+def save_smallest(folder: Path) -> Path:
+    """BERT with four components in one layer: a bundle so small that every bit of it can be flipped."""
+    shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
+    tokenizer = _wordpiece(vocab_size=80, limit_alphabet=30)
+    config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **shape)
+    return _save(folder, transformers.BertModel(config), tokenizer, "mean", True, dim=4)
+
+
 def save_distilbert(folder: Path) -> Path:
     """DistilBERT with WordPiece; CLS pooling, no normalisation."""
     config = transformers.DistilBertConfig(
@@ -56,7 +64,15 @@ def save_roberta(folder: Path) -> Path:
     return _save(folder, transformers.RobertaModel(config), _byte_level_bpe(), "mean", True)
 
 
-def _save(folder: Path, transformer: Any, tokenizer: Any, pooling_mode: str, normalize: bool) -> Path:
+def _save(
+    folder: Path,
+    transformer: Any,
+    tokenizer: Any,
+    pooling_mode: str,
+    normalize: bool,
+    *,
+    dim: int = 32,
+) -> Path:
     torch.manual_seed(20)
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
@@ -68,13 +84,13 @@ def _save(folder: Path, transformer: Any, tokenizer: Any, pooling_mode: str, nor
         plain = folder.with_name(f"{folder.name}-transformer")
         transformer.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
-        modules = [Transformer(str(plain), max_seq_length=128), Pooling(32, pooling_mode=pooling_mode)]
+        modules = [Transformer(str(plain), max_seq_length=128), Pooling(dim, pooling_mode=pooling_mode)]
         model = SentenceTransformer(modules=[*modules, Normalize()] if normalize else modules, device="cpu")
         model.save(str(folder), create_model_card=False)
     return folder
 
 
-def _wordpiece(*, roberta_specials: bool = False) -> Any:
+def _wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, limit_alphabet: int = 200) -> Any:
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if roberta_specials else _BERT_SPECIALS
     cls, pad, sep, unk, mask = names
     tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
@@ -83,7 +99,9 @@ def _wordpiece(*, roberta_specials: bool = False) -> Any:
     order = [cls, pad, sep, unk, mask] if roberta_specials else [pad, unk, cls, sep, mask]
     tokenizer.train_from_iterator(
         evaluation_sentences(),
-        trainers.WordPieceTrainer(vocab_size=500, limit_alphabet=200, special_tokens=order, show_progress=False),
+        trainers.WordPieceTrainer(
+            vocab_size=vocab_size, limit_alphabet=limit_alphabet, special_tokens=order, show_progress=False
+        ),
     )
     tokenizer.decoder = decoders.WordPiece()
     return _fast(tokenizer, names)
