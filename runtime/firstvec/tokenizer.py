@@ -70,6 +70,7 @@ class Tokenizer:
         check_texts(texts)
         if self._quick is None:
             return self._encode_with_package(texts)
+        texts = [self._quick.beginning(text) for text in texts]
         rows = [self._quick.encode(text) for text in texts]
         left = [index for index, row in enumerate(rows) if row is None]
         if left:

@@ -20,6 +20,10 @@ _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 
 """Blocks that BERT sets apart character by character (its tokenization.py), as far as Unicode 3.2 has them."""
 
 
+_LONG = 10_000
+"""Characters; of a text of more, only what is needed is looked at."""
+
+
 class Elsewhere(Exception):
     """The text has a character that only the tokenizers package may judge."""
 
@@ -60,6 +64,15 @@ class QuickTokenizer:
             else:
                 ids += self._pieces(word)
         return [*rules.prefix_ids, *ids[: self._room], *rules.suffix_ids]
+
+    def beginning(self, text: str) -> str:
+        """As much of a text as has all the tokens that truncation leaves, for this tokenizer and for the package."""
+        if len(text) <= _LONG or any(" " in token for token in self._rules.added_tokens):
+            return text
+        words = text.split(" ", 4 * self._room)
+        # Each of these has a token of its own at least, and none has one in common with what comes behind a space.
+        certain = sum(word.isascii() and word.isprintable() for word in words[:-1] if word)
+        return text[: len(text) - len(words[-1])] if certain >= self._room else text
 
     def _pieces(self, word: str) -> list[int]:
         """The longest piece of the vocabulary first; the unknown token if a rest is left (tokenizers, wordpiece)."""

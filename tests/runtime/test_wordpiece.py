@@ -108,6 +108,60 @@ def test_truncation(max_seq_length: int, rules: WordPiece, vocabulary: str, bund
     assert compare(QuickTokenizer(rules, vocabulary, max_seq_length), package, texts) == 0
 
 
+@pytest.mark.parametrize("max_seq_length", [3, 64, 256])
+def test_of_a_long_text_the_beginning_has_the_same_tokens(
+    max_seq_length: int, rules: WordPiece, vocabulary: str, bundle: Path
+) -> None:
+    package = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+    package.enable_truncation(max_seq_length)
+    quick = QuickTokenizer(rules, vocabulary, max_seq_length)
+    source = random.Random(3)
+    words = [
+        "a",
+        "password",
+        "größer",
+        "e\u0301",
+        "\u0301",
+        "\0",
+        "的",
+        "…",
+        "[SEP]",
+        "[SE",
+        "##x",
+        "\u0378",
+        "\t",
+        "",
+        "\u200b",
+    ]
+    cut = 0
+    for length in (2_000, 5_000, 30_000):
+        for usual in (1, 20, 200):
+            parts = source.choices(words, weights=[usual, usual, *[1] * (len(words) - 2)], k=length)
+            text = source.choice((" ", " ", "  ", "")).join(parts)
+            beginning = quick.beginning(text)
+            cut += beginning != text
+            assert text.startswith(beginning)
+            assert package.encode(beginning).ids == package.encode(text).ids
+            assert quick.encode(beginning) in (None, package.encode(text).ids)
+    assert cut > 2
+
+
+def test_a_beginning_ends_where_tokens_cannot_be_told(rules: WordPiece, vocabulary: str) -> None:
+    quick = QuickTokenizer(rules, vocabulary, 16)
+    assert len(quick.beginning("word " * 100_000)) == 5 * 4 * 14
+    for text in (
+        "\0 " * 100_000,
+        "\u0301 " * 100_000,
+        "a" * 100_000,
+        "a\u3000" * 50_000,
+        " " * 100_000,
+        "word " * 2_000,
+    ):
+        assert quick.beginning(text) == text
+    with_space = QuickTokenizer(rules.replace(added_tokens=("New York",)), vocabulary, 16)
+    assert with_space.beginning("New York " * 10_000) == "New York " * 10_000
+
+
 def test_texts_that_are_left_to_the_package_keep_their_place(bundle: Path, package: tokenizers.Tokenizer) -> None:
     texts = ["one", "two [SEP]", "three", "\U0001e900", "five", "[CLS]"]
     assert open_tokenizer(Manifest.read(bundle)).encode(texts) == [package.encode(text).ids for text in texts]
