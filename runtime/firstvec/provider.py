@@ -141,8 +141,8 @@ class EmbeddingProvider:
         """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (5.x).
 
         Args:
-            inputs: one text, or a sequence of texts. Texts longer than ``max_seq_length`` tokens are truncated; the empty
-                string is a text, the vector of the tokens around it; an empty sequence is refused.
+            inputs: one text, or a sequence of texts. Texts longer than ``max_seq_length`` tokens are truncated. The
+                empty string is a text, with the vector of the tokens around it; an empty sequence is refused.
             prompt_name: name of one of the model's prompts to put before each text.
             prompt: text to put before each text; ``prompt_name`` is then ignored.
             batch_size: most texts per run; long texts are run in fewer at once, some 1,024 tokens. Texts are batched by
