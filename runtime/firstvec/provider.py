@@ -16,6 +16,7 @@ from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_emb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
@@ -59,7 +60,7 @@ class EmbeddingProvider:
         self._reopen = reopen
         self._output = output
         self._pid = os.getpid()
-        self._session_lock = allocate_lock()
+        self._session_locks: dict[int, LockType] = {}
         self._after_first_run: list[Callable[[], object]] = []
 
     @property
@@ -269,20 +270,27 @@ class EmbeddingProvider:
         self._after_first_run.append(callback)
 
     def close(self) -> None:
-        """Release the session's memory once no run uses it any more; later calls raise ClosedError."""
-        with self._session_lock:
-            self._session = None
+        """Let later calls raise ClosedError, and return at once; the memory is released when the last call has ended.
+
+        A call that has begun gives all its vectors. Of `encode_iter` that is the window of 4,096 texts under way: the
+        next one raises ClosedError, because a caller may never ask for it.
+        """
+        with self._session_lock():
+            session, self._session = self._session, None
+        if self._pid != os.getpid() and session is not None:
+            _keep_forever.append(session)
 
     def swap(self, session: Session) -> None:
         """Let later runs use ``session``, of the same artifact; runs under way end on the one that they began with."""
-        with self._session_lock:
+        with self._session_lock():
             if self._session is not None:
                 self._session = session
 
     def _encode_one(self, text: str, prompts: tuple[str, ...], output: str | None) -> Any:
         wanted = self._wanted(output)
         check_texts([text])
-        view = self._run(self._tokenizer.encode([(self._named_prompt(prompts) or "") + text]))
+        session = self._open_session()
+        view = self._run(self._tokenizer.encode([(self._named_prompt(prompts) or "") + text]), session)
         if wanted == "numpy":
             return as_array(view)[0]
         return as_row(view, wanted)
@@ -291,14 +299,18 @@ class EmbeddingProvider:
         """The vectors in the order of the texts, (N, D)."""
         result = bytearray()
         with _Progress(len(texts), progress) as bar:
-            for vectors in self._windows(iter(texts), prefix, batch_size, bar):
+            for vectors in self._windows(iter(texts), prefix, batch_size, bar, whole=True):
                 result += vectors.cast("B")
         return memoryview(result).cast("f", (len(texts), self.embedding_dim))
 
     def _windows(
-        self, texts: Iterator[str], prefix: str, batch_size: int, bar: _Progress
+        self, texts: Iterator[str], prefix: str, batch_size: int, bar: _Progress, *, whole: bool = False
     ) -> Iterator[memoryview[float]]:
-        """The vectors of one window of texts after another, (W, D); each is tokenised while the last one runs."""
+        """The vectors of one window of texts after another, (W, D); each is tokenised while the last one runs.
+
+        ``whole``: close() does not end it between two windows.
+        """
+        held = self._open_session() if whole else None
 
         def tokenise(window: list[str]) -> list[list[int]]:
             return self._tokenizer.encode([prefix + text for text in window] if prefix else window)
@@ -310,11 +322,16 @@ class EmbeddingProvider:
             # Read here: an iterator may belong to this thread, as a cursor of sqlite3 does.
             window = list(islice(texts, _WINDOW))
             task = Task(partial(tokenise, window)) if window else None
-            yield self._run_sorted(ids, batch_size, bar)
+            if whole:
+                held = self._open_session(held)
+            yield self._run_sorted(ids, batch_size, bar, held)
             ahead = task.result() if task is not None else None
 
-    def _run_sorted(self, ids: list[list[int]], batch_size: int, bar: _Progress) -> memoryview[float]:
+    def _run_sorted(
+        self, ids: list[list[int]], batch_size: int, bar: _Progress, held: Session | None
+    ) -> memoryview[float]:
         """The vectors of rows of token ids, in their order, (W, D)."""
+        session = held or self._open_session()
         # Longest first: memory that does not suffice fails at once, and later runs reuse what the first one took.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
         width = 4 * self.embedding_dim  # bytes of a vector
@@ -323,7 +340,9 @@ class EmbeddingProvider:
         while start < len(order):
             longest = len(ids[order[start]])
             batch = order[start : start + min(batch_size, max(1, _TOKENS // longest))]
-            vectors = self._run([ids[index] for index in batch]).cast("B")
+            # A hand-over counts from the next run on, a close() from the next call on.
+            session = self._open_session(session)
+            vectors = self._run([ids[index] for index in batch], session).cast("B")
             for position, index in enumerate(batch):
                 result[width * index : width * (index + 1)] = vectors[width * position : width * (position + 1)]
             bar.update(len(batch))
@@ -343,8 +362,7 @@ class EmbeddingProvider:
         vectors = shorten(as_array(view), truncate_dim, normalize, self.embedding_dim)
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
-    def _run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
-        session = self._open_session()
+    def _run(self, rows: Sequence[Sequence[int]], session: Session) -> memoryview[float]:
         try:
             vectors = session.run(rows)
         except (RuntimeError, ValueError) as error:
@@ -363,19 +381,25 @@ class EmbeddingProvider:
             callback()
         return vectors
 
-    def _open_session(self) -> Session:
-        session = self._session
+    def _open_session(self, held: Session | None = None) -> Session:
+        """The session for the next run; of a closed provider the one that the call under way holds."""
+        session = self._session or held
         if session is None:
             raise ClosedError("the provider was closed: get a new one with get_provider() after start_loading()")
         if self._pid != os.getpid():
             # An engine's threads stay behind in the parent: a forked child needs a session of its own.
-            with self._session_lock:
-                if self._pid != os.getpid():
-                    self._session = self._reopen()
+            with self._session_lock():
+                if self._pid != os.getpid() and self._session is not None:
+                    _keep_forever.append(self._session)
+                    # In a task, so that a fork of this child waits for it.
+                    self._session = Task(self._reopen).result()
                     self._pid = os.getpid()
-                    _keep_forever.append(session)
-                return self._open_session()
+            return self._open_session()
         return session
+
+    def _session_lock(self) -> LockType:
+        """This process's: a fork may leave the parent's taken for good."""
+        return self._session_locks.setdefault(os.getpid(), allocate_lock())
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         if prompt is not None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, OptimizedEmbeddingLoader, load
+from firstvec import provider as provider_module
 from tests.conftest import Fresh
 
 TEXTS = [f"{'word ' * (1 + index % 20)}{index}" for index in range(64)]
@@ -96,34 +99,111 @@ def test_a_run_that_began_before_the_swap_ends_on_its_session(tiny_built: Path) 
 
 
 @pytest.mark.parametrize("strategy", [LoadingStrategy.QUANTIZED, LoadingStrategy.PROGRESSIVE])
-def test_close_during_encode_gives_a_right_vector_or_closed_error(strategy: LoadingStrategy, bundle: Path) -> None:
+def test_calls_that_began_before_the_close_give_all_their_vectors(strategy: LoadingStrategy, bundle: Path) -> None:
     loader = OptimizedEmbeddingLoader(str(bundle), strategy)
     for _ in range(3):
         loader.start_loading()
         provider = loader.get_provider()
         expected = provider.encode(TEXTS[:8])
-        closed = []
+        wrong = []
 
         def work(
-            index: int,
+            _index: int,
             provider: EmbeddingProvider = provider,
             expected: np.ndarray = expected,
-            closed: list[int] = closed,
+            wrong: list[str] = wrong,
         ) -> None:
-            try:
-                while True:
-                    np.testing.assert_allclose(provider.encode(TEXTS[:8]), expected, atol=1e-6)
-            except ClosedError:
-                closed.append(index)
+            while True:
+                closed = provider.closed
+                try:
+                    vectors = provider.encode(TEXTS[:8], batch_size=2)
+                except ClosedError:
+                    if not provider.closed:
+                        wrong.append("ClosedError before the close")
+                    return
+                if closed:
+                    wrong.append("vectors after the close")
+                np.testing.assert_allclose(vectors, expected, atol=1e-6)
 
         def close(provider: EmbeddingProvider = provider) -> None:
             time.sleep(random.uniform(0.05, 0.5))  # PROGRESSIVE: before, during or after the hand-over
             provider.close()
 
         run_in_threads(8, work, close)
-        assert sorted(closed) == [*range(8)]
+        assert wrong == []
         time.sleep(0.4)
         assert provider.closed  # a hand-over under way does not open it again
+
+
+@pytest.fixture
+def in_the_middle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
+    """What the second run of a call does before it runs, once."""
+    todo: list[Callable[[], object]] = []
+    real = EmbeddingProvider._run
+    runs = itertools.count(1)
+
+    def run(provider: EmbeddingProvider, rows: Any, session: Any) -> Any:
+        if todo and next(runs) == 2:
+            todo.pop()()
+        return real(provider, rows, session)
+
+    monkeypatch.setattr(EmbeddingProvider, "_run", run)
+    yield todo
+    assert todo == []
+
+
+def test_an_encode_of_many_runs_and_windows_is_drained(
+    tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_module, "_WINDOW", 16)
+    provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+    expected = provider.encode(TEXTS)
+    session = weakref.ref(provider._open_session())
+    in_the_middle.append(provider.close)
+    np.testing.assert_allclose(provider.encode(TEXTS, batch_size=4), expected, atol=1e-6)
+    assert provider.closed
+    gc.collect()
+    assert session() is None
+    with pytest.raises(ClosedError):
+        provider.encode(TEXTS)
+    with pytest.raises(ClosedError):
+        provider.embed_query("text")
+
+
+def test_encode_iter_gives_the_window_under_way_and_then_closed_error(
+    tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provider_module, "_WINDOW", 16)
+    provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+    expected = provider.encode(TEXTS[:16])
+    session = weakref.ref(provider._open_session())
+    in_the_middle.append(provider.close)
+    vectors = provider.encode_iter(TEXTS, batch_size=4)
+    np.testing.assert_allclose([next(vectors) for _ in range(16)], expected, atol=1e-6)
+    gc.collect()
+    assert session() is None  # though nobody has asked for the rest
+    with pytest.raises(ClosedError):
+        next(vectors)
+
+
+def test_a_swap_counts_for_the_later_runs_of_a_call(
+    tiny_built: Path, in_the_middle: list[Callable[[], object]]
+) -> None:
+    provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+    expected = provider.encode(TEXTS)
+    first, used = provider._open_session(), []
+
+    class Second:
+        engine, kind = "another", "throughput"
+
+        def run(self, rows: Any) -> Any:
+            used.append(len(rows))
+            return first.run(rows)
+
+    in_the_middle.append(lambda: provider.swap(Second()))
+    np.testing.assert_allclose(provider.encode(TEXTS, batch_size=16), expected, atol=1e-6)
+    # The first run was on the first session, and the second had begun.
+    assert used == [16, 16]
 
 
 def test_a_swap_after_the_close_does_not_open_it_again(tiny_built: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_report_takes_no_lock(tiny_built: Path) -> None:
     loader = loaded(tiny_built, "progressive")
     provider = loader.get_provider()
     reports: list[dict[str, Any]] = []
-    with loader._lock, provider._session_lock, OptimizedEmbeddingLoader._instance_lock:
+    with loader._lock, provider._session_lock(), OptimizedEmbeddingLoader._instance_lock:
         thread = threading.Thread(target=lambda: reports.append(loader.report()), daemon=True)
         thread.start()
         thread.join(10)

@@ -33,9 +33,9 @@ def runs(tiny: EmbeddingProvider, monkeypatch: pytest.MonkeyPatch) -> list[tuple
     seen: list[tuple[int, int]] = []
     run = tiny._run
 
-    def recorded(rows: Any) -> Any:
+    def recorded(rows: Any, session: Any) -> Any:
         seen.append((len(rows), max(map(len, rows))))
-        return run(rows)
+        return run(rows, session)
 
     monkeypatch.setattr(tiny, "_run", recorded)
     return seen
