@@ -68,28 +68,44 @@ class Task(Generic[T]):
     """A call in a thread of its own; in the calling thread where no thread can be started."""
 
     def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
+        self._work = [work]
+        """Until someone takes it."""
         self._value: T | None = None
         self._error: BaseException | None = None
         self._finished = Signal()
         self.thread: int | None = None
-        _running.add(self)
         try:
+            _running.add(self)
             start_new_thread(self._run, ())
         except RuntimeError:
             # "can't start new thread": slower, and as right.
             self._run()
+            if self._error is not None and not isinstance(self._error, Exception):
+                raise self._error from None  # Ctrl-C is for the program, which did not ask for a thread
+        except BaseException:
+            # Ctrl-C, and the thread may have been started or not: nobody will ask for what it gives.
+            if self._work:
+                self._work.clear()
+                self._end()
+            raise
 
     def _run(self) -> None:
+        try:
+            work = self._work.pop()
+        except IndexError:
+            return
         self.thread = threading.get_ident()
         try:
-            self._value = self._work()
+            self._value = work()
         except BaseException as error:
             self._error = error
         finally:
-            del self._work  # and what it refers to
-            _running.discard(self)
-            self._finished.set()
+            del work  # and what it refers to
+            self._end()
+
+    def _end(self) -> None:
+        _running.discard(self)
+        self._finished.set()
 
     def result(self) -> T:
         """Wait for the call to end; return its value or raise its error."""
@@ -97,6 +113,11 @@ class Task(Generic[T]):
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return self._error is not None
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the call to end, at most ``timeout`` seconds; its error is not raised."""
@@ -119,7 +140,8 @@ class Once(Generic[T]):
         try:
             return task.result()
         except BaseException:
-            self._task = None
+            if task.failed:  # and not only the wait for it
+                self._task = None
             raise
 
 
@@ -131,15 +153,31 @@ arrives inside an import can leave the import lock taken for good; a thread that
 can be left."""
 
 
+_SIGNALS = 100
+"""That are borne at most while the exit waits."""
 _given_up: set[Task[Any]] = set()
 """For which the exit waited in vain: it does not wait for them again."""
 
 
-@atexit.register
 def before_exit() -> None:
     """The interpreter is about to exit: hurry the threads, and wait for them."""
     exiting.set()
-    _given_up.update(_wait_for_all())
+    _given_up.update(_wait_patiently())
+
+
+# Twice: Ctrl-C may end the first call before it has begun.
+atexit.register(before_exit)
+atexit.register(before_exit)
+
+
+def _wait_patiently() -> list[Task[Any]]:
+    """Wait for every thread, whatever signals say: the process must not end, nor fork, while an engine is at work."""
+    for _ in range(_SIGNALS):
+        try:
+            return _wait_for_all()
+        except BaseException:  # Ctrl-C, or what a handler of the program raises
+            continue
+    return []
 
 
 def _wait_for_all() -> list[Task[Any]]:
@@ -165,4 +203,4 @@ def _after_fork_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     # A fork in the middle of an import leaves the child with a module that is half there, for good: let the load end
     # first. It is a matter of a tenth of a second.
-    os.register_at_fork(before=_wait_for_all, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_wait_patiently, after_in_child=_after_fork_in_child)

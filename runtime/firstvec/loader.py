@@ -299,7 +299,7 @@ class OptimizedEmbeddingLoader:
             profile = self.resource_profile
             # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
             engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded
-            load = self._load = Load(
+            load = Load(
                 self.model_name,
                 self._choose,
                 self._plan,
@@ -308,7 +308,9 @@ class OptimizedEmbeddingLoader:
                 strategy=self._strategy,
                 require_signature=self._require_signature,
             )
-        load.start()
+            load.start()
+            # Now, not before: Ctrl-C in between would leave a load that all wait for and that nobody began.
+            self._load = load
         return load
 
     def _after_fork_in_child(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, OptimizedEmbeddingLoader, load
+from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, OptimizedEmbeddingLoader, background, load
 from firstvec import provider as provider_module
 from tests.conftest import Fresh
 
@@ -291,3 +291,88 @@ assert loader.report()["state"] == "loaded"
 @pytest.mark.parametrize("seconds", [0.002, 0.01, 0.02, 0.03])
 def test_a_wait_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle: Path, fresh: Fresh) -> None:
     fresh(INTERRUPTED, bundle, seconds)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_ctrl_c_while_a_thread_is_started_leaves_nothing_to_wait_for(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = background.start_new_thread
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def interrupted(work: Callable[[], None], arguments: tuple[()]) -> None:
+        if started:
+            real(work, arguments)
+            begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(background, "start_new_thread", interrupted)
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(10)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        background.Task(work)
+    # A thread that has begun is waited for, as ever; one that has not finds nothing to do.
+    go_on.set()
+    deadline = time.monotonic() + 5
+    background._wait_for_all()
+    assert time.monotonic() < deadline
+    assert ended.is_set() or not started
+
+
+def test_ctrl_c_while_a_load_is_started_leaves_a_loader_that_loads(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(background, "start_new_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.start_loading()
+    assert not loader.is_loading()
+    loader.start_loading()
+    assert loader.get_provider(timeout=30).embedding_dim == 32
+
+
+def test_ctrl_c_in_a_load_without_threads_reaches_the_program(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+    monkeypatch.setattr(background, "start_new_thread", refused)
+    with monkeypatch.context() as patch:
+        patch.setattr(load.Load, "_open", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.get_provider()
+    assert loader.get_provider(timeout=30).embed_query("text").shape == (32,)
+
+
+INTERRUPTED_EXIT = """
+import signal, sys, time
+from firstvec import background
+def handler(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, handler)
+def work():
+    time.sleep(0.5)
+    print("done", flush=True)
+background.Task(work)
+signal.setitimer(signal.ITIMER_REAL, 0.2)
+{}
+"""
+
+
+@pytest.mark.parametrize("how", ["", "import os\nif os.fork(): os.wait()\nelse: os._exit(0)"])
+def test_an_exit_and_a_fork_wait_for_threads_through_ctrl_c(how: str, fresh: Fresh) -> None:
+    assert fresh(INTERRUPTED_EXIT.format(how)).stdout == "done\n"
