@@ -1,8 +1,9 @@
-"""Threads that are waited for at interpreter exit.
+"""Threads that are waited for at interpreter exit, and the exit's wait for those of the program.
 
 A non-daemon thread would be waited for before ``atexit`` runs, with no way to tell it to hurry; a daemon thread that
 is inside an engine while the interpreter is torn down aborts the process. So: daemon threads, joined by ``atexit``,
-that can see that the process is ending.
+that can see that the process is ending. A daemon thread of the program's own is let out of the engine, too, and not
+in again.
 
 They are started with ``_thread``: ``threading.Thread.start()`` waits until the new thread runs, which costs the caller
 the 5 ms for which the new thread may then keep the GIL (``sys.getswitchinterval()``).
@@ -64,6 +65,12 @@ exiting = Signal()
 """Set when the interpreter is about to exit: work that nobody waits for is left undone."""
 
 
+is_over = False
+"""Whether the exit waits for nothing that begins now. The program's daemon threads run on: see `stay`."""
+inside: set[int] = set()
+"""The threads that are in an engine now, by `threading.get_ident`."""
+
+
 class Task(Generic[T]):
     """A call in a thread of its own; in the calling thread where no thread can be started."""
 
@@ -76,6 +83,10 @@ class Task(Generic[T]):
         self.thread: int | None = None
         try:
             _running.add(self)
+            if is_over:
+                _running.discard(self)
+                stay()
+                _running.add(self)
             start_new_thread(self._run, ())
         except RuntimeError:
             # "can't start new thread": slower, and as right.
@@ -161,8 +172,12 @@ _given_up: set[Task[Any]] = set()
 
 def before_exit() -> None:
     """The interpreter is about to exit: hurry the threads, and wait for them."""
+    global is_over
     exiting.set()
-    _given_up.update(_wait_patiently())
+    _given_up.update(_wait_patiently(_wait_for_all))
+    is_over = True
+    _given_up.update(_wait_patiently(_wait_for_all))
+    _wait_patiently(_wait_for_runs)
 
 
 # Twice: Ctrl-C may end the first call before it has begun.
@@ -170,11 +185,20 @@ atexit.register(before_exit)
 atexit.register(before_exit)
 
 
-def _wait_patiently() -> list[Task[Any]]:
-    """Wait for every thread, whatever signals say: the process must not end, nor fork, while an engine is at work."""
+def stay() -> None:
+    """Let a daemon thread of the program go no further, once `is_over`; the main thread may, and this module's."""
+    this = threading.get_ident()
+    if this != threading.main_thread().ident and all(task.thread != this for task in list(_running)):
+        inside.discard(this)
+        while True:
+            time.sleep(3600.0)
+
+
+def _wait_patiently(wait: Callable[[], list[Task[Any]]]) -> list[Task[Any]]:
+    """Wait, whatever signals say: the process must not end, nor fork, while an engine is at work."""
     for _ in range(_SIGNALS):
         try:
-            return _wait_for_all()
+            return wait()
         except BaseException:  # Ctrl-C, or what a handler of the program raises
             continue
     return []
@@ -193,14 +217,28 @@ def _wait_for_all() -> list[Task[Any]]:
     return []
 
 
+def _wait_for_runs() -> list[Task[Any]]:
+    """Wait until no daemon thread of the program is inside an engine."""
+    deadline = time.monotonic() + _PATIENCE
+    while inside and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return []
+
+
+def _wait_before_fork() -> None:
+    _wait_patiently(_wait_for_all)
+
+
 def _after_fork_in_child() -> None:
-    global exiting, _once_lock
+    global exiting, is_over, _once_lock
     exiting = Signal()
+    is_over = False
     _once_lock = allocate_lock()
     _running.clear()
+    inside.clear()
 
 
 if hasattr(os, "register_at_fork"):
     # A fork in the middle of an import leaves the child with a module that is half there, for good: let the load end
     # first. It is a matter of a tenth of a second.
-    os.register_at_fork(before=_wait_patiently, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_wait_before_fork, after_in_child=_after_fork_in_child)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from functools import partial
 from itertools import count, islice
 
-from firstvec.background import Task
+from firstvec import background
+from firstvec.background import Task, inside
 from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
 from firstvec.plans import OUTPUTS
 from firstvec.tokenizer import check_texts, listed
@@ -363,13 +364,19 @@ class EmbeddingProvider:
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
     def _run(self, rows: Sequence[Sequence[int]], session: Session) -> memoryview[float]:
+        thread = get_ident()
+        inside.add(thread)
         try:
+            if background.is_over:
+                background.stay()
             vectors = session.run(rows)
         except (RuntimeError, ValueError) as error:
             raise IncompatibleArtifact(
                 self.artifact.id,
                 f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle",
             ) from error
+        finally:
+            inside.discard(thread)
         if vectors.shape != (len(rows), self.embedding_dim):
             reason = f"gives vectors of shape {vectors.shape}, the manifest says {self.embedding_dim} components"
             raise IncompatibleArtifact(self.artifact.id, f"{reason}; rebuild the bundle with `firstvec build --force`")

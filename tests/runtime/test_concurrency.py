@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import random
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -212,39 +210,6 @@ def test_a_swap_after_the_close_does_not_open_it_again(tiny_built: Path) -> None
     provider.close()
     provider.swap(session)
     assert provider.closed
-
-
-EXIT = """
-import sys, time
-from firstvec import OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], device="cpu", output=sys.argv[3])
-loader.start_loading()
-if sys.argv[5] == "vector":
-    loader.get_provider().embed_query("text")
-time.sleep(float(sys.argv[4]))
-"""
-
-
-def test_the_interpreter_exits_cleanly_at_200_random_points_of_a_load(bundle: Path) -> None:
-    source = random.Random(20261123)
-    cases = [
-        (
-            source.choice(("background", "progressive", "quantized", "cached")),
-            source.choice(("numpy", "buffer")),
-            # A load takes about 0.05 s, a hand-over begins 0.25 s after the first vector.
-            *((source.uniform(0.0, 0.15), "load") if index % 4 else (source.uniform(0.2, 0.35), "vector")),
-        )
-        for index in range(200)
-    ]
-
-    def run(case: tuple[str, str, float, str]) -> tuple[int, str, tuple[str, str, float, str]] | None:
-        command = [sys.executable, "-c", EXIT, str(bundle), *map(str, case)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        return None if (done.returncode, done.stderr) == (0, "") else (done.returncode, done.stderr, case)
-
-    with ThreadPoolExecutor(3) as pool:
-        failed = [each for each in pool.map(run, cases) if each is not None]
-    assert failed == []
 
 
 FORK_DURING_PACKAGE = """
