@@ -118,7 +118,7 @@ def test_a_process_that_embeds_opens_no_socket_and_writes_in_its_cache_only(
         assert offences(trace, str(cache)) == [], state
         calls.append(len(trace.splitlines()))
         if what != "firstvec doctor":
-            assert ("verified" in trace) is True  # the trace sees what is remembered
+            assert "verified" in trace  # it sees what is remembered
     assert list(home.iterdir()) == []
     campaign.record("no socket, no write outside the cache", **{what: f"{calls[0]} calls cold, {calls[1]} warm"})
 
@@ -130,18 +130,14 @@ def test_a_process_that_embeds_opens_no_socket_and_writes_in_its_cache_only(
         "import socket; socket.socketpair()",
         "open('left-behind', 'w')",
         "import os; os.mkdir('folder')",
-        "import os; os.open('/nonexistent/file', os.O_RDWR)",
-        "import os; os.unlink('strace.log')",
+        "import contextlib, os\nwith contextlib.suppress(OSError): os.open('/nonexistent/file', os.O_RDWR)",
+        "import os; os.unlink('a-file')",
         "import subprocess, sys; subprocess.run([sys.executable, '-c', \"open('left-behind', 'a')\"], check=True)",
         "import threading; t = threading.Thread(target=open, args=('left-behind', 'w')); t.start(); t.join()",
     ],
 )
 def test_a_process_that_does_so_is_caught(code: str, tmp_path: Path) -> None:
-    if "nonexistent" in code:
-        code = f"try: {code.partition('; ')[2]}\nexcept OSError: pass".replace("try: os", "import os\ntry: os")
-    if "unlink" in code:
-        (tmp_path / "other").touch()
-        code = code.replace("strace.log", "other")
+    (tmp_path / "a-file").touch()
     assert offences(traced([sys.executable, "-c", code], tmp_path), str(tmp_path / "cache"))
 
 
