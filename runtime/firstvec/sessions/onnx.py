@@ -18,7 +18,8 @@ import onnxruntime as onnxruntime
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 OUTPUT = "sentence_embedding"
 _LOG_ERRORS_ONLY = 3
@@ -40,6 +41,7 @@ class OnnxSession:
     """An onnxruntime session on the CPU. ``run`` may be called from several threads."""
 
     def __init__(self, options: SessionOptions) -> None:
+        self._session: Any = None
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = _LOG_ERRORS_ONLY
         settings.intra_op_num_threads = options.threads
@@ -50,6 +52,7 @@ class OnnxSession:
             settings.add_session_config_entry(key, value)
         self.engine = f"onnxruntime {engine_version()} (Python binding)"
         self.kind = options.kind
+        self._pid = os.getpid()
         self._pad_token_id = options.pad_token_id
         model = options.model
         assert model is not None
@@ -68,6 +71,17 @@ class OnnxSession:
         input_ids, attention_mask = pad(rows, self._pad_token_id)
         feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
         return memoryview(self._session.run([OUTPUT], feeds)[0])
+
+    def __del__(
+        self,
+        getpid: Callable[[], int] = os.getpid,
+        keep: Callable[[Any], None] = ctypes.pythonapi.Py_IncRef,
+        as_object: Callable[[Any], Any] = ctypes.py_object,
+    ) -> None:
+        # The binding's destructor waits for its threads, which a forked child does not have: there it never runs.
+        # At the end of an exit no builtin is left, and none is used.
+        if self._session is not None and self._pid != getpid():
+            keep(as_object(self._session))
 
 
 def _value(kind: int, dims: tuple[int, ...], address: int, size: int) -> onnxruntime.OrtValue:
