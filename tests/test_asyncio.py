@@ -1,0 +1,118 @@
+"""docs/asyncio.md: its program as it stands there, and what it says of the event loop, cancellation and time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstvec import EmbeddingProvider, LoadTimeout, OptimizedEmbeddingLoader
+from firstvec import load as load_module
+from tests.conftest import REPOSITORY, Fresh
+
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (REPOSITORY / "docs/asyncio.md").read_text("utf-8"), re.DOTALL)
+TEXTS = [f"{'word ' * (number % 40)}{number}" for number in range(400)]
+
+
+def test_the_documented_program_prints_what_is_documented(bundle: Path, fresh: Fresh) -> None:
+    (program,) = [text for language, text in BLOCKS if language == "python"]
+    (printed,) = [text for language, text in BLOCKS if language == ""]
+    assert fresh(program).stdout == printed
+
+
+@pytest.fixture
+def provider(bundle: Path) -> EmbeddingProvider:
+    return OptimizedEmbeddingLoader(str(bundle)).get_provider()
+
+
+async def longest_pause(until: asyncio.Future[object] | asyncio.Task[object]) -> tuple[float, int]:
+    """The longest time for which the event loop did nothing else, in seconds, and how often it had its turn."""
+    longest, turns, last = 0.0, 0, time.perf_counter()
+    while not until.done():
+        await asyncio.sleep(0.001)
+        now = time.perf_counter()
+        longest, turns, last = max(longest, now - last), turns + 1, now
+    return longest, turns
+
+
+def test_the_event_loop_goes_on_during_encode(provider: EmbeddingProvider) -> None:
+    expected = provider.encode(TEXTS)
+
+    async def main() -> tuple[float, int, float]:
+        started = time.perf_counter()
+        task = asyncio.ensure_future(asyncio.to_thread(provider.encode, TEXTS))
+        pause, turns = await longest_pause(task)
+        np.testing.assert_allclose(await task, expected, atol=1e-6)
+        return pause, turns, time.perf_counter() - started
+
+    pause, turns, seconds = asyncio.run(main())
+    # It takes half a second at least, on which a call that keeps the GIL would keep the loop.
+    assert pause < max(0.2, seconds / 4)
+    assert turns > 20
+
+
+def test_the_event_loop_goes_on_during_a_load(bundle: Path) -> None:
+    async def main() -> tuple[float, EmbeddingProvider]:
+        loader = OptimizedEmbeddingLoader(str(bundle), "background")
+        loader.start_loading()
+        task = asyncio.ensure_future(asyncio.to_thread(loader.get_provider))
+        pause, _ = await longest_pause(task)
+        return pause, await task
+
+    pause, provider = asyncio.run(main())
+    assert pause < 0.2
+    assert provider.embed_query("text").shape == (384,)
+
+
+def test_tasks_share_one_provider(tiny_built: Path) -> None:
+    async def main() -> set[int]:
+        loader = OptimizedEmbeddingLoader(str(tiny_built))
+        return set(map(id, await asyncio.gather(*(asyncio.to_thread(loader.get_provider) for _ in range(50)))))
+
+    assert len(asyncio.run(main())) == 1
+
+
+def test_a_cancelled_call_leaves_the_provider_usable(provider: EmbeddingProvider) -> None:
+    expected = provider.embed_query("text")
+
+    async def main() -> None:
+        task = asyncio.ensure_future(asyncio.to_thread(provider.encode, TEXTS))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await asyncio.to_thread(provider.encode, TEXTS)
+        np.testing.assert_allclose(await asyncio.to_thread(provider.embed_query, "text"), expected, atol=1e-6)
+
+    asyncio.run(main())
+
+
+def test_a_load_that_nobody_waits_for_any_more_goes_on(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = load_module.Opener.open
+
+    def slow(opener: load_module.Opener, **options: bool) -> object:
+        time.sleep(0.3)
+        return real(opener, **options)
+
+    monkeypatch.setattr(load_module.Opener, "open", slow)
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await asyncio.to_thread(loader.get_provider)
+        assert loader.is_loading()
+        load = loader._load
+        with pytest.raises(LoadTimeout):
+            await asyncio.to_thread(loader.get_provider, 0.05)
+        provider = await asyncio.to_thread(loader.get_provider)
+        assert loader._load is load
+        assert (await asyncio.to_thread(provider.embed_query, "text")).shape == (32,)
+
+    asyncio.run(main())
