@@ -89,7 +89,9 @@ class Task(Generic[T]):
                 _running.add(self)
             start_new_thread(self._run, ())
         except RuntimeError:
-            # "can't start new thread": slower, and as right.
+            # "can't start new thread": slower, and as right. numpy's OpenBLAS, imported now, would raise SIGINT in the
+            # process when it is refused its own (driver/others/blas_server.c).
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             self._run()
             if self._error is not None and not isinstance(self._error, Exception):
                 raise self._error from None  # Ctrl-C is for the program, which did not ask for a thread

@@ -56,6 +56,7 @@ class Tokenizer:
         self._open_json = open_json
         self._max_seq_length = max_seq_length
         self._quick = quick
+        self._one_by_one = False
         self._package = Once(self._load_package)
         if quick is None:
             self._package.result()
@@ -88,10 +89,16 @@ class Tokenizer:
 
     def _encode_with_package(self, texts: Sequence[str]) -> list[list[int]]:
         package = self._package.result()
-        if len(texts) == 1:
-            # encode_batch starts a thread pool.
-            return [package.encode(texts[0]).ids]
-        return [encoding.ids for encoding in package.encode_batch_fast(texts)]
+        if len(texts) > 1 and not self._one_by_one:
+            # It starts a thread pool.
+            try:
+                return [encoding.ids for encoding in package.encode_batch_fast(texts)]
+            except BaseException as error:
+                # Rust's panic, no Exception: here it says that no thread can be started.
+                if type(error).__name__ != "PanicException":
+                    raise
+                self._one_by_one = True
+        return [package.encode(text).ids for text in texts]
 
     def _load_package(self) -> Any:
         try:

@@ -28,7 +28,13 @@ class Ended:
         return f"exit code {self.code}\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
 
 
-def run(code: str | Path, *arguments: object, after: float | None = None, number: int = signal.SIGINT) -> Ended:
+def run(
+    code: str | Path,
+    *arguments: object,
+    after: float | None = None,
+    number: int = signal.SIGINT,
+    timeout: float = TIMEOUT,
+) -> Ended:
     """Run a program, code or a file, in a fresh process; ``after`` it printed ``ready`` by so many seconds, signal it.
 
     Raises:
@@ -51,7 +57,7 @@ def run(code: str | Path, *arguments: object, after: float | None = None, number
             first = process.stdout.readline()
             time.sleep(after)
             process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=TIMEOUT)
+        stdout, stderr = process.communicate(timeout=timeout)
         return Ended(code=process.returncode, stdout=first + stdout, stderr=stderr)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)

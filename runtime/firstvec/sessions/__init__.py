@@ -127,7 +127,13 @@ def open_session(engine: Engine, artifact: Artifact, options: SessionOptions) ->
         IncompatibleArtifact: the engine refuses the artifact.
     """
     try:
-        return engine.open_session(options)
+        try:
+            return engine.open_session(options)
+        except RuntimeError as error:
+            # onnxruntime's message where the system grants no more threads: slower, and as right.
+            if options.threads == 1 or "pthread_create failed" not in str(error):
+                raise
+            return engine.open_session(options.replace(threads=1))
     except Exception as error:
         # Engines raise their own types, RuntimeError among them; the caller takes the next candidate.
         raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot load it: {error}") from error
