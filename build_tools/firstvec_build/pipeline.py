@@ -82,23 +82,30 @@ def build(
     texts = quality.read_corpus(corpus) if corpus is not None else []
     inputs_sha256 = _inputs_digest(origin, wanted, asdict(thresholds), labelled, texts, dynamic_int8)
     target = Path(output) / origin.name.rsplit("/", 1)[-1]
-    if not force and bundle.is_current(target, inputs_sha256):
+
+    def unchanged() -> BuildResult:
         return BuildResult(manifest=Manifest.read(target), rebuilt=False, seconds=time.perf_counter() - started)
 
-    progress("importing the toolchain", 1, stages)
-    # torch, transformers and optimum: six seconds that an unchanged bundle does not wait for.
-    from firstvec_build.workbench import Workbench
+    if not force and bundle.is_current(target, inputs_sha256):
+        return unchanged()
+    with bundle.locked(target, lambda: progress(f"waiting for another build of {target.name}", 1, stages)):
+        # The build that was waited for may have made it, or an interrupted one had moved it away.
+        if not force and bundle.is_current(target, inputs_sha256):
+            return unchanged()
+        progress("importing the toolchain", 1, stages)
+        # torch, transformers and optimum: six seconds that an unchanged bundle does not wait for.
+        from firstvec_build.workbench import Workbench
 
-    with bundle.staging(target) as folder:
-        progress("encoding the reference", 2, stages)
-        workbench = Workbench(origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic=dynamic_int8)
-        artifacts = []
-        for number, artifact_id in enumerate(wanted):
-            progress(f"building {artifact_id}", 3 + number, stages)
-            artifacts.append(workbench.build(artifact_id))
-        progress("writing the bundle", stages - 1, stages)
-        manifest = workbench.finish(tuple(artifacts), _tool_versions(), inputs_sha256)
-        manifest = bundle.publish(folder, manifest, target)
+        with bundle.staging(target) as folder:
+            progress("encoding the reference", 2, stages)
+            workbench = Workbench(origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic=dynamic_int8)
+            artifacts = []
+            for number, artifact_id in enumerate(wanted):
+                progress(f"building {artifact_id}", 3 + number, stages)
+                artifacts.append(workbench.build(artifact_id))
+            progress("writing the bundle", stages - 1, stages)
+            manifest = workbench.finish(tuple(artifacts), _tool_versions(), inputs_sha256)
+            manifest = bundle.publish(folder, manifest, target)
     return BuildResult(manifest=manifest, rebuilt=True, seconds=time.perf_counter() - started)
 
 

@@ -12,11 +12,12 @@ from firstvec.errors import BuildError, InputError, ManifestError, MissingDepend
 from firstvec.integrity import verify
 from firstvec.manifest import Manifest, read_bytes
 from firstvec.signature import FILE_NAME, MAX_KEY_BYTES, check_bytes, parse_key
-from firstvec_build import bundle
+from firstvec_build import unfinished
 
 if TYPE_CHECKING:
     from firstvec.signature import PublicKey
 
+_STEM = f".{FILE_NAME}."
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _HINT = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY`"
 
@@ -49,7 +50,7 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
     for file in manifest.files():
         verify(manifest.root, file, remember=False)
     folder = Path(manifest.root).resolve()  # model-signing takes no link
-    _collect_stale(folder)
+    unfinished.collect(folder, _STEM)
     if others := unlisted(manifest):
         path, what = next(iter(others.items()))
         more = f" (and {len(others) - 1} more: see `firstvec verify --strict`)" if len(others) > 1 else ""
@@ -97,27 +98,17 @@ def _public_key(path: Path, password: str | None) -> PublicKey:
 
 def _write(folder: Path, signature: bytes) -> Path:
     target = folder / FILE_NAME
-    scratch = folder / f".{FILE_NAME}.{os.getpid()}"
     try:
+        scratch = unfinished.make_file(folder, _STEM)
         try:
             scratch.write_bytes(signature)
-            scratch.chmod(0o644)
-            bundle.sync(scratch)
+            unfinished.sync(scratch)
             scratch.replace(target)
         finally:
             scratch.unlink(missing_ok=True)
-        bundle.sync(folder)
+        unfinished.sync(folder)
     except OSError as error:
         raise BuildError(
             f"{target}: cannot be written ({error.strerror or error}); sign a copy of the bundle that can be"
         ) from error
     return target
-
-
-def _collect_stale(folder: Path) -> None:
-    """Remove what a killed run left."""
-    prefix = f".{FILE_NAME}."
-    for path in folder.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix)
-        if pid.isdecimal() and not bundle.is_running(int(pid)):
-            path.unlink(missing_ok=True)

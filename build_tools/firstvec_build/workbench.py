@@ -89,7 +89,8 @@ class Workbench:
         """Write the self-test of these artifacts, remove intermediate files, and describe the folder."""
         token_ids = open_tokenizer(self._manifest()).encode(list(golden.TEXTS))
         golden.write(self.folder, token_ids, [self._golden[artifact.id] for artifact in artifacts])
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._scratch.exists():
+            shutil.rmtree(self._scratch)
         return self._manifest(
             artifacts=artifacts,
             self_test=bundle.describe(self.folder, golden.FILE_NAME),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from firstvec.errors import BuildError, ManifestError, QualityError
+from firstvec.errors import BuildError, IntegrityError, ManifestError, QualityError
 from firstvec.integrity import verify
 from firstvec.manifest import FILE_NAME, Manifest
-from firstvec_build import bundle
+from firstvec_build import bundle, unfinished
 from tests.conftest import edit_manifest
 
 
@@ -333,16 +336,220 @@ def test_damaged_bundle_is_not_current(damage: Callable[[Path], None], tiny_bund
     assert not bundle.is_current(tiny_bundle, expected)
 
 
-def test_staging_of_a_killed_build_is_collected_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
-    import subprocess
+LOCK_AND_WAIT = """
+import sys
+from pathlib import Path
+from firstvec_build import bundle, unfinished
+target = Path(sys.argv[1])
+with bundle.locked(target), bundle.staging(target) as folder:
+    (folder / "part").write_bytes(b"x")
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    stale = tmp_path / f".model.staging-{ended.pid}-abc"
-    running = tmp_path / f".model.staging-{os.getpid()}-abc"
-    for folder in (stale, running):
-        folder.mkdir()
-        (folder / "part").write_bytes(b"x")
-    with bundle.staging(tmp_path / "model"):
-        assert not stale.exists()
-        assert running.exists()
+
+@pytest.fixture
+def builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that builds ``tmp_path``/model until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK_AND_WAIT, str(tmp_path / "model")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_second_build_waits_for_the_first_and_says_so(builder: subprocess.Popen[str], tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    def waiting() -> None:
+        told.append(builder.poll() is None)
+        assert builder.stdin is not None
+        builder.stdin.close()
+
+    with bundle.locked(tmp_path / "model", waiting):
+        assert told == [True]
+        assert not list(tmp_path.glob(".model.staging-*"))  # the first one is done
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_build_leaves_no_lock_and_its_folder_is_collected(
+    builder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    builder.kill()
+    builder.wait()
+    assert len(list(tmp_path.glob(".model.staging-*/part"))) == 1
+    with bundle.locked(tmp_path / "model", lambda: pytest.fail("waited for a dead process")):
+        assert os.listdir(tmp_path) == [".model.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_builds_of_other_bundles_do_not_wait(builder: subprocess.Popen[str], tmp_path: Path) -> None:
+    with bundle.locked(tmp_path / "model-2", lambda: pytest.fail("waited for a build of another bundle")):
+        assert builder.poll() is None
+        assert len(list(tmp_path.glob(".model.staging-*"))) == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EIO])
+def test_file_system_without_locks_is_built_on_without_one(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    def flock(_descriptor: int, _operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with bundle.locked(tmp_path / "model"), bundle.locked(tmp_path / "model"):
+        pass
+    assert {path.stat().st_size for path in tmp_path.iterdir()} <= {0}  # no lock that a killed build would leave
+
+
+@pytest.mark.usefixtures("_way")
+def test_builds_without_locks_leave_one_whole_bundle(tiny_built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundles" / "tiny-bert"
+
+    def publish(number: int) -> None:
+        with bundle.staging(target) as folder:
+            manifest = another(tiny_built, folder)
+            bundle.publish(folder, manifest.replace(model=manifest.model.replace(revision=str(number))), target)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(publish, range(24)))
+    manifest = Manifest.read(target)
+    assert manifest.model.revision in {str(number) for number in range(24)}
+    for file in manifest.files():
+        verify(str(target), file, remember=False)
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+INTERRUPTED = """
+import os, shutil, sys
+from pathlib import Path
+from firstvec_build import bundle, unfinished
+from firstvec.manifest import Manifest
+source, target = map(Path, sys.argv[1:])
+bundle._exchange = lambda *_: False
+rename = os.rename
+def until_the_second(old, new):
+    if Path(new) == target:
+        os._exit(9)
+    rename(old, new)
+os.rename = until_the_second
+with bundle.staging(target) as folder:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    bundle.publish(folder, Manifest.read(source), target)
+"""
+
+
+def interrupt(source: Path, target: Path) -> None:
+    """Replace ``target`` without an atomic exchange, and end between the two renames."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(source), str(target)], check=False)
+    assert done.returncode == 9
+    assert not target.exists()
+
+
+def test_bundle_that_a_killed_build_had_moved_away_is_put_back(tiny_built: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    interrupt(tiny_built, target)
+    with bundle.locked(target):
+        assert snapshot(target) == snapshot(tiny_built)
+        assert bundle.is_current(target, inputs(tiny_built))
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+def test_what_was_moved_away_never_replaces_what_is_there(tiny_built: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    interrupt(tiny_built, target)
+    target.mkdir()
+    (target / "newer").touch()
+    with bundle.locked(target):
+        assert os.listdir(target) == ["newer"]
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+def test_bundle_that_a_running_build_has_moved_away_is_left_to_it(tmp_path: Path) -> None:
+    old = unfinished.make_folder(tmp_path, ".model.old-")
+    (old / "model").mkdir()
+    (old / "model" / FILE_NAME).touch()
+    with bundle.locked(tmp_path / "model"):
+        assert not (tmp_path / "model").exists()
+    assert (old / "model" / FILE_NAME).exists()
+
+
+def test_fallback_that_cannot_put_the_previous_bundle_back_keeps_it(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    before = snapshot(target)
+    rename = os.rename
+
+    def failing(source: Any, destination: Any) -> None:
+        if Path(destination) == target:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(destination))
+        rename(source, destination)
+
+    monkeypatch.setattr(bundle, "_exchange", cannot_exchange)
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(BuildError), bundle.staging(target) as folder:
+        bundle.publish(folder, another(tiny_built, folder), target)
+    [kept] = target.parent.glob(".tiny-bert.old-*/tiny-bert")
+    assert snapshot(kept) == before
+
+
+def link_symbolically(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def link_hard(path: Path, elsewhere: Path) -> None:
+    elsewhere.hardlink_to(path)
+
+
+LINKS = [(link_symbolically, "a symbolic link"), (link_hard, "one of 2 hard links")]
+LINKED = ["tokenizer.json", "onnx/model.onnx_data", FILE_NAME]
+
+
+@pytest.mark.parametrize(("link", "what"), LINKS)
+@pytest.mark.parametrize("name", LINKED[:2])
+def test_link_is_not_published(
+    link: Callable[[Path, Path], None], what: str, name: str, tiny_built: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "bundles" / "tiny-bert"
+
+    def with_link(folder: Path) -> Manifest:
+        manifest = another(tiny_built, folder)
+        link(folder / name, tmp_path / "elsewhere")
+        return manifest
+
+    with pytest.raises(BuildError, match=f"{name} in the staging folder is {what}"), bundle.staging(target) as folder:
+        bundle.publish(folder, with_link(folder), target)
+    assert not list(target.parent.iterdir())
+    assert (tmp_path / "elsewhere").read_bytes() == (tiny_built / name).read_bytes()
+
+
+@pytest.mark.parametrize(("link", "what"), LINKS)
+@pytest.mark.parametrize("name", LINKED)
+def test_bundle_with_a_link_in_it_is_not_current(
+    link: Callable[[Path, Path], None], what: str, name: str, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    link(tiny_bundle / name, tmp_path / "elsewhere")
+    assert not bundle.is_current(tiny_bundle, inputs(tiny_bundle))
+    with pytest.raises(IntegrityError, match=what):
+        bundle.check_plain(str(tiny_bundle), name)
+
+
+def test_bundle_with_a_linked_folder_in_it_is_not_current(tiny_bundle: Path, tmp_path: Path) -> None:
+    link_symbolically(tiny_bundle / "onnx", tmp_path / "elsewhere")
+    assert not bundle.is_current(tiny_bundle, inputs(tiny_bundle))
+
+
+def test_output_whose_name_is_not_utf8_is_refused_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(BuildError, match=r"caf\\xe9.*is not UTF-8.*--output"):
+        bundle.check_writable(folder)
+    bundle.check_writable(tmp_path / "café")

@@ -216,7 +216,7 @@ def test_failure_in_the_middle_leaves_no_trace(
     monkeypatch.setattr(Workbench, "build", fail_at_the_second)
     with pytest.raises(type(error)):
         build_quick(tiny_model, output, only=[*QUICK, HERE])
-    assert len(staged) == 2  # the previous bundle and the staging folder
+    assert len(staged) == 3  # the previous bundle, the lock and the staging folder
     assert os.listdir(output) == ["tiny-bert"]
     assert snapshot(output) == before
 
