@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 import zipfile
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from firstvec.cache import cache_dir
-from firstvec.errors import SourceError
+from firstvec.errors import FirstvecError, SourceError
+from firstvec_build import unfinished
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """The first pattern that matches a file wins."""
@@ -50,6 +52,19 @@ def resolve(model: str | None = None, *, revision: str | None = None, sha256: st
     Raises:
         SourceError: it is not there, cannot be fetched, is not a sentence-transformers model, or has other weights.
     """
+    try:
+        return _resolve(model, revision, sha256)
+    except OSError as error:
+        if isinstance(error, FirstvecError):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        raise SourceError(
+            f"{place}cannot be read or written ({error.strerror or error}) while fetching "
+            f"{'the default model' if model is None else model}; check the file's permissions, the space and the disk"
+        ) from error
+
+
+def _resolve(model: str | None, revision: str | None, sha256: str | None) -> Source:
     pinned = _pinned()
     name: str = pinned["default"] if model is None else model
     entries: dict[str, dict[str, str]] = pinned["models"]
@@ -64,13 +79,13 @@ def resolve(model: str | None = None, *, revision: str | None = None, sha256: st
                 raise SourceError(
                     f"{known}: models.toml pins weights of sha256 {entry['sha256']}, not {sha256}; leave --sha256 out"
                 )
-            return _from_wheel(entry["wheel"], known, entry.get("revision"), entry["sha256"])
+            return _from_wheel(entry["wheel"], known, entry.get("revision"), entry["sha256"], is_pinned=True)
     if os.path.isdir(name):
         return _checked(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256)
     if "==" in name:
         if sha256 is None:
             raise SourceError(f"{name}: a wheel is a pinned source: give the digest of its weights with --sha256")
-        return _from_wheel(name, name.partition("==")[0], revision, sha256)
+        return _from_wheel(name, name.partition("==")[0], revision, sha256, is_pinned=False)
     if name.startswith((".", "/", "~")) or os.path.sep in name.replace("/", "", 1):
         raise SourceError(f"{name}: there is no such folder")
     return _from_hub(name, revision, sha256)
@@ -84,7 +99,7 @@ def _pinned() -> dict[str, Any]:
     return tomllib.loads(packaged.read_text("utf-8"))
 
 
-def _from_wheel(requirement: str, name: str, revision: str | None, sha256: str) -> Source:
+def _from_wheel(requirement: str, name: str, revision: str | None, sha256: str, *, is_pinned: bool) -> Source:
     distribution, _, version = requirement.partition("==")
     folder = Path(cache_dir()) / "sources" / f"{distribution}-{version}"
     if not folder.is_dir():
@@ -95,18 +110,42 @@ def _from_wheel(requirement: str, name: str, revision: str | None, sha256: str) 
     try:
         return _checked(models[0], name, f"wheel {requirement}", revision, sha256)
     except SourceError:
-        # A damaged download must not be found again by the next build.
-        shutil.rmtree(folder, ignore_errors=True)
+        # A damaged download must not be found again by the next build, nor a good one be lost to a mistyped digest.
+        if is_pinned or not _is_as_packed(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _is_as_packed(folder: Path) -> bool:
+    """Whether the files of an unpacked wheel are those that its RECORD lists (PyPA binary distribution format)."""
+    listed = 0
+    for record in folder.glob("*.dist-info/RECORD"):
+        with record.open(encoding="utf-8", newline="") as lines:
+            for name, digest, _size in csv.reader(lines):
+                algorithm, _, expected = digest.partition("=")
+                if algorithm != "sha256":
+                    continue  # RECORD itself has none
+                try:
+                    actual = hashlib.sha256((folder / name).read_bytes()).digest()
+                except OSError:
+                    return False
+                if base64.urlsafe_b64encode(actual).rstrip(b"=").decode() != expected:
+                    return False
+                listed += 1
+    return listed > 0
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
     """Download with pip and unpack; ``folder`` appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    unfinished.collect(folder.parent, f".{folder.name}-")
+    scratch = unfinished.make_folder(folder.parent, f".{folder.name}-")
+    try:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run([*command, "--dest", scratch, requirement], capture_output=True, text=True, check=False)
-        wheels = list(Path(scratch).glob("*.whl"))
+        done = subprocess.run(
+            [*command, "--dest", str(scratch), requirement], capture_output=True, text=True, check=False
+        )
+        wheels = list(scratch.glob("*.whl"))
         if done.returncode or not wheels:
             reason = next(
                 (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel was found"
@@ -115,13 +154,20 @@ def _download_wheel(requirement: str, folder: Path) -> None:
                 f"wheel {requirement}: cannot be downloaded ({reason.strip()}); check the network and pip's settings, "
                 "or build from a local folder: firstvec build FOLDER"
             )
-        with zipfile.ZipFile(wheels[0]) as archive:
-            archive.extractall(Path(scratch) / "unpacked")
         try:
-            os.rename(Path(scratch) / "unpacked", folder)
+            with zipfile.ZipFile(wheels[0]) as archive:
+                archive.extractall(scratch / "unpacked")
+        except zipfile.BadZipFile as error:
+            raise SourceError(f"wheel {requirement}: what was downloaded is no wheel ({error}); try again") from error
+        unfinished.sync_tree(scratch / "unpacked")
+        try:
+            os.rename(scratch / "unpacked", folder)
         except OSError:
             if not folder.is_dir():  # another build was first
                 raise
+        unfinished.sync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _from_hub(name: str, revision: str | None, sha256: str | None) -> Source:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import re
 import zipfile
@@ -17,13 +18,14 @@ from firstvec.signature import FILE_NAME as SIGNATURE_NAME
 from firstvec.signature import read as read_signature
 from firstvec.signature import signed_files
 from firstvec.store import WHEEL_PACKAGE
+from firstvec_build import unfinished
 from firstvec_build.sbom import sbom
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
-    """Write the bundle's wheel into the folder ``output`` and return its path.
+    """Write the bundle's wheel into the folder ``output`` and return its path. It appears whole or not at all.
 
     A signature goes along where the whole bundle does: it is one of the whole manifest. The bill of materials is that
     of what is packed, where PEP 770 puts it.
@@ -32,7 +34,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
         only: ids of the artifacts to take along; empty takes all. An app for one platform needs one or two.
 
     Raises:
-        IntegrityError: a file of the bundle is not the one that was built.
+        IntegrityError: a file of the bundle is not the one that was built, or is a link, symbolic or hard.
         InputError: ``only`` names an artifact that the bundle does not have.
         SignatureError: the bundle's signature is not one that it can have.
         MissingDependency: the packages of the extra ``sbom`` are not installed.
@@ -61,10 +63,12 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     )
     tags = "Wheel-Version: 1.0\nGenerator: firstvec\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     path = output / f"{distribution}-{version}-py3-none-any.whl"
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch: Path | None = None
     records = []
     try:
         output.mkdir(parents=True, exist_ok=True)
+        unfinished.collect(output, f".{path.name}-")
+        scratch = unfinished.make_file(output, f".{path.name}-")
         with zipfile.ZipFile(scratch, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
 
             def add(arcname: str, data: bytes) -> None:
@@ -82,12 +86,15 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
             add(f"{info}/WHEEL", tags.encode())
             add(f"{info}/sboms/{distribution}.cdx.json", materials)
             archive.writestr(zipfile.ZipInfo(f"{info}/RECORD", _EPOCH), "\n".join([*records, f"{info}/RECORD,,", ""]))
+        unfinished.sync(scratch)
         os.replace(scratch, path)
+        unfinished.sync(output)
     except OSError as error:
         raise BuildError(f"{path}: cannot be written ({error.strerror or error}); choose another --output") from error
     finally:
-        if scratch.exists():
-            scratch.unlink()
+        if scratch is not None:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
     return path
 
 

