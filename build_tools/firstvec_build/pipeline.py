@@ -86,7 +86,7 @@ def build(
     def unchanged() -> BuildResult:
         return BuildResult(manifest=Manifest.read(target), rebuilt=False, seconds=time.perf_counter() - started)
 
-    if not force and bundle.is_current(target, inputs_sha256):
+    if not force and not bundle.is_littered(target) and bundle.is_current(target, inputs_sha256):
         return unchanged()
     with bundle.locked(target, lambda: progress(f"waiting for another build of {target.name}", 1, stages)):
         # The build that was waited for may have made it, or an interrupted one had moved it away.

@@ -86,6 +86,20 @@ def test_unchanged_inputs_leave_every_file_as_it_is(tiny_model: Path, output: Pa
     assert stages == ["fetching the model"]
 
 
+def test_unchanged_bundle_is_left_and_what_a_killed_build_left_beside_it_is_not(tiny_model: Path, output: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from firstvec_build import unfinished; unfinished.make_folder(*sys.argv[1:])"
+    for stem in (".tiny-bert.staging-", ".tiny-bert.old-"):
+        subprocess.run([sys.executable, "-c", code, str(output), stem], check=True)
+    assert len(os.listdir(output)) == 3
+    before = identities(output / "tiny-bert")
+    assert not build_quick(tiny_model, output).rebuilt
+    assert identities(output / "tiny-bert") == before
+    assert os.listdir(output) == ["tiny-bert"]
+
+
 def test_force_builds_the_same_bundle_again(tiny_model: Path, output: Path) -> None:
     before, content = identities(output / "tiny-bert"), snapshot(output)
     assert build_quick(tiny_model, output, force=True).rebuilt
