@@ -1,0 +1,672 @@
+"""kill -9, a full disk and a failing one at every change of a build's files; many builders; awkward folders."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.errors import FirstvecError
+from firstvec.integrity import verify
+from firstvec.manifest import Manifest
+from firstvec_build import bundle
+from tests.conftest import REPOSITORY, Fresh
+from tests.faults import tracer
+from tests.faults.conftest import Campaign
+
+NAME = "tiny-bert"
+WORKERS = 2
+SAMPLE = 25
+"""After every so many points a next build is run and the runtime loads what is there; files are checked after each."""
+
+
+class Zygote:
+    """A process of `tests.faults.zygote`, and a folder of its own to build in."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.zygote"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env=os.environ | single | {"TOKENIZERS_PARALLELISM": "false", "FIRSTVEC_CACHE": str(cache)},
+        )
+        assert self._read() == {"threads": 1}  # or a fork of it would not be what a fresh process is
+
+    def ask(self, what: str, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"what": what, "root": str(self.folder)} | request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def zygotes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, campaign: Campaign) -> Iterator[list[Zygote]]:
+    if reason := tracer.why_not():
+        pytest.skip(reason)
+    cache = tmp_path_factory.mktemp("zygotes-cache")
+    found = [Zygote(tmp_path_factory.mktemp("output"), cache) for _ in range(campaign.size(1, WORKERS))]
+    for zygote in found:
+        # What a build imports on its way is imported now, once.
+        outcome = zygote.ask("modules", model=str(tiny_model), output=str(zygote.folder / "warm"), only=[])
+        assert outcome["result"] == 1, outcome
+        shutil.rmtree(zygote.folder / "warm")
+    yield found
+    for zygote in found:
+        zygote.end()
+
+
+class Scenario:
+    """A way in which a build meets a folder, and what was there before."""
+
+    def __init__(self, zygotes: list[Zygote], pristine: Path | None, **request: Any) -> None:
+        self.pristine = pristine
+        self.request = request
+        self.before = None
+        if pristine is not None:
+            [place] = [path for path in (pristine / NAME, *pristine.glob(f".{NAME}.old-*/{NAME}")) if path.exists()]
+            self.before = Manifest.read(place).inputs_sha256
+        whole = self.run(zygotes[0])
+        assert whole["error"] is None, whole
+        assert whole["result"]["rebuilt"]
+        self.calls: list[list[str]] = whole["calls"]
+        self.after = whole["result"]["inputs"]
+        assert self.after != self.before
+
+    def prepare(self, zygote: Zygote) -> None:
+        for path in zygote.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.pristine is not None:
+            shutil.copytree(self.pristine, zygote.folder, dirs_exist_ok=True)
+
+    def run(self, zygote: Zygote, **fault: Any) -> dict[str, Any]:
+        self.prepare(zygote)
+        return zygote.ask("build", output=str(zygote.folder), **self.request, **fault)
+
+    def inputs_found(self, zygote: Zygote) -> str | None:
+        """The inputs of the bundle that is there, every file of which is checked; None if there is none."""
+        target = zygote.folder / NAME
+        if not target.exists():
+            return None
+        manifest = Manifest.read(target)
+        for file in manifest.files():
+            verify(str(target), file, remember=False)
+        present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+        assert present == {"firstvec.json", *(file.path for file in manifest.files())}
+        return manifest.inputs_sha256
+
+    def check(self, zygote: Zygote, point: str) -> None:
+        """After a fault: the previous bundle or the new one, whole, and no lock that is held."""
+        found = self.inputs_found(zygote)
+        if found is None and self.before is not None:
+            # Without an atomic exchange, between two renames: the next build puts it back.
+            assert self.request.get("no_exchange"), point
+            [moved] = zygote.folder.glob(f".{NAME}.old-*/{NAME}")
+            assert Manifest.read(moved).inputs_sha256 == self.before, point
+        else:
+            assert found in (self.before, self.after), point
+        lock = zygote.folder / f".{NAME}.lock"
+        if lock.exists():
+            with lock.open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is stuck
+
+    def check_next(self, zygote: Zygote, point: str) -> None:
+        """What is there can be used, and the next build succeeds and clears up."""
+        if (zygote.folder / NAME).exists():
+            check_vector(zygote.folder / NAME)
+        following = zygote.ask("build", output=str(zygote.folder), **self.request)
+        assert following["error"] is None, (point, following)
+        assert self.inputs_found(zygote) == self.after, point
+        # The lock's file, empty and not held, stays if there was nothing to do.
+        assert {*os.listdir(zygote.folder)} <= {NAME, f".{NAME}.lock"}, point
+        check_vector(zygote.folder / NAME)
+
+
+def check_vector(root: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(root), "lazy", device="cpu", enable_quantization=True)
+    vector = loader.get_provider().embed_query("some text")
+    assert vector.shape == (32,)
+    assert math.isclose(float(np.linalg.norm(vector)), 1.0, abs_tol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def previous(zygotes: list[Zygote], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a bundle that a build with the scenarios' options replaces: its threshold is another."""
+    folder = tmp_path_factory.mktemp("previous")
+    request = {"model": str(tiny_model), "only": ["onnx-fp32"], "fp32_max_abs_diff": 2e-5}
+    outcome = zygotes[0].ask("build", output=str(folder), **request)
+    assert outcome["error"] is None, outcome
+    return folder
+
+
+@pytest.fixture(scope="module")
+def interrupted(
+    zygotes: list[Zygote], previous: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same after a build was killed between the two renames of a system without an atomic exchange."""
+    zygote = zygotes[0]
+    scenario = Scenario(zygotes, previous, model=str(tiny_model), only=["onnx-fp32"], no_exchange=True)
+    renames = [number for number, (name, _) in enumerate(scenario.calls, 1) if name == "rename"]
+    scenario.run(zygote, at=renames[-1], fault="kill")
+    assert not (zygote.folder / NAME).exists()
+    return Path(shutil.copytree(zygote.folder, tmp_path_factory.mktemp("interrupted") / "output"))
+
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "all artifacts": {"only": []},
+    "ONNX": {"only": ["onnx-fp32"]},
+    "TorchScript": {"only": ["torchscript-fp32"]},
+    "INT8": {"only": ["onnx-int8-avx2"]},
+    "without exchange": {"only": ["onnx-fp32"], "no_exchange": True},
+    "first build": {"only": ["onnx-fp32"]},
+    "after an interrupted one": {"only": ["onnx-fp32"], "no_exchange": True},
+}
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest, zygotes: list[Zygote], previous: Path, tiny_model: Path) -> Scenario:
+    name = request.param
+    pristine: Path | None = previous
+    if name == "first build":
+        pristine = None
+    elif name == "after an interrupted one":
+        pristine = request.getfixturevalue("interrupted")
+    return Scenario(zygotes, pristine, model=str(tiny_model), **SCENARIOS[name])
+
+
+def go_through(
+    zygotes: list[Zygote], points: list[int], at_point: Callable[[Zygote, int], str], sample: int, scenario: Scenario
+) -> Counter[str]:
+    """Meet each point, on as many processes as there are; return how often each outcome was met."""
+    free = list(zygotes)
+    outcomes: Counter[str] = Counter()
+
+    def meet(numbered: tuple[int, int]) -> str:
+        index, point = numbered
+        zygote = free.pop()
+        try:
+            outcome = at_point(zygote, point)
+            name = f"{outcome} at {point}, {scenario.calls[point - 1]}"
+            scenario.check(zygote, name)
+            if index % sample == 0:
+                scenario.check_next(zygote, name)
+            return outcome
+        finally:
+            free.append(zygote)
+
+    with ThreadPoolExecutor(len(zygotes)) as pool:
+        outcomes.update(pool.map(meet, enumerate(points)))
+    return outcomes
+
+
+def spread(few: int, of: list[int]) -> list[int]:
+    """So many of them, from the first to the last; the last ones are where a bundle changes its name."""
+    if few >= len(of):
+        return of
+    return sorted({of[round(index * (len(of) - 1) / (few - 1))] for index in range(few)})
+
+
+def changes_of_names(scenario: Scenario) -> list[int]:
+    return [number for number, (name, _) in enumerate(scenario.calls, 1) if name.startswith("rename")]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, indirect=True)
+def test_kill_at_every_change_of_a_file(
+    scenario: Scenario, request: pytest.FixtureRequest, zygotes: list[Zygote], campaign: Campaign
+) -> None:
+    started = time.perf_counter()
+    every = list(range(1, len(scenario.calls) + 1))
+    renames = changes_of_names(scenario)
+    if not campaign.full and request.node.callspec.params["scenario"] in ("ONNX", "TorchScript", "INT8"):
+        every = renames
+    points = every if campaign.full else sorted({*spread(3, every), *renames[-1:]})
+
+    def kill(zygote: Zygote, point: int) -> str:
+        outcome = scenario.run(zygote, at=point, fault="kill")
+        assert (outcome["status"], len(outcome["calls"])) == (-9, point), outcome
+        return "killed"
+
+    outcomes = go_through(zygotes, points, kill, campaign.size(2, SAMPLE), scenario)
+    assert outcomes["killed"] == len(points)
+    name = f"kill -9 of a build, {request.node.callspec.params['scenario']}"
+    campaign.record(name, points=len(points), lost=0, seconds=round(time.perf_counter() - started, 1))
+
+
+NOT_WRITES = ("unlink", "unlinkat", "rmdir", "flock")
+
+
+@pytest.mark.parametrize("scenario", ["all artifacts", "without exchange"], indirect=True)
+@pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
+def test_full_or_failing_disk_at_every_write_is_a_typed_error(
+    code: str, scenario: Scenario, request: pytest.FixtureRequest, zygotes: list[Zygote], campaign: Campaign
+) -> None:
+    started = time.perf_counter()
+    every = [
+        number
+        for number, (name, _) in enumerate(scenario.calls, 1)
+        # A full disk has room to remove; a failing one may fail anywhere.
+        if not (code == "ENOSPC" and name in NOT_WRITES)
+    ]
+    points = every if campaign.full else spread(3, every)
+
+    def fail(zygote: Zygote, point: int) -> str:
+        outcome = scenario.run(zygote, at=point, fault=code)
+        call = scenario.calls[point - 1]
+        assert outcome["status"] == 0, (point, call, outcome)
+        if outcome["error"] is None:
+            assert scenario.inputs_found(zygote) == scenario.after, (point, call)
+            return "built all the same"
+        assert "BuildError" in outcome["error"]["kinds"], (point, call, outcome["error"])
+        return outcome["error"]["kinds"][0]
+
+    outcomes = go_through(zygotes, points, fail, campaign.size(2, SAMPLE), scenario)
+    name = f"{code} in a build, {request.node.callspec.params['scenario']}"
+    seconds = round(time.perf_counter() - started, 1)
+    campaign.record(name, points=len(points), lost=0, outcomes=dict(outcomes), seconds=seconds)
+    assert sum(outcomes.values()) == len(points)
+
+
+@pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
+def test_wheel_appears_whole_or_not_at_all(
+    fault: str, zygotes: list[Zygote], previous: Path, campaign: Campaign
+) -> None:
+    zygote = zygotes[0]
+    wheels = zygote.folder / "wheels"
+
+    def pack(**injected: Any) -> dict[str, Any]:
+        for path in zygote.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return zygote.ask("pack", bundle=str(previous / NAME), output=str(wheels), **injected)
+
+    whole = pack()
+    content = Path(whole["result"]).read_bytes()
+    every = list(range(1, len(whole["calls"]) + 1))
+    points = spread(campaign.size(4, len(every)), every)
+    for point in points:
+        outcome = pack(at=point, fault=fault)
+        visible = [path for path in wheels.glob("*") if not path.name.startswith(".")]
+        assert [path.read_bytes() for path in visible] in ([], [content]), point
+        if fault == "kill":
+            assert outcome["status"] == -9
+        elif outcome["error"] is not None:
+            assert outcome["error"]["kinds"][0] == "BuildError", (point, outcome["error"])
+        following = zygote.ask("pack", bundle=str(previous / NAME), output=str(wheels))
+        assert Path(following["result"]).read_bytes() == content
+        assert [path.name for path in wheels.iterdir()] == [Path(following["result"]).name]
+    campaign.record(f"{fault} of a wheel being packed", points=len(points), lost=0)
+
+
+def test_flushed_before_the_rename_and_the_folder_above_after_it(tiny_built: Path, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / NAME))
+    code = f"""
+import shutil
+from pathlib import Path
+from firstvec.manifest import Manifest
+from firstvec_build import bundle
+source, target = Path({str(tiny_built)!r}), Path({str(target)!r})
+with bundle.staging(target) as folder:
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    bundle.publish(folder, Manifest.read(source), target)
+"""
+    trace = tmp_path / "trace"
+    calls = "trace=write,pwrite64,writev,sendfile,copy_file_range,fsync,rename,renameat,renameat2"
+    command = ["strace", "-f", "-y", "-qq", "-e", calls, "-o", str(trace), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode and "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in trace.read_text("utf-8").splitlines() if str(target.parent) in line]
+    [renamed] = [number for number, line in enumerate(lines) if " rename" in line]
+    assert "RENAME_EXCHANGE" in lines[renamed]
+    flushed: dict[str, int] = {}
+    for number, line in enumerate(lines[:renamed]):
+        path = line.partition("<")[2].partition(">")[0]
+        if " fsync(" in line:
+            flushed[path] = number
+            assert line.endswith("= 0")
+        elif path in flushed:
+            pytest.fail(f"written after it was flushed: {line}")
+    [staged] = {path for path in flushed if Path(path).parent == target.parent}
+    below = {path.relative_to(tiny_built).as_posix() for path in tiny_built.rglob("*")}
+    assert set(flushed) == {staged, *(f"{staged}/{path}" for path in below)}
+    for path, number in flushed.items():  # what names a file comes after the file
+        assert path == staged or number < flushed[os.path.dirname(path)]
+    assert [line for line in lines[renamed + 1 :] if "fsync(" in line and f"<{target.parent}>" in line]
+
+
+@pytest.mark.parametrize("no_locks", [False, True], ids=["locks", "flock that does nothing"])
+def test_builders_at_once_leave_one_whole_bundle(
+    no_locks: bool, zygotes: list[Zygote], previous: Path, tiny_model: Path, campaign: Campaign
+) -> None:
+    zygote = zygotes[0]
+    scenario = Scenario(zygotes, previous, model=str(tiny_model), only=["onnx-fp32"])
+    count = campaign.size(4, 32)
+    for pristine in (previous, None):
+        scenario.pristine = pristine
+        scenario.prepare(zygote)
+        started = time.perf_counter()
+        request = {"output": str(zygote.folder), "count": count, "no_locks": no_locks}
+        outcomes: Any = zygote.ask("crowd", **request, **scenario.request)
+        assert [outcome["error"] for outcome in outcomes] == [None] * count
+        rebuilt = sum(outcome["result"]["rebuilt"] for outcome in outcomes)
+        assert (rebuilt == 1) is not no_locks
+        assert scenario.inputs_found(zygote) == scenario.after
+        assert os.listdir(zygote.folder) == [NAME]
+        check_vector(zygote.folder / NAME)
+        seconds = round(time.perf_counter() - started, 1)
+    campaign.record(f"builders at once, {'no ' * no_locks}locks", builders=count, rebuilt=rebuilt, seconds=seconds)
+
+
+def test_commands_at_once_build_one_bundle(
+    tiny_model: Path, firstvec: Fresh, tmp_path: Path, campaign: Campaign
+) -> None:
+    count = campaign.size(2, 32)
+
+    def command(_: int) -> Any:
+        return firstvec("build", tiny_model, "--only", "onnx-fp32", "--output", tmp_path / "bundles")
+
+    with ThreadPoolExecutor(count) as pool:
+        done = list(pool.map(command, range(count)))
+    assert [each.returncode for each in done] == [0] * count, [each.stderr for each in done]
+    assert sum("Nothing changed" in each.stdout for each in done) == count - 1
+    assert sum("waiting for another build of tiny-bert" in each.stderr for each in done) >= 1
+    assert os.listdir(tmp_path / "bundles") == [NAME]
+    check_vector(tmp_path / "bundles" / NAME)
+
+
+EMBED = """
+import sys
+from firstvec import OptimizedEmbeddingLoader
+loader = OptimizedEmbeddingLoader(sys.argv[1], "lazy", device="cpu")
+print(loader.get_provider().embed_query("some text").tolist())
+"""
+
+
+def vector_of(root: Path) -> list[float]:
+    loader = OptimizedEmbeddingLoader(str(root), "lazy", device="cpu")
+    found: list[float] = loader.get_provider().embed_query("some text").tolist()
+    return found
+
+
+def without_rights() -> None:
+    """Let the program that is executed next keep to the modes of files, as root too."""
+    drop_from_bounding_set, dac_override = 24, 1  # linux/prctl.h, linux/capability.h
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
+
+
+def run_without_rights(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        timeout=120,
+        env=os.environ | environment,
+        preexec_fn=without_rights,
+    )
+
+
+@pytest.fixture
+def read_only(tiny_bundle: Path) -> Iterator[Path]:
+    """A bundle in which nobody may write."""
+    paths = [tiny_bundle, *tiny_bundle.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    yield tiny_bundle
+    for path in paths:
+        path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"FIRSTVEC_CACHE": "{unwritable}"},
+        {"FIRSTVEC_CACHE": "{unwritable}/below"},
+        {"FIRSTVEC_CACHE": "", "XDG_CACHE_HOME": "", "XDG_DATA_HOME": "", "HOME": "/dev/null/none"},
+        {"FIRSTVEC_CACHE": "/dev/full"},
+    ],
+    ids=["cache", "below", "home", "device"],
+)
+def test_read_only_bundle_is_used_without_a_cache(environment: dict[str, str], read_only: Path, tmp_path: Path) -> None:
+    (tmp_path / "unwritable").mkdir(mode=0o555)
+    given = {name: value.format(unwritable=tmp_path / "unwritable") for name, value in environment.items()}
+    for _ in range(2):
+        done = run_without_rights(sys.executable, "-c", EMBED, read_only, **given)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) == vector_of(read_only)
+    assert not list((tmp_path / "unwritable").iterdir())
+
+
+def test_bundle_on_a_read_only_mount_is_used_without_a_home(tiny_bundle: Path, tmp_path: Path) -> None:
+    mount = f"mount --bind '{tiny_bundle}' '{tiny_bundle}' && mount -o remount,ro,bind '{tiny_bundle}'"
+    hidden = "mkdir -p ~/.cache && mount -t tmpfs none ~/.cache"  # where a user without HOME is found to live
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && {hidden} && exec env -u HOME "$@"', "sh"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("mounts are not allowed here")
+    environment = {name: value for name, value in os.environ.items() if name != "FIRSTVEC_CACHE"}
+    write = f"import pathlib; pathlib.Path({str(tiny_bundle)!r}, 'new').touch()"
+    refused = subprocess.run([*command, sys.executable, "-c", write], capture_output=True, text=True, check=False)
+    assert "Read-only file system" in refused.stderr
+    done = subprocess.run(
+        [*command, sys.executable, "-c", EMBED, str(tiny_bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == vector_of(tiny_bundle)
+
+
+def command_line() -> Path:
+    return Path(sys.executable).with_name("firstvec")
+
+
+def test_build_into_a_folder_that_may_not_be_written_is_a_typed_error(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "unwritable").mkdir(mode=0o555)
+    for output in (tmp_path / "unwritable", tmp_path / "unwritable" / "new"):
+        done = run_without_rights(command_line(), "build", tiny_model, "--output", output)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert "cannot be written; choose another folder with --output" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "unwritable").iterdir())
+
+
+@pytest.fixture
+def not_utf8(tmp_path: Path) -> Path:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"this file system has UTF-8 names only: {error}")
+    return folder
+
+
+def test_bundle_below_a_name_that_is_not_utf8_is_used(not_utf8: Path, tiny_built: Path, firstvec: Fresh) -> None:
+    root = Path(shutil.copytree(tiny_built, not_utf8 / NAME))
+    assert vector_of(root) == vector_of(tiny_built)
+    for arguments in (
+        ("list",),
+        ("list", "--json"),
+        ("inspect", root),
+        ("explain", root),
+        ("verify", root),
+        ("encode", "--model", root, "text"),
+        ("encode", "--model", root, "--format", "text", "text"),
+    ):
+        done = firstvec(*arguments, FIRSTVEC_ARTIFACTS=str(not_utf8))
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert done.stdout
+
+
+def test_errors_about_names_that_are_not_utf8_are_printed(
+    not_utf8: Path, tiny_built: Path, tiny_model: Path, firstvec: Fresh
+) -> None:
+    damaged = Path(shutil.copytree(tiny_built, not_utf8 / "damaged"))
+    (damaged / "tokenizer.json").write_bytes(b"{}")
+    for arguments in (
+        ("encode", "--model", not_utf8 / "missing", "text"),
+        ("encode", "--model", damaged, "text"),
+        ("verify", damaged),
+        ("build", tiny_model, "--output", not_utf8),
+        ("build", tiny_model, "--output", not_utf8 / "new"),
+        ("build", not_utf8 / "no-model", "--output", not_utf8.parent),
+        ("wheel", not_utf8 / "missing"),
+    ):
+        done = firstvec(*arguments)
+        assert done.returncode == 1, arguments
+        assert "Traceback" not in done.stderr
+        assert "caf" in done.stderr + done.stdout, arguments
+    assert sorted(path.name for path in not_utf8.iterdir()) == ["damaged"]
+
+
+def test_model_whose_name_is_not_utf8_is_built_or_refused(
+    not_utf8: Path, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
+) -> None:
+    for model in (not_utf8 / NAME, tmp_path / os.fsdecode(b"\xff\xfe")):
+        shutil.copytree(tiny_model, model)
+        output = tmp_path / "bundles"
+        outcome = zygotes[0].ask("build", model=str(model), output=str(output), only=["onnx-fp32"])
+        if outcome["error"] is not None:
+            assert "BuildError" in outcome["error"]["kinds"], outcome["error"]
+            assert not output.exists() or not list(output.iterdir())
+        else:
+            check_vector(output / model.name)
+            shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("length", [1000, 3900, 4000, 4090, 5000])
+def test_very_long_output_is_built_in_or_refused(
+    length: int, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
+) -> None:
+    output = str(tmp_path)
+    while len(output) < length - 1:
+        output += "/" + "d" * min(200, length - len(output) - 1)
+    outcome = zygotes[0].ask("build", model=str(tiny_model), output=output, only=["onnx-fp32"])
+    if outcome["error"] is not None:
+        assert outcome["error"]["kinds"][0] == "BuildError", outcome["error"]
+        assert length > 1000
+    else:
+        check_vector(Path(output) / NAME)
+
+
+@pytest.mark.parametrize("length", [100, 200, 208, 230, 250, 255])
+def test_very_long_name_is_built_or_refused(
+    length: int, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "models" / ("m" * length)))
+    outcome = zygotes[0].ask("build", model=str(model), output=str(tmp_path / "bundles"), only=["onnx-fp32"])
+    if outcome["error"] is not None:
+        assert outcome["error"]["kinds"][0] == "BuildError", outcome["error"]
+        assert length > 200
+        assert not list((tmp_path / "bundles").glob("*"))
+    else:
+        check_vector(tmp_path / "bundles" / model.name)
+
+
+@pytest.fixture(scope="module")
+def other_built(zygotes: list[Zygote], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the same name as `previous`' whose vectors are others."""
+    from tests.tiny import save_bert
+
+    model = save_bert(tmp_path_factory.mktemp("other-models") / NAME, pooling_mode="cls")
+    output = tmp_path_factory.mktemp("other")
+    outcome = zygotes[0].ask("build", model=str(model), output=str(output), only=["onnx-fp32"])
+    assert outcome["error"] is None, outcome
+    return output / NAME
+
+
+def replace(target: Path, source: Path) -> None:
+    """Publish a copy of ``source`` in ``target``'s place, as a build does."""
+    with bundle.locked(target), bundle.staging(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        bundle.publish(folder, Manifest.read(source), target)
+
+
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "cached"])
+def test_replaced_bundle_goes_on_serving_and_a_new_loader_takes_the_new_one(
+    strategy: str, previous: Path, other_built: Path, tmp_path: Path
+) -> None:
+    old, new = vector_of(previous / NAME), vector_of(other_built)
+    assert old != new
+    target = Path(shutil.copytree(previous / NAME, tmp_path / NAME))
+    loader = OptimizedEmbeddingLoader(str(target), strategy, device="cpu")
+    loader.start_loading()
+    provider = loader.get_provider()
+    np.testing.assert_allclose(provider.embed_query("some text"), old, atol=1e-6)
+    replace(target, other_built)
+    deadline = time.perf_counter() + 1.0  # the hand-over of PROGRESSIVE lies in it
+    while time.perf_counter() < deadline:
+        np.testing.assert_allclose(provider.embed_query("some text"), old, atol=1e-6)
+    np.testing.assert_allclose(provider.embed_batch(["some text"] * 40)[39], old, atol=1e-6)
+    np.testing.assert_allclose(vector_of(target), new, atol=1e-6)
+
+
+def test_bundle_replaced_at_any_moment_of_a_load_gives_one_of_both_or_a_typed_error(
+    previous: Path, other_built: Path, tmp_path: Path, campaign: Campaign
+) -> None:
+    vectors = [vector_of(previous / NAME), vector_of(other_built)]
+    rounds = campaign.size(6, 200)
+    outcomes: Counter[str] = Counter()
+    for index in range(rounds):
+        # Each time a new folder, new to the cache of verified files as well.
+        target = Path(shutil.copytree(previous / NAME, tmp_path / str(index) / NAME))
+        strategy = ("progressive", "background")[index % 2]
+        loader = OptimizedEmbeddingLoader(str(target), strategy, device="cpu")
+        loader.start_loading()
+        time.sleep(0.05 * index / rounds)
+        replace(target, other_built)
+        try:
+            provider = loader.get_provider()
+            first = provider.embed_query("some text")
+        except FirstvecError as error:
+            outcomes[type(error).__name__] += 1
+            assert np.allclose(vector_of(target), vectors[1], atol=1e-6)
+            continue
+        [which] = [number for number, vector in enumerate(vectors) if np.allclose(first, vector, atol=1e-6)]
+        outcomes[("previous", "new")[which]] += 1
+        deadline = time.perf_counter() + 0.1
+        while time.perf_counter() < deadline:
+            assert np.allclose(provider.embed_query("some text"), vectors[which], atol=1e-6), index
+        provider.close()
+        shutil.rmtree(target.parent)
+    assert sum(outcomes.values()) == rounds
+    campaign.record("bundle replaced during a load", points=rounds, mixed=0, outcomes=dict(outcomes))
