@@ -37,8 +37,8 @@ def abandoned(parent: Path, stem: str) -> list[Path]:
     """
     try:
         names = sorted(name for name in os.listdir(parent) if name.startswith(stem))
-    except FileNotFoundError:
-        return []
+    except OSError:
+        return []  # it is not there, or may not be read
     found = []
     for name in names:
         host, _, rest = name.removeprefix(stem).partition("-")

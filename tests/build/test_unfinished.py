@@ -73,6 +73,8 @@ def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
     assert made.name.startswith(".[a-z]*.staging-")
     assert unfinished.abandoned(tmp_path, ".b.staging-") == []
     assert unfinished.abandoned(tmp_path / "missing", STEM) == []
+    (tmp_path / "file").touch()
+    assert unfinished.abandoned(tmp_path / "file", STEM) == []
 
 
 def test_flushing_tells_of_what_is_not_there(tmp_path: Path) -> None:

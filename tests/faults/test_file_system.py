@@ -225,7 +225,11 @@ def go_through(
             free.append(zygote)
 
     with ThreadPoolExecutor(len(zygotes)) as pool:
-        outcomes.update(pool.map(meet, enumerate(points)))
+        try:
+            outcomes.update(pool.map(meet, enumerate(points)))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # one is enough to see
+            raise
     return outcomes
 
 
