@@ -356,13 +356,16 @@ def test_link_is_not_packed(link: Callable[[Path, Path], None], name: str, tiny_
 def test_bundle_that_is_replaced_while_it_is_packed_does_not_become_a_mixture(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from firstvec_build import wheel
+    from firstvec.integrity import OpenFile
 
-    def replaced(root: str, path: str) -> None:
-        if path == "tokenizer.json":  # verified by now
-            (tiny_bundle / path).write_bytes(b"of another bundle")
+    read = OpenFile.read
 
-    monkeypatch.setattr(wheel, "check_plain", replaced)
+    def replaced(self: OpenFile) -> bytes:
+        if self.relative_path == "tokenizer.json":  # verified by now
+            (tiny_bundle / self.relative_path).write_bytes(b"of another bundle")
+        return read(self)
+
+    monkeypatch.setattr(OpenFile, "read", replaced)
     with pytest.raises(IntegrityError, match=r"tokenizer\.json is not the file that was built"):
         pack(Manifest.read(tiny_bundle), tmp_path / "wheels")
     assert not list((tmp_path / "wheels").iterdir())
