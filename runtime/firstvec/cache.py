@@ -71,13 +71,13 @@ def mark(marker: str) -> None:
         return
 
 
-def checksum(data: bytes) -> int:
-    """A number below 2^30: the remainder by a prime of the number that the bytes are, lowest first, with a 1 behind.
+def _checksum(data: bytes) -> bytes:
+    """Of a note: the remainder by a prime of the number that its bytes are, lowest first, with a 1 behind.
 
-    No flipped bit leaves it as it was, and other damage does once in 10^9. It needs no import, as crc32 would, and is
-    the quickest of its kind in CPython, whose integers have digits of 30 bits.
+    No flipped bit leaves it as it was, and other damage does once in 10^9. It needs no import: that of crc32 takes
+    0.35 ms, three times as long as all else that is done for a note.
     """
-    return int.from_bytes(data + b"\1", "little") % ((1 << 30) - 35)
+    return (int.from_bytes(data + b"\1", "little") % ((1 << 30) - 35)).to_bytes(4, "little")
 
 
 def recall(path: str) -> bytes | None:
@@ -92,12 +92,12 @@ def recall(path: str) -> bytes | None:
             os.close(descriptor)
     except OSError:
         return None
-    return data[4:] if data[:4] == checksum(data[4:]).to_bytes(4, "little") else None
+    return data[4:] if data[:4] == _checksum(data[4:]) else None
 
 
 def note(path: str, data: bytes) -> None:
     """Write a note, whole or not at all, if this user may."""
-    data = checksum(data).to_bytes(4, "little") + data
+    data = _checksum(data) + data
     unfinished = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)

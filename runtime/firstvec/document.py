@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
 from math import isfinite
 
 from firstvec.errors import ManifestError
@@ -13,6 +16,20 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     T = TypeVar("T")
+
+
+def read_regular(path: str, size: int) -> bytes:
+    """At most ``size`` bytes of a regular file.
+
+    Raises:
+        OSError: there is none, or it cannot be read.
+    """
+    # Not to wait for a writer, should it be a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return stream.read(size)
 
 
 def parse_object(data: bytes, file: str) -> CheckedObject:

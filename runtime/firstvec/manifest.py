@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from firstvec.cache import checksum
-from firstvec.document import is_below, is_number, parse_object
+from firstvec.document import is_below, is_number, parse_object, read_regular
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
 from firstvec.store import FILE_NAME as FILE_NAME
@@ -272,7 +271,9 @@ class Manifest(Record):
 
 
 def _digits(data: bytes) -> str:
-    return f"{checksum(data):08x}"
+    from binascii import crc32  # a load imports it anyway
+
+    return f"{crc32(data):08x}"
 
 
 def read_bytes(path: str) -> bytes:
@@ -282,8 +283,7 @@ def read_bytes(path: str) -> bytes:
         ManifestError: it is missing or unreadable.
     """
     try:
-        with open(path, "rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+        return read_regular(path, MAX_BYTES + 1)
     except OSError as error:
         raise ManifestError(path, f"cannot be read ({error.strerror or error})") from error
 

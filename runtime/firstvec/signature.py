@@ -8,10 +8,9 @@ holds a DSSE envelope around an in-toto statement. It is read here with the pack
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
-from firstvec.document import parse_object
+from firstvec.document import parse_object, read_regular
 from firstvec.errors import FirstvecError, ManifestError, MissingDependency, SignatureError
 from firstvec.record import Record
 from firstvec.store import FILE_NAME as MANIFEST_NAME
@@ -282,12 +281,7 @@ def _keys(item: CheckedObject, *known: str) -> None:
 
 def _read(path: str, limit: int, missing: str, hint: str) -> bytes:
     try:
-        # Not to wait for a writer, should it be a pipe.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SignatureError(path, "is not a regular file", hint)
-            data = stream.read(limit + 1)
+        data = read_regular(path, limit + 1)
     except FileNotFoundError as error:
         raise SignatureError(path, missing, hint) from error
     except (OSError, ValueError) as error:  # ValueError: a null character

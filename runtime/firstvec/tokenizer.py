@@ -34,8 +34,11 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
     from firstvec.wordpiece import QuickTokenizer
 
     integrity.verify(root, manifest.tokenizer)  # now, though it may never be needed
-    vocabulary = integrity.read(root, manifest.wordpiece.vocabulary).decode()
-    return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, vocabulary, length))
+    data = integrity.read(root, manifest.wordpiece.vocabulary)
+    try:
+        return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, data.decode(), length))
+    except UnicodeDecodeError as error:
+        raise IncompatibleArtifact("", f"{root}: the vocabulary is not UTF-8 ({error}); rebuild the bundle") from error
 
 
 class Tokenizer:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,8 +263,7 @@ def test_any_flipped_bit_is_noticed() -> None:
 def test_the_checksum_is_the_one_that_the_format_describes() -> None:
     data = parse(document()).to_json()
     digits = data[-12:-4]
-    number = sum(byte << 8 * at for at, byte in enumerate(data.replace(digits, b"") + b"\1"))
-    assert digits.decode() == f"{number % 1_073_741_789:08x}"
+    assert digits.decode() == f"{zlib.crc32(data.replace(digits, b'')):08x}"
 
 
 @pytest.mark.parametrize("digits", ["0" * 8, "", "0", "x", "é" * 8, 0, {}], ids=repr)
@@ -865,6 +866,12 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, prepare: Call
     with pytest.raises(ManifestError, match=r"firstvec\.json: cannot be read \(.+\); rebuild") as caught:
         Manifest.read(tmp_path)
     assert caught.value.path == str(tmp_path / FILE_NAME)
+
+
+def test_a_pipe_in_place_of_a_manifest_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE_NAME)
+    with pytest.raises(ManifestError, match="it is not a regular file"):
+        Manifest.read(tmp_path)
 
 
 def test_a_bundle_folder_that_is_missing_or_a_file_is_refused(tmp_path: Path) -> None:
