@@ -189,7 +189,7 @@ def test_memory_descriptors_and_threads_do_not_grow(
     assert (ended.code, ended.stderr) == (0, ""), ended
     found = json.loads(ended.stdout)
     campaign.record(f"memory over {what}, {strategy}", calls=count, **found)
-    assert found["threads"] <= 0  # less, where a thread that loaded was just about to end
+    assert found["threads"] <= 2  # those of the last load may be about to end
     assert found["descriptors"] == 0
     # A leaked session of even this tiny model is some 300 KB, a leaked vector of a call 0.1 KB.
     assert found["kb_per_call"] < {"encodes": (2.0, 0.1), "loads": (20.0, 2.0)}[what][campaign.full]
