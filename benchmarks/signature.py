@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.bundle.resolve().parent, prefix=".signed-") as folder:
         bundle = Path(folder) / options.bundle.name
         ignored = shutil.ignore_patterns("model.sig")
-        shutil.copytree(options.bundle, bundle, copy_function=os.link, ignore=ignored)
+        shutil.copytree(options.bundle, bundle, ignore=ignored)
         key = ec.generate_private_key(ec.SECP256R1())
         private, public = Path(folder) / "signer.key", Path(folder) / "signer.pub"
         private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -211,7 +211,7 @@ class CheckedObject:
     def numbers(self, key: str) -> dict[str, float]:
         inner = self.child(key)
         for name in inner.value:
-            if name != _shown(name):
+            if not name.isprintable() or len(name) > 200:
                 raise self.error(key, f"holds the key {name[:80]!r}, which is no name")
         return {name: inner.number(name, float("-inf"), float("inf")) for name in inner.value}
 

@@ -25,7 +25,7 @@ from firstvec.manifest import Manifest
 from firstvec.store import find
 from firstvec_build.signing import sign
 from firstvec_build.wheel import pack
-from tests.conftest import REPOSITORY, Fresh
+from tests.conftest import REPOSITORY, Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, forge, make_keys, peer_accepts, sign_with_peer
 
 BUNDLE = "firstvec_bundles/tiny-bert"
@@ -262,8 +262,7 @@ def test_a_signature_goes_along_and_holds_where_the_wheel_is_installed(
 
 def test_the_manifest_that_was_signed_is_packed_as_it_is(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
     path = tiny_bundle / "firstvec.json"
-    document = json.loads(path.read_bytes())
-    path.write_text(json.dumps(document | {"format_version": "1.7", "later": "ignored"}))
+    edit_manifest(tiny_bundle, lambda document: document.update(format_version="1.7", later="ignored"))
     sign(Manifest.read(tiny_bundle), keys.private)
     with zipfile.ZipFile(pack(Manifest.read(tiny_bundle), tmp_path)) as archive:
         assert archive.read(f"{BUNDLE}/firstvec.json") == path.read_bytes()

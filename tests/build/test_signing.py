@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,13 @@ def test_a_failed_write_leaves_the_signature_that_is_there(
 
 
 def test_what_a_killed_run_left_is_removed(tiny_bundle: Path, keys: Pair) -> None:
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    (tiny_bundle / f".{SIGNATURE}.{ended.pid}").write_text("half of")
+    code = "import sys, pathlib; from firstvec_build import unfinished; "
+    code += "unfinished.make_file(pathlib.Path(sys.argv[1]), sys.argv[2])"
+    subprocess.run([sys.executable, "-c", code, tiny_bundle, f".{SIGNATURE}."], check=True)
+    assert len([*tiny_bundle.glob(".*")]) == 1
     sign(Manifest.read(tiny_bundle), keys.private)
     assert [path.name for path in tiny_bundle.glob(".*")] == []
-    (tiny_bundle / f".{SIGNATURE}.{os.getpid()}x").write_text("somebody else's")
+    (tiny_bundle / f".{SIGNATURE}.of-somebody-else").touch()
     with pytest.raises(BuildError, match="remove it"):
         sign(Manifest.read(tiny_bundle), keys.private)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sys
@@ -13,7 +14,8 @@ import pytest
 import tokenizers
 
 from firstvec import Manifest
-from firstvec.manifest import WordPiece
+from firstvec.integrity import open_file
+from firstvec.manifest import File, WordPiece
 from firstvec.tokenizer import Tokenizer, open_tokenizer
 from firstvec.wordpiece import QuickTokenizer
 from firstvec_build.quality import evaluation_sentences
@@ -203,7 +205,9 @@ def test_a_package_that_cannot_read_the_file_is_an_error_with_its_reason(rules: 
 
     path = tmp_path / "tokenizer.json"
     path.write_text("{}")
-    tokenizer = Tokenizer(str(path), 16, QuickTokenizer(rules.replace(added_tokens=("x",)), "[UNK]\n", 16))
+    file = File(path="tokenizer.json", size=2, sha256=hashlib.sha256(b"{}").hexdigest())
+    quick = QuickTokenizer(rules.replace(added_tokens=("x",)), "[UNK]\n", 16)
+    tokenizer = Tokenizer(lambda: open_file(str(tmp_path), file), 16, quick)
     with pytest.raises(IncompatibleArtifact, match=f"cannot read {path}"):
         tokenizer.encode(["x"])
 
