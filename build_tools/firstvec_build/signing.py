@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,8 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
         from model_signing import hashing, signing
     except ImportError as error:
         raise MissingDependency("signing a bundle", error.name or "model-signing", "firstvec[sign]") from error
-    public = _public_key(private_key, password)
+    password = password or None
+    key, public = _keys(private_key, password)
     data = read_bytes(manifest.path)
     if Manifest.parse(data, manifest.path) != manifest:
         raise ManifestError(manifest.path, "has been changed since it was read", "try again")
@@ -61,8 +64,9 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
         config = hashing.Config().set_ignored_paths(paths=[FILE_NAME], ignore_git_paths=False)
         # The type of its password is a mistake: cryptography takes bytes only.
         secret: object = password.encode() if password is not None else None
-        signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
         try:
+            with _reread(private_key, key) as same:
+                signer = signing.Config().use_elliptic_key_signer(private_key=same, password=secret)
             signer.set_hashing_config(config).sign(folder, made)
             signature = made.read_bytes()
         except (OSError, ValueError) as error:
@@ -72,7 +76,19 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
     return _write(folder, signature)
 
 
-def _public_key(path: Path, password: str | None) -> PublicKey:
+@contextmanager
+def _reread(path: Path, data: bytes) -> Iterator[Path]:
+    """A path that leads to these bytes: a pipe gives a key once, and no disk shall have it."""
+    if not hasattr(os, "memfd_create"):
+        yield path
+        return
+    with open(os.memfd_create("key"), "wb", buffering=0) as memory:
+        memory.write(data)
+        yield Path(f"/proc/self/fd/{memory.fileno()}")
+
+
+def _keys(path: Path, password: str | None) -> tuple[bytes, PublicKey]:
+    """What is in the private key's file, and its public key."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
@@ -93,7 +109,8 @@ def _public_key(path: Path, password: str | None) -> PublicKey:
         raise InputError(f"{path}: is not a private key {wrong}; {_HINT}") from error
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
         raise InputError(f"{path}: is not a key of P-256, P-384 or P-521; {_HINT}")
-    return parse_key(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), str(path))
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return data, parse_key(pem, str(path))
 
 
 def _write(folder: Path, signature: bytes) -> Path:

@@ -85,7 +85,8 @@ def recall(path: str) -> bytes | None:
     try:
         if not _is_private(os.path.dirname(path)):
             return None
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        # Not to wait for a writer, should it be a pipe.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             data = os.read(descriptor, 1 << 13)
         finally:

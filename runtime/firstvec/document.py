@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
-def read_regular(path: str, size: int) -> bytes:
-    """At most ``size`` bytes of a regular file.
+def read_regular(path: str, size: int, *, linked: bool = False) -> bytes:
+    """At most ``size`` bytes of a regular file, which may be a symbolic link to one if ``linked``.
 
     Raises:
         OSError: there is none, or it cannot be read.
     """
+    if not linked and os.path.islink(path):
+        raise OSError(errno.ELOOP, "it is a symbolic link", path)
     # Not to wait for a writer, should it be a pipe.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags if linked else flags | getattr(os, "O_NOFOLLOW", 0))
     with open(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)

@@ -34,7 +34,7 @@ _EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class OpenFile:
-    """A file of a bundle, open, and the one that was built. Close it, or use it in a ``with`` statement."""
+    """A file of a bundle, open, and the one that was built, until it is closed or nobody refers to it any more."""
 
     def __init__(self, root: str, file: File, artifact: str, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -108,8 +108,15 @@ class OpenFile:
             raise self._error(f"sha256 {self._sha256[:16]}…", f"sha256 {actual[:16]}…")
 
     def _chunks(self) -> Iterator[bytes]:
-        os.lseek(self.descriptor, 0, os.SEEK_SET)
-        while chunk := os.read(self.descriptor, _CHUNK):
+        if not hasattr(os, "pread"):
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            while chunk := os.read(self.descriptor, _CHUNK):
+                yield chunk
+            return
+        # Not by the file's position: forked children share that.
+        position = 0
+        while chunk := os.pread(self.descriptor, _CHUNK, position):
+            position += len(chunk)
             yield chunk
 
     @property
@@ -118,11 +125,19 @@ class OpenFile:
         path = f"/proc/self/fd/{self.descriptor}"
         return path if os.path.exists(path) else self.path
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not closed, by this object or by a program that closes all descriptors to become a daemon."""
+        try:
+            return self.descriptor >= 0 and cache.identity(os.fstat(self.descriptor))[:2] == self._identity[:2]
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Close it; what was mapped stays."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        if self.is_open or (self.descriptor >= 0 and not self._identity):
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     def __enter__(self) -> OpenFile:
         return self

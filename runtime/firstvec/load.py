@@ -12,6 +12,7 @@ import os
 import sys
 import time
 import weakref
+from functools import partial
 
 from firstvec import background
 from firstvec.errors import (
@@ -240,7 +241,7 @@ class Load:
             from firstvec.provider import EmbeddingProvider
 
             self._verification, self._self_test = opener.verification, opener.self_test
-            reopen = Opener(manifest, artifact, opener.device, trace).open
+            reopen = partial(opener.open, quick_start=self._plan.quick_start, tested=True)
             provider = EmbeddingProvider(manifest, artifact, opener.device, tokenizer, session, reopen, self._output)
             # The last one is called first.
             if self._watch is not None:
@@ -288,7 +289,11 @@ def _device(choice: Choice, artifact: Artifact) -> str:
 
 
 class Opener:
-    """Opens sessions of one artifact: verified files, then the engine, then the self-test."""
+    """Opens sessions of one artifact: verified files, then the engine, then the self-test.
+
+    The files stay open for as long as it lives: a session that it opens later, for a hand-over or in a forked child, is
+    of the same files, whatever took their names by then.
+    """
 
     def __init__(self, manifest: Manifest, artifact: Artifact, device: str, trace: Trace | None = None) -> None:
         self.manifest = manifest
@@ -312,7 +317,7 @@ class Opener:
             read_ahead(os.path.join(self.manifest.root, file.path))
 
     def verify(self) -> None:
-        """Open and verify the artifact's files for the next `open`, which raises what is found.
+        """Open and verify the artifact's files; what is found the next `open` raises.
 
         Raises:
             LoadError: too many files are open.
@@ -322,38 +327,40 @@ class Opener:
 
         with self._trace.stage("verification"):
             try:
-                for file in self.artifact.files:
-                    self._files.append(open_file(self.manifest.root, file, self.artifact.id))
-                if self.artifact.engine == "onnxruntime":
-                    from firstvec.onnx_model import OnnxModel
-
-                    self._model = OnnxModel(self.artifact.id, self._files)
-                self.verification = "remembered" if all(file.remembered for file in self._files) else "hashed now"
+                files = [open_file(self.manifest.root, file, self.artifact.id) for file in self.artifact.files]
+                self._model = self._read(files)
+                self._files = files
+                self.verification = "remembered" if all(file.remembered for file in files) else "hashed now"
             except ArtifactError as error:
                 self.verification, self._error = None, error
             self._place = self_test.identity(self.manifest, self.artifact, self.device)
 
-    def open(self, *, quick_start: bool = True) -> Session:
+    def _read(self, files: list[OpenFile]) -> OnnxModel | None:
+        if self.artifact.engine != "onnxruntime":
+            return None
+        from firstvec.onnx_model import OnnxModel
+
+        return OnnxModel(self.artifact.id, files)
+
+    def open(self, *, quick_start: bool = True, tested: bool = False) -> Session:
         """Verify the artifact's files, open it, and see that this machine computes what the build computed.
+
+        Args:
+            quick_start: which kind of session.
+            tested: that kind of this opener's has passed the self-test.
 
         Raises:
             IntegrityError: a file is not the one that was built.
             IncompatibleArtifact: the engine cannot run it.
             SelfTestError: this machine computes other vectors.
         """
-        if not self._files and self._error is None:
+        if self._error is None and not (self._files and all(file.is_open for file in self._files)):
             self.verify()
-        error, files, model = self._error, self._files, self._model
-        self._error, self._files, self._model = None, [], None  # for this time
-        try:
-            if error is not None:
-                raise error
-            return self._open(files, model, quick_start)
-        finally:
-            for file in files:
-                file.close()
-
-    def _open(self, files: list[OpenFile], model: OnnxModel | None, quick_start: bool) -> Session:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        files = self._files
+        model, self._model = self._model or self._read(files), None  # of one session: its memory is freed with it
         from firstvec import self_test
         from firstvec.hardware import usable_cpus
         from firstvec.sessions import SessionOptions, engine_for, open_session
@@ -373,10 +380,10 @@ class Opener:
             session = open_session(engine, self.artifact, options)
         for file in files:
             file.check()
-        with self._trace.stage("self-test"):
-            self.self_test = self_test.check(
-                self.manifest, self.artifact, self._place, engine.engine_version(), session
-            )
+        if not tested:
+            with self._trace.stage("self-test"):
+                version = engine.engine_version()
+                self.self_test = self_test.check(self.manifest, self.artifact, self._place, version, session)
         return session
 
 

@@ -337,7 +337,10 @@ def _key_path(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
         raise InputError(f"require_signature {path!r} is not the path of a public key")
-    return os.path.abspath(text)
+    try:
+        return os.path.abspath(text)
+    except OSError as error:  # the working folder is gone
+        raise InputError(f"require_signature {text!r}: {error.strerror}; give an absolute path") from error
 
 
 def _seconds(timeout: float | None) -> float | None:

@@ -12,6 +12,7 @@ from firstvec import background
 from firstvec.background import Task, inside
 from firstvec.errors import ClosedError, IncompatibleArtifact, InputError
 from firstvec.plans import OUTPUTS
+from firstvec.sessions import run_session
 from firstvec.tokenizer import check_texts, listed
 from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
 
@@ -277,9 +278,12 @@ class EmbeddingProvider:
         next one raises ClosedError, because a caller may never ask for it.
         """
         with self._session_lock():
-            session, self._session = self._session, None
-        if self._pid != os.getpid() and session is not None:
-            _keep_forever.append(session)
+            held, self._session = [self._session], None
+        if self._pid != os.getpid():
+            _keep_forever.extend(session for session in held if session is not None)
+            return
+        # In a thread: Ctrl-C in the middle of a destructor is lost, and it only ever arrives in the main thread.
+        Task(held.clear)
 
     def swap(self, session: Session) -> None:
         """Let later runs use ``session``, of the same artifact; runs under way end on the one that they began with."""
@@ -369,12 +373,7 @@ class EmbeddingProvider:
         try:
             if background.is_over:
                 background.stay()
-            vectors = session.run(rows)
-        except (RuntimeError, ValueError) as error:
-            raise IncompatibleArtifact(
-                self.artifact.id,
-                f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle",
-            ) from error
+            vectors = run_session(session, self.artifact.id, rows)
         finally:
             inside.discard(thread)
         if vectors.shape != (len(rows), self.embedding_dim):

@@ -13,9 +13,10 @@ from math import dist, hypot
 
 from firstvec import cache, integrity
 from firstvec.document import parse_object
-from firstvec.errors import IncompatibleArtifact, ManifestError, SelfTestError
+from firstvec.errors import ManifestError, SelfTestError
 from firstvec.hardware import cpu_identity
 from firstvec.record import Record
+from firstvec.sessions import run_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,10 +119,7 @@ def run(artifact: Artifact, session: Session, golden: Golden) -> float:
         SelfTestError: it is larger than is right, or not a number.
         IncompatibleArtifact: the engine cannot run the artifact.
     """
-    try:
-        vectors = session.run(golden.token_ids)
-    except (RuntimeError, ValueError) as error:
-        raise IncompatibleArtifact(artifact.id, f"{session.engine} cannot run it: {error}") from error
+    vectors = run_session(session, artifact.id, golden.token_ids)
     found = mean_difference(vectors.cast("B").cast("f").tolist(), golden.vectors, len(golden.token_ids))
     if not found <= golden.max_difference:
         raise SelfTestError(artifact.id, session.engine, found, golden.max_difference)

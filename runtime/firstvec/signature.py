@@ -8,6 +8,7 @@ holds a DSSE envelope around an in-toto statement. It is read here with the pack
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 from firstvec.document import parse_object, read_regular
@@ -82,7 +83,7 @@ def read_key(path: str) -> PublicKey:
     Raises:
         SignatureError: it cannot be read, or is not the public key of a curve that bundles are signed with.
     """
-    return parse_key(_read(path, MAX_KEY_BYTES, "does not exist", _KEY), path)
+    return parse_key(_read(path, MAX_KEY_BYTES, "does not exist", _KEY, linked=True), path)
 
 
 def parse_key(data: bytes, path: str) -> PublicKey:
@@ -159,9 +160,10 @@ def check_bytes(manifest: Manifest, data: bytes, signature: bytes, key: PublicKe
 
 
 def judge(manifest: Manifest, data: bytes, public_key: str) -> dict[str, str | None]:
-    """Say what each verifier finds: ``ok``, or the reason against the signature; None of one that is not installed.
+    """Say what each verifier finds: ``ok``, or the reason against the signature; None of one that is not asked.
 
-    The verifiers are `check` and model-signing's own, which hashes every file in the bundle's folder.
+    The verifiers are `check` and model-signing's own, which hashes every file in the bundle's folder. It is not asked
+    where it is not installed, nor about files that are no plain ones: it would read a pipe or device for ever.
     """
     verdicts: dict[str, str | None] = {"firstvec": "ok", "model-signing": "ok"}
     try:
@@ -169,11 +171,21 @@ def judge(manifest: Manifest, data: bytes, public_key: str) -> dict[str, str | N
     except FirstvecError as error:
         verdicts["firstvec"] = str(error)
     try:
-        if not _ask_model_signing(manifest.root, public_key):
+        plain = _is_plain(os.path.join(manifest.root, FILE_NAME), MAX_BYTES) and _is_plain(public_key, MAX_KEY_BYTES)
+        if not (plain and _ask_model_signing(manifest.root, public_key)):
             verdicts["model-signing"] = None
     except Exception as error:  # its own errors, and those of half a dozen packages that it lets through
         verdicts["model-signing"] = f"{manifest.root}: {type(error).__name__}: {error}"
     return verdicts
+
+
+def _is_plain(path: str, limit: int) -> bool:
+    """Whether it can be read to its end; what is not there can be."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return True
+    return stat.S_ISREG(status.st_mode) and status.st_size <= limit
 
 
 def _ask_model_signing(root: str, public_key: str) -> bool:
@@ -279,9 +291,9 @@ def _keys(item: CheckedObject, *known: str) -> None:
             raise item.error(ascii(key[:80])[1:-1], f"is not known here; known are {', '.join(known)}")
 
 
-def _read(path: str, limit: int, missing: str, hint: str) -> bytes:
+def _read(path: str, limit: int, missing: str, hint: str, *, linked: bool = False) -> bytes:
     try:
-        data = read_regular(path, limit + 1)
+        data = read_regular(path, limit + 1, linked=linked)
     except FileNotFoundError as error:
         raise SignatureError(path, missing, hint) from error
     except (OSError, ValueError) as error:  # ValueError: a null character

@@ -41,7 +41,8 @@ def find(model_name: str, require_signature: str | None = None) -> Manifest:
         path = os.path.join(folder, FILE_NAME)
         try:
             data = read_bytes(path)
-            manifest = Manifest.parse(data, path)
+            # The same place wherever the process goes: a daemon's is the root.
+            manifest = Manifest.parse(data, path).replace(path=os.path.abspath(path))
         except ManifestError:
             if decisive:
                 raise

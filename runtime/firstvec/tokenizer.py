@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from firstvec.background import Once
 from firstvec.errors import IncompatibleArtifact, InputError
 
@@ -26,14 +28,16 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
 
     root, length = manifest.root, manifest.model.max_seq_length
 
+    # It stays open until it is needed, if ever: by then its name may be that of another bundle's.
+    file = integrity.open_file(root, manifest.tokenizer)
+
     def open_json() -> OpenFile:
-        return integrity.open_file(root, manifest.tokenizer)
+        return file if file.is_open else integrity.open_file(root, manifest.tokenizer)
 
     if manifest.wordpiece is None:
         return Tokenizer(open_json, length)
     from firstvec.wordpiece import QuickTokenizer
 
-    integrity.verify(root, manifest.tokenizer)  # now, though it may never be needed
     data = integrity.read(root, manifest.wordpiece.vocabulary)
     try:
         return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, data.decode(), length))
@@ -56,11 +60,9 @@ class Tokenizer:
     def __init__(
         self, open_json: Callable[[], OpenFile], max_seq_length: int, quick: QuickTokenizer | None = None
     ) -> None:
-        self._open_json = open_json
-        self._max_seq_length = max_seq_length
         self._quick = quick
         self._one_by_one = False
-        self._package = Once(self._load_package)
+        self._package = Once(partial(_load_package, open_json, max_seq_length))
         if quick is None:
             self._package.result()
 
@@ -103,24 +105,25 @@ class Tokenizer:
                 self._one_by_one = True
         return [package.encode(text).ids for text in texts]
 
-    def _load_package(self) -> Any:
+
+def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
+    with open_json() as file:
         try:
-            import tokenizers
-        except ImportError as error:
-            raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
-        with self._open_json() as file:
-            try:
-                # Releases the GIL, so that an engine can be imported and opened meanwhile.
-                package = tokenizers.Tokenizer.from_file(file.name)
-            except Exception as error:  # tokenizers raises plain Exception
-                hint = "pip install -U tokenizers"
-                raise IncompatibleArtifact(
-                    "", f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}; {hint}"
-                ) from error
-            file.check()
-        package.no_padding()
-        package.enable_truncation(self._max_seq_length)
-        return package
+            # Releases the GIL, so that an engine can be imported and opened meanwhile.
+            package = tokenizers.Tokenizer.from_file(file.name)
+        except Exception as error:  # tokenizers raises plain Exception
+            hint = "pip install -U tokenizers"
+            raise IncompatibleArtifact(
+                "", f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}; {hint}"
+            ) from error
+        file.check()
+    package.no_padding()
+    package.enable_truncation(max_seq_length)
+    return package
 
 
 def listed(texts: Any) -> list[str]:

@@ -233,3 +233,18 @@ main(["sign", sys.argv[1], "--private-key", sys.argv[2]])
     assert done.returncode == 1
     assert "pip install 'firstvec[sign]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_key_may_come_through_a_pipe(tiny_bundle: Path, keys: Pair) -> None:
+    command = f"{sys.executable.removesuffix('python3').removesuffix('python')}firstvec"
+    script = '"$0" sign "$1" --private-key <(cat "$2")'
+    done = subprocess.run(
+        ["bash", "-c", script, command, tiny_bundle, keys.private], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert peer_accepts(tiny_bundle, keys.public)
+
+
+def test_an_empty_password_is_none(tiny_bundle: Path, keys: Pair) -> None:
+    sign(Manifest.read(tiny_bundle), keys.private, password="")
+    assert peer_accepts(tiny_bundle, keys.public)

@@ -674,3 +674,42 @@ def test_bundle_replaced_at_any_moment_of_a_load_gives_one_of_both_or_a_typed_er
         shutil.rmtree(target.parent)
     assert sum(outcomes.values()) == rounds
     campaign.record("bundle replaced during a load", points=rounds, mixed=0, outcomes=dict(outcomes))
+
+
+GONE = """
+import os, shutil, sys
+from firstvec import OptimizedEmbeddingLoader
+os.chdir(os.path.dirname(sys.argv[1]))
+loader = OptimizedEmbeddingLoader("./" + os.path.basename(sys.argv[1]), sys.argv[2], output="list")
+loader.start_loading()
+provider = loader.get_provider()
+first = provider.embed_query("text")
+os.chdir("/")
+if sys.argv[3] == "replaced":  # by one whose every file is another
+    os.rename(sys.argv[1], sys.argv[1] + ".old")
+    for folder, _, names in os.walk(sys.argv[1] + ".old"):
+        new = folder.replace(sys.argv[1] + ".old", sys.argv[1])
+        os.mkdir(new)
+        for name in names:
+            open(os.path.join(new, name), "w").write("another bundle's")
+    shutil.rmtree(sys.argv[1] + ".old")
+while loader.report()["hand_over"] == "waiting":
+    pass
+assert loader.report()["hand_over"] in (None, "done"), loader.report()
+assert len(provider.embed_query("a text for the tokenizers package: [MASK]")) == 32
+if child := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+else:
+    assert max(abs(a - b) for a, b in zip(provider.embed_query("text"), first)) < 1e-5
+    assert len(provider.embed_query("[MASK]")) == 32
+    sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("what", ["kept", "replaced"])
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized"])
+def test_bundle_that_is_elsewhere_by_then_goes_on_serving(
+    strategy: str, what: str, tiny_bundle: Path, fresh: Fresh
+) -> None:
+    """Every text, the hand-over, and forked children: also where the process has gone elsewhere, as daemons do."""
+    fresh(GONE, tiny_bundle, strategy, what)

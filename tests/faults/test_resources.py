@@ -51,7 +51,7 @@ def test_too_few_descriptors_give_a_vector_or_an_error_that_says_so(
         loader.start_loading()
         vectors[strategy] = loader.get_provider().embed_query("text")
     points = errors = 0
-    for left in range(campaign.size(3, 14)):
+    for left in range(campaign.size(6, 14)):
         for strategy in list(vectors)[: campaign.size(2, 3)]:
             for output in ("buffer", "numpy")[: campaign.size(1, 2)]:
                 arguments = (strategy, output, left, warm)

@@ -868,6 +868,13 @@ def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, prepare: Call
     assert caught.value.path == str(tmp_path / FILE_NAME)
 
 
+def test_a_link_in_place_of_a_manifest_is_refused(tiny_bundle: Path) -> None:
+    (tiny_bundle / FILE_NAME).rename(tiny_bundle.parent / "elsewhere.json")
+    (tiny_bundle / FILE_NAME).symlink_to(tiny_bundle.parent / "elsewhere.json")
+    with pytest.raises(ManifestError, match="it is a symbolic link"):
+        Manifest.read(tiny_bundle)
+
+
 def test_a_pipe_in_place_of_a_manifest_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / FILE_NAME)
     with pytest.raises(ManifestError, match="it is not a regular file"):

@@ -205,3 +205,11 @@ def test_all_fields_survive_the_note(tiny_built: Path, monkeypatch: pytest.Monke
     after = known(tiny_built).to_dict()
     assert after == before
     assert [type(value) for value in after.values()] == [type(value) for value in before.values()]
+
+
+def test_a_pipe_in_place_of_a_note_is_not_waited_for(tmp_path: Path) -> None:
+    from firstvec import cache
+
+    (tmp_path / "notes").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "notes" / "note")
+    assert cache.recall(str(tmp_path / "notes" / "note")) is None

@@ -194,9 +194,10 @@ def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
         content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
         (tiny_bundle / "evil").write_bytes(content)
         os.replace(tiny_bundle / "evil", path)
-    assert opener.open().run([[2, 5, 3]]).tolist() == expected
+    for _ in range(2):
+        assert opener.open().run([[2, 5, 3]]).tolist() == expected
     with pytest.raises(IntegrityError):
-        opener.open()
+        opener_of(tiny_bundle, artifact_id).open()
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -794,3 +794,37 @@ def test_verify_takes_a_bundle_that_is_reached_through_a_link(
     (tmp_path / "link").symlink_to(signed)
     found = verdicts(firstvec("verify", tmp_path / "link", "--public-key", keys.public, "--json"))
     assert found == {"firstvec": "ok", "model-signing": "ok"}
+
+
+def test_a_link_in_place_of_the_signature_is_refused(signed: Path, keys: Pair) -> None:
+    (signed / "model.sig").rename(signed.parent / "elsewhere.sig")
+    (signed / "model.sig").symlink_to(signed.parent / "elsewhere.sig")
+    assert "it is a symbolic link" in str(refused(signed, keys.public))
+
+
+def test_pipes_are_neither_waited_for_nor_given_to_model_signing(signed: Path, keys: Pair, firstvec: Fresh) -> None:
+    pipe = signed.parent / "pipe"
+    os.mkfifo(pipe)
+    done = firstvec("verify", signed, "--public-key", pipe)
+    assert done.returncode == 1
+    assert "it is not a regular file" in done.stdout
+    (signed / "model.sig").unlink()
+    os.mkfifo(signed / "model.sig")
+    done = firstvec("verify", signed, "--public-key", keys.public)
+    assert done.returncode == 1
+    assert "it is not a regular file" in done.stdout
+
+
+def test_a_relative_key_in_a_folder_that_is_gone_is_an_input_error(fresh: Fresh, tmp_path: Path) -> None:
+    code = """
+import os, sys
+from firstvec import InputError, OptimizedEmbeddingLoader
+os.chdir(sys.argv[1])
+os.rmdir(sys.argv[1])
+try:
+    OptimizedEmbeddingLoader(require_signature="key.pub")
+except InputError as error:
+    print(error)
+"""
+    (tmp_path / "gone").mkdir()
+    assert "give an absolute path" in fresh(code, tmp_path / "gone").stdout

@@ -139,6 +139,31 @@ def open_session(engine: Engine, artifact: Artifact, options: SessionOptions) ->
         raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot load it: {error}") from error
 
 
+def run_session(session: Session, artifact_id: str, rows: Sequence[Sequence[int]]) -> memoryview[float]:
+    """Run token ids in an open session. Returns float32, shape (len(rows), embedding_dim).
+
+    Raises:
+        IncompatibleArtifact: the engine cannot run the artifact.
+    """
+    try:
+        return session.run(rows)
+    except (RuntimeError, ValueError) as error:
+        if not _is_the_engines(error):
+            raise
+        raise IncompatibleArtifact(
+            artifact_id, f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle"
+        ) from error
+
+
+def _is_the_engines(error: Exception) -> bool:
+    """Whether it was raised in an engine, and not in a signal handler of the program that ran meanwhile."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = frame.tb_frame.f_globals.get("__name__", "") if frame is not None else ""
+    return str(module).partition(".")[0] in ("firstvec", "numpy", "onnxruntime", "torch")
+
+
 def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Any, Any]:
     """Right-pad token ids to one length: input_ids and attention_mask, int64, shape (len(rows), longest)."""
     import numpy
