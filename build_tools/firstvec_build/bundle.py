@@ -203,7 +203,7 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
     unfinished.sync_tree(folder)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise BuildError(f"{target}: is not a folder; choose another one with --output")
-    if target.exists() and any(target.iterdir()) and not (target / FILE_NAME).exists():
+    if _is_something_else(target):
         raise BuildError(f"{target}: is not a bundle, so it is not replaced; choose another folder with --output")
     _take_place(folder, target)
     try:
@@ -265,6 +265,15 @@ def is_current(target: Path, inputs_sha256: str) -> bool:
     except FirstvecError:
         return False
     return True
+
+
+def _is_something_else(target: Path) -> bool:
+    """Whether it is a folder with content that is not a bundle's. One look: another build may move it at any time."""
+    try:
+        names = os.listdir(target)
+    except FileNotFoundError:
+        return False
+    return bool(names) and FILE_NAME not in names
 
 
 def check_plain(root: str, path: str) -> None:
