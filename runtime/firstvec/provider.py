@@ -278,12 +278,9 @@ class EmbeddingProvider:
         next one raises ClosedError, because a caller may never ask for it.
         """
         with self._session_lock():
-            held, self._session = [self._session], None
-        if self._pid != os.getpid():
-            _keep_forever.extend(session for session in held if session is not None)
-            return
-        # In a thread: Ctrl-C in the middle of a destructor is lost, and it only ever arrives in the main thread.
-        Task(held.clear)
+            session, self._session = self._session, None
+        if self._pid != os.getpid() and session is not None:
+            _keep_forever.append(session)
 
     def swap(self, session: Session) -> None:
         """Let later runs use ``session``, of the same artifact; runs under way end on the one that they began with."""
