@@ -62,13 +62,13 @@ class Guard:
     pause: float = 0.0
     """Seconds before each: threads of one engine spin for a while after its run, on the core that the other needs."""
 
-    def ratios(self, rounds: int, *, slow: bool = False) -> list[float]:
-        """Return each round's ratio; ``slow`` does our part twice, as a regression would."""
+    def ratios(self, rounds: int, *, times: int = 1) -> list[float]:
+        """Return each round's ratio; ``times`` does our part more than once, as a regression would."""
         if self.setup is not None:
-            return _in_one_process(self, rounds, 2 if slow else 1)
+            return _in_one_process(self, rounds, times)
         found = []
         for number in range(rounds + 1):
-            ours = sum(_seconds(self.ours) for _ in range(2 if slow else 1))
+            ours = sum(_seconds(self.ours) for _ in range(times))
             peer = _seconds(self.peer)
             if number:  # the first one fills caches
                 found.append(ours / peer)
@@ -195,14 +195,14 @@ def examine(
     allowed: float = ALLOWED,
     attempts: int = ATTEMPTS,
     rounds: int = ROUNDS,
-    slow: bool = False,
+    times: int = 1,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Result], list[Result]]:
     """Measure guards, those that trip again, and return all results and those that tripped each time."""
     results, tripped = [], []
     for guard in guards:
         for attempt in range(attempts):
-            found = Result(guard, median(guard.ratios(rounds, slow=slow)), baseline[guard.name])
+            found = Result(guard, median(guard.ratios(rounds, times=times)), baseline[guard.name])
             if found.times <= allowed:
                 break
             if attempt + 1 < attempts:
@@ -224,7 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="measure and write the baseline")
     parser.add_argument("--only", action="append", metavar="NAME", help="one guard; may be repeated")
-    parser.add_argument("--slow", action="store_true", help="do our part twice: every guard must trip")
+    parser.add_argument(
+        "--times", type=int, default=1, metavar="N", help="do our part N times, as if it had become as much slower"
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     options = parser.parse_args()
     names = [guard.name for guard in GUARDS]
@@ -242,7 +244,7 @@ def main() -> None:
     stored = json.loads(BASELINE.read_text("utf-8"))
     allowed = allowed_here(stored, facts["flags"])
     results, tripped = examine(
-        guards, stored["ratios"], allowed=allowed, slow=options.slow, tell=lambda text: print(text, file=sys.stderr)
+        guards, stored["ratios"], allowed=allowed, times=options.times, tell=lambda text: print(text, file=sys.stderr)
     )
     if options.json:
         values = [

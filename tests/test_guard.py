@@ -51,7 +51,7 @@ def test_each_guard_trips_where_its_operation_takes_twice_as_long(guard: Any) ->
     for _ in range(3):  # for what else the machine does meanwhile
         now = {each.name: median(each.ratios(5)) for each in guard.GUARDS if each.name in names}
         slow = [each for each in guard.GUARDS if each.name in names]
-        _, tripped = guard.examine(slow, now, rounds=5, attempts=1, slow=True)
+        _, tripped = guard.examine(slow, now, rounds=5, attempts=1, times=2)
         names -= {each.guard.name for each in tripped}
         if not names:
             break
@@ -65,10 +65,10 @@ class Scripted:
 
     def __init__(self, *medians: float) -> None:
         self.medians = list(medians)
-        self.asked: list[tuple[int, bool]] = []
+        self.asked: list[tuple[int, int]] = []
 
-    def ratios(self, rounds: int, *, slow: bool = False) -> list[float]:
-        self.asked.append((rounds, slow))
+    def ratios(self, rounds: int, *, times: int = 1) -> list[float]:
+        self.asked.append((rounds, times))
         value = self.medians.pop(0)
         return [value, value, 100 * value]  # one round of three was disturbed
 
@@ -101,7 +101,7 @@ def test_another_kind_of_processor_is_allowed_more(guard: Any) -> None:
 
 
 def test_the_command_says_which_guard_tripped_by_how_much_and_what_to_run(bundle: Path) -> None:
-    done = run("--only", "is_loaded()", "--only", "get_metadata()", "--slow")
+    done = run("--only", "is_loaded()", "--only", "get_metadata()", "--times", "10")
     assert done.returncode == 1
     for name in ("is_loaded()", "get_metadata()"):
         (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"tripped: {name}: ")]
