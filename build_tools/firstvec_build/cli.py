@@ -1,4 +1,7 @@
-"""`firstvec build`, `wheel`, `sign` and `sbom`. Importing this module imports none of the toolchain (torch …)."""
+"""`firstvec build`, `wheel`, `sign` and `sbom`.
+
+Importing this module imports none of the toolchain (numpy, torch …): every command of the runtime would wait for it.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from firstvec.store import data_dir
 from firstvec.tables import artifact_table, artifact_values, out
-from firstvec_build.pipeline import build as build_bundle
-from firstvec_build.quality import Thresholds
-from firstvec_build.timing import first_vector_times
-from firstvec_build.wheel import pack
 
 if TYPE_CHECKING:
     from firstvec_build.pipeline import BuildResult
@@ -93,6 +92,10 @@ def build(
 
     A bundle of the same inputs is left as it is. A failed build leaves the previous bundle untouched.
     """
+    from firstvec_build.pipeline import build as build_bundle
+    from firstvec_build.quality import Thresholds
+    from firstvec_build.timing import first_vector_times
+
     if quiet or as_json:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
     with _Stages(silent=quiet or as_json) as stages:
@@ -132,6 +135,8 @@ def build(
     root = result.manifest.root
     if result.rebuilt:
         out.print(f"Built {root} in {result.seconds:.1f} s.")
+        if result.signature_lost:
+            out.print("The bundle that it replaced was signed, and this one is not: sign it with `firstvec sign`.")
     else:
         out.print(f"Nothing changed: {root} is up to date (checked in {result.seconds:.1f} s; --force rebuilds).")
     out.print(artifact_table(result.manifest, timings))
@@ -152,6 +157,7 @@ def wheel(
     import zipfile
 
     from firstvec import signature, store
+    from firstvec_build.wheel import pack
 
     manifest = store.find(model)
     path = pack(manifest, output, only=only or ())
@@ -238,6 +244,7 @@ def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | No
         "path": result.manifest.root,
         "model": result.manifest.model.name,
         "rebuilt": result.rebuilt,
+        "signature_lost": result.signature_lost,
         "seconds": round(result.seconds, 1),
         "artifacts": artifacts,
     }

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from firstvec import signature
 from firstvec.errors import InputError, MissingDependency
 from firstvec.hardware import ResourceProfile
 from firstvec.manifest import ISAS, Manifest
@@ -35,6 +36,8 @@ class BuildResult:
     rebuilt: bool
     """False if a bundle of the same inputs was there already."""
     seconds: float
+    signature_lost: bool = False
+    """Whether it replaced a signed bundle: the signature was one of that bundle's files."""
 
 
 def build(
@@ -105,8 +108,10 @@ def build(
                 artifacts.append(workbench.build(artifact_id))
             progress("writing the bundle", stages - 1, stages)
             manifest = workbench.finish(tuple(artifacts), _tool_versions(), inputs_sha256)
+            signed = (target / signature.FILE_NAME).exists()
             manifest = bundle.publish(folder, manifest, target)
-    return BuildResult(manifest=manifest, rebuilt=True, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return BuildResult(manifest=manifest, rebuilt=True, seconds=seconds, signature_lost=signed)
 
 
 def _wanted(only: Sequence[str]) -> tuple[str, ...]:

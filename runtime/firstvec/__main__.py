@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from firstvec.errors import FirstvecError, InputError
+from firstvec.errors import FirstvecError, InputError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(sys.argv[1:] if arguments is None else arguments, stdout_is_closed)
         sys.stdout.flush()
     except FirstvecError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
     except BrokenPipeError:
         # The reader of our output has seen enough.
         _drop_output()
@@ -38,6 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: the output cannot be written ({error.strerror or error})")
     except KeyboardInterrupt:
         sys.exit(130)
+    except MemoryError:
+        sys.exit("error: out of memory; give the process more, or less to do at once")
+    except ModuleNotFoundError:
+        raise  # a mistake of ours: optional packages are told of by MissingDependency
+    except ImportError as error:
+        # The library is there; for example its memory cannot be had (`ulimit -v`).
+        reason = str(error).strip().splitlines()[-1]
+        sys.exit(f"error: a library cannot be loaded ({printable(reason)}); give the process more memory, or repair it")
 
 
 def _run(arguments: Sequence[str], stdout_is_closed: bool) -> None:

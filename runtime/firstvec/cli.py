@@ -19,7 +19,7 @@ try:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
-except ImportError as error:
+except ModuleNotFoundError as error:
     sys.exit(f"error: {MissingDependency('the firstvec command', error.name or 'typer', 'firstvec[cli]')}")
 
 from firstvec.tables import artifact_table, choice_table, out, print_diagnosis

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def printable(text: str) -> str:
+    """``text`` for a terminal: names may hold what that obeys, and bytes that are no text. Line ends are left."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
 class FirstvecError(Exception):
     """Base class: catching it catches every error that firstvec raises on purpose."""
 
@@ -113,10 +120,13 @@ class ArtifactError(FirstvecError):
 class IntegrityError(ArtifactError):
     """A file of the bundle is not the one that the manifest describes."""
 
-    def __init__(self, file: str, expected: str, actual: str, artifact: str = "") -> None:
+    def __init__(self, file: str, expected: str, actual: str, artifact: str = "", *, unreadable: bool = False) -> None:
         super().__init__(
             artifact,
-            f"{file} is not the file that was built: expected {expected}, found {actual}; "
+            f"{file} cannot be read, so that nobody knows whether it is the file that was built: {actual}; "
+            "let this user read it, or restore the bundle from where you shipped it"
+            if unreadable
+            else f"{file} is not the file that was built: expected {expected}, found {actual}; "
             "restore the bundle from where you shipped it, or rebuild it with `firstvec build --force`",
         )
         self.file = file

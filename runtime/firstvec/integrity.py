@@ -70,7 +70,7 @@ class OpenFile:
                 return
             self._hash()
         except OSError as error:
-            raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
+            raise _unreadable(self.path, self.size, error, self._artifact) from error
         cache.mark(marker)
 
     def read(self) -> bytes:
@@ -82,7 +82,7 @@ class OpenFile:
         try:
             content = b"".join(self._chunks())
         except OSError as error:
-            raise self._error(f"{self.size} bytes", f"{error.strerror or error}") from error
+            raise _unreadable(self.path, self.size, error, self._artifact) from error
         self.check()
         return content
 
@@ -228,7 +228,12 @@ def _open(root: str, file: File, artifact: str) -> int:
             ) from error
         if link := _link(root, file):
             raise IntegrityError(link, "a regular file", "a symbolic link", artifact) from error
-        raise IntegrityError(path, f"{file.size} bytes", f"{error.strerror or error}", artifact) from error
+        raise _unreadable(path, file.size, error, artifact) from error
+
+
+def _unreadable(path: str, size: int, error: OSError, artifact: str) -> IntegrityError:
+    missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return IntegrityError(path, f"{size} bytes", f"{error.strerror or error}", artifact, unreadable=not missing)
 
 
 def _link(root: str, file: File) -> str | None:

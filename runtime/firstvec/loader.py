@@ -65,6 +65,8 @@ class OptimizedEmbeddingLoader:
             raise InputError(f"model_name {model_name!r} is not a name or a path")
         if device is not None and not _is_device(device):
             raise InputError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:1' or 'mps'")
+        if type(enable_quantization) is not bool:
+            raise InputError(f"enable_quantization {enable_quantization!r} is neither True nor False")
         if min_quality is not None and not (type(min_quality) in (int, float) and -1 <= min_quality <= 1):
             raise InputError(f"min_quality {min_quality!r} is not a cosine, between -1 and 1")
         if output not in OUTPUTS:

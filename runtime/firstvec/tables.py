@@ -6,21 +6,41 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from firstvec import __version__
-from firstvec.errors import FirstvecError
+from firstvec.errors import FirstvecError, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from firstvec.doctor import Diagnosis
     from firstvec.manifest import Artifact, Manifest
     from firstvec.selection import Choice
 
+
+class _Printable:
+    """What is shown, without what a terminal would obey in the names of files and folders."""
+
+    def __init__(self, shown: ConsoleRenderable) -> None:
+        self._shown = shown
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._shown, options):
+            # The console's own codes are in the style and the control codes, not in the text.
+            yield segment._replace(text=printable(segment.text)) if not segment.control else segment
+
+
+class _Names(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Printable(each) for each in renderables]
+
+
 out = Console(highlight=False, soft_wrap=True, markup=False)  # paths and reasons may hold square brackets
+out.push_render_hook(_Names())
 if not out.is_terminal:
     out.width = 1000  # a file or a pipe has no width: fold nothing
 

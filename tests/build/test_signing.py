@@ -18,6 +18,7 @@ from firstvec.errors import BuildError, InputError, IntegrityError, ManifestErro
 from firstvec.manifest import Manifest
 from firstvec.signature import signed_files
 from firstvec.store import find
+from firstvec_build.pipeline import build
 from firstvec_build.signing import sign
 from tests.conftest import Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, make_keys, peer_accepts
@@ -37,6 +38,15 @@ def test_both_verifiers_accept_what_it_signs(curve: ec.EllipticCurve, tiny_bundl
     assert peer_accepts(tiny_bundle, keys.public)
     held = OptimizedEmbeddingLoader(str(tiny_bundle), output="list", require_signature=keys.public)
     assert len(held.get_provider().embed_query("text")) == 32
+
+
+def test_a_build_says_that_it_replaced_a_signed_bundle(tiny_model: Path, tmp_path: Path, keys: Pair) -> None:
+    first = build(str(tiny_model), tmp_path, only=["onnx-fp32"])
+    sign(first.manifest, keys.private)
+    unchanged = build(str(tiny_model), tmp_path, only=["onnx-fp32"])
+    forced = build(str(tiny_model), tmp_path, only=["onnx-fp32"], force=True)
+    again = build(str(tiny_model), tmp_path, only=["onnx-fp32"], force=True)
+    assert [each.signature_lost for each in (first, unchanged, forced, again)] == [False, False, True, False]
 
 
 def test_it_covers_the_manifest_and_what_that_lists_and_nothing_else(tiny_bundle: Path, keys: Pair) -> None:

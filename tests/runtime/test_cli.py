@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -279,6 +281,54 @@ def test_a_reader_that_stops_early_is_no_error_message(tiny_built: Path) -> None
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=120)
     assert len(done.stdout) == 5
     assert done.stderr == ""
+
+
+def test_a_name_reaches_the_terminal_as_text(tiny_bundle: Path, firstvec: Fresh) -> None:
+    """Whoever can name a folder must not write to the terminal of who lists it."""
+    place = tiny_bundle.parent / "bundles"
+    for name, broken in (("\x1b]0;owned\x07\x9b2J", False), ("\x1b[31mred", True)):
+        copy = Path(shutil.copytree(tiny_bundle, place / name))
+        if broken:
+            (copy / "firstvec.json").write_bytes(b"\x1b[31m")
+    for arguments in (["list"], ["doctor", "--quick"], ["verify"], ["verify", "--strict", *place.glob("*owned*")]):
+        done = firstvec(*arguments, FIRSTVEC_ARTIFACTS=str(place))
+        assert not set("\x1b\x07\x9b") & set(done.stdout + done.stderr), arguments
+        assert r"\x1b]0;owned" in done.stdout, arguments
+    done = firstvec("encode", "-m", next(place.glob("*red")), "text")
+    assert done.returncode == 1
+    assert r"\x1b[31mred" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "inspect", "explain", "verify", "doctor", "encode"])
+def test_too_little_memory_for_the_libraries_is_one_message(command: str, tiny_built: Path) -> None:
+    """Whatever cannot be imported or made under a limit of addresses (`ulimit -v`), there is no traceback."""
+    program = str(Path(sys.executable).with_name("firstvec"))
+    arguments = {"encode": ["-m", str(tiny_built), "text"], "list": [], "doctor": []}.get(command, [str(tiny_built)])
+    messages = 0
+    for megabytes in (40, 60, 90, 130, 200):
+        limited = f"ulimit -v {megabytes * 1024}; exec {shlex.join([program, command, *arguments])}"
+        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False, timeout=120)
+        assert "Traceback" not in done.stderr, (megabytes, done.stderr)
+        if done.returncode:
+            messages += "error: " in done.stderr
+    assert messages
+
+
+def test_commands_of_the_runtime_import_nothing_of_the_toolchain(tiny_built: Path, fresh: Fresh) -> None:
+    done = fresh(
+        """
+import sys
+from firstvec.__main__ import main
+try:
+    main(["inspect", sys.argv[1]])
+except SystemExit as ended:
+    assert not ended.code
+print(sorted({"numpy", "torch", "firstvec_build.pipeline", "firstvec_build.cli"} & set(sys.modules)))
+""",
+        tiny_built,
+    )
+    assert done.stdout.splitlines()[-1] == "['firstvec_build.cli']"
 
 
 def test_without_the_cli_extra_the_command_says_how_to_install_it(fresh: Fresh) -> None:

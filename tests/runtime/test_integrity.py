@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -39,6 +40,23 @@ def root(tmp_path: Path) -> Path:
 def entry(content: bytes = CONTENT, path: str = "onnx/model.onnx") -> File:
     """What the manifest says of a file."""
     return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def test_a_file_that_cannot_be_read_is_not_called_another_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refusing(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if path == "model.onnx":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with pytest.raises(IntegrityError, match=r"model\.onnx cannot be read, .*Permission denied; let this user read it"):
+        verify(str(root), entry())
+    monkeypatch.undo()
+    (root / "onnx" / "model.onnx").unlink()
+    with pytest.raises(IntegrityError, match=r"model\.onnx is not the file that was built: .*No such file"):
+        verify(str(root), entry())
 
 
 @pytest.fixture

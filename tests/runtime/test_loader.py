@@ -116,6 +116,12 @@ def test_a_min_quality_that_is_no_cosine_is_refused(value: object) -> None:
         OptimizedEmbeddingLoader(min_quality=value)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("value", ["no", "", 1, None])
+def test_an_enable_quantization_that_is_no_boolean_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="enable_quantization"):
+        OptimizedEmbeddingLoader(enable_quantization=value)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", ["5", float("nan"), b"1"])
 def test_a_timeout_that_is_no_number_is_refused(value: object, tiny_built: Path) -> None:
     with pytest.raises(InputError, match="timeout"):
