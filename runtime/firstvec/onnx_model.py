@@ -2,6 +2,8 @@
 
 The engine is given both, so that it opens no file by itself: what was verified is what it uses, wherever the model says
 that its weights are. Of the model's Protocol Buffers (onnx.proto3) only the graph's list of initializers is read here.
+The engine's parser takes what no encoder writes, a number that is too long, say, and reads it in its own way. It is
+refused here, so that both see the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from firstvec.integrity import OpenFile
 
-_GRAPH = 7  # ModelProto.graph
+_GRAPH, _TRAINING_INFO, _FUNCTIONS = 7, 20, 25  # ModelProto
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15  # GraphProto
 _DIMS, _DATA_TYPE, _NAME, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 8, 13, 14  # TensorProto
 _KEY, _VALUE = 1, 2  # StringStringEntryProto
@@ -87,15 +89,17 @@ def _external(data: bytes) -> Iterator[tuple[bytes, int, tuple[int, ...], dict[b
         if field == _GRAPH:
             if graph is not None:
                 raise ValueError("it has two graphs")
-            graph = start, end
+            graph = _message(start), end
+        elif field in (_TRAINING_INFO, _FUNCTIONS) and data.find(b"location", _message(start), end) >= 0:
+            raise ValueError("a constant inside of a function may lie in another file")
     if graph is None:
         raise ValueError("it has no graph")
     for field, start, end in _fields(data, *graph):
         if field == _INITIALIZER:
-            found = _tensor(data, start, end)
+            found = _tensor(data, _message(start), end)
             if found is not None:
                 yield found
-        elif field in (_NODE, _SPARSE_INITIALIZER) and data.find(b"location", start, end) >= 0:
+        elif field in (_NODE, _SPARSE_INITIALIZER) and data.find(b"location", _message(start), end) >= 0:
             raise ValueError("a constant inside of a node may lie in another file")
 
 
@@ -112,15 +116,33 @@ def _tensor(data: bytes, start: int, end: int) -> tuple[bytes, int, tuple[int, .
                     value, first = _varint(data, first)
                     dims.append(value)
         elif field == _DATA_TYPE:
-            kind = last
+            kind = _number(first, last)
         elif field == _NAME:
-            name = data[first:last]
+            name = data[_message(first) : last]
         elif field == _DATA_LOCATION:
-            external = last == 1
+            if (place := _number(first, last)) not in (0, 1):
+                raise ValueError(f"data_location {place}")
+            external = place == 1
         elif field == _EXTERNAL_DATA:
-            entry = {key: data[a:b] for key, a, b in _fields(data, first, last)}
-            entries[entry.get(_KEY, b"")] = entry.get(_VALUE, b"")
+            entry = {number: data[_message(a) : b] for number, a, b in _fields(data, _message(first), last)}
+            if (key := entry.get(_KEY, b"")) in entries:
+                raise ValueError(f"external_data has {key!r} twice")
+            entries[key] = entry.get(_VALUE, b"")
     return (name, kind, tuple(dims), entries) if external else None
+
+
+def _message(start: int) -> int:
+    """Where a value begins that must have a length, by its field."""
+    if start < 0:
+        raise ValueError("a number stands where a message should")
+    return start
+
+
+def _number(start: int, value: int) -> int:
+    """A value that must be a number, by its field."""
+    if start >= 0:
+        raise ValueError("a message stands where a number should")
+    return value
 
 
 def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -130,6 +152,8 @@ def _fields(data: bytes, position: int, end: int) -> Iterator[tuple[int, int, in
         position += 1
         if key > 127:
             key, position = _varint(data, position - 1)
+            if not 0 < key < 1 << 32:
+                raise ValueError(f"a field's number is {key >> 3}")
         kind = key & 7
         if kind == _FIXED_64:
             position += 8
@@ -162,6 +186,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
         position += 1
         value |= (byte & 127) << shift
         if byte < 128:
+            if value >> 64 or (shift and not byte):
+                raise ValueError("a number is longer than it need be")
             return (value - (1 << 64) if value >> 63 else value), position
         shift += 7
         if shift > 63:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +21,7 @@ from firstvec.integrity import open_file
 from firstvec.load import Opener
 from firstvec.manifest import File
 from firstvec.mapping import Mapping
-from firstvec.onnx_model import OnnxModel, _external
+from firstvec.onnx_model import _WIDTHS, OnnxModel, _external
 from firstvec_build import bundle as folders
 from tests.conftest import edit_manifest
 
@@ -37,6 +40,25 @@ def weight(
     for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
         tensor.external_data.add(key=key, value=value)
     return tensor
+
+
+def inline(tensor: onnx.TensorProto) -> bytes:
+    """The tensor without its data_location."""
+    copy = onnx.TensorProto()
+    copy.CopyFrom(tensor)
+    copy.ClearField("data_location")
+    return copy.SerializeToString()
+
+
+def varint(number: int) -> bytes:
+    """A number as Protocol Buffers write it."""
+    low, high = number & 127, number >> 7
+    return bytes([low | 128]) + varint(high) if high else bytes([low])
+
+
+def field(number: int, content: bytes, *, more: int = 0) -> bytes:
+    """A field that has a length; ``more`` is added to what says which field it is."""
+    return varint((number << 3 | 2) + (more << 3)) + varint(len(content)) + content
 
 
 def model_of(*initializers: onnx.TensorProto, nodes: tuple[onnx.NodeProto, ...] = ()) -> bytes:
@@ -122,9 +144,45 @@ def test_weights_hidden_inside_of_nodes_are_refused(tmp_path: Path) -> None:
         opened(tmp_path, model_of(nodes=(constant,)))
 
 
+def test_weights_hidden_in_sparse_initializers_and_functions_are_refused(tmp_path: Path) -> None:
+    sparse = onnx.SparseTensorProto(values=weight(), indices=weight("i"), dims=[4])
+    with pytest.raises(IncompatibleArtifact, match="a constant inside of a node may lie in another file"):
+        opened(tmp_path, onnx.ModelProto(graph=onnx.GraphProto(sparse_initializer=[sparse])).SerializeToString())
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=weight())
+    function = onnx.helper.make_function("own", "F", [], ["c"], [constant], [onnx.helper.make_opsetid("", 17)])
+    training = onnx.TrainingInfoProto(algorithm=onnx.GraphProto(initializer=[weight()]))
+    for hidden in (onnx.ModelProto(functions=[function]), onnx.ModelProto(training_info=[training])):
+        with pytest.raises(IncompatibleArtifact, match="a constant inside of a function may lie in another file"):
+            opened(tmp_path, model_of() + hidden.SerializeToString())
+
+
 def test_two_graphs_which_protobuf_would_merge_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleArtifact, match="two graphs"):
         opened(tmp_path, model_of(weight()) + model_of(weight("v")))
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        # In 32 bits that is `EXTERNAL`, or the field of an initializer.
+        field(7, field(5, inline(weight()) + varint(14 << 3) + varint((1 << 32) + 1))),
+        field(7, field(5, weight().SerializeToString(), more=1 << 29)),
+        # Numbers that are longer than they need be.
+        field(7, field(5, inline(weight()) + varint(14 << 3) + b"\x81\x80\x00")),
+        field(7, b"\xaa\x80\x00" + field(5, weight().SerializeToString())[1:]),
+        field(7, field(5, inline(weight()) + varint(14 << 3) + b"\x81" + b"\x80" * 8 + b"\x02")),
+        field(7, field(5, weight().SerializeToString() + field(13, field(1, b"location") + field(2, b"b")))),
+        # Of another type than the field's.
+        field(7, field(5, weight().SerializeToString() + field(14, b""))),
+        field(7, field(5, weight().SerializeToString() + field(2, b""))),
+        field(7, field(5, weight().SerializeToString() + varint(8 << 3) + b"\x01")),
+        field(7, varint(5 << 3) + b"\x01"),
+        varint(7 << 3) + b"\x01",
+    ],
+)
+def test_encodings_that_parsers_read_differently_are_refused(hidden: bytes, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleArtifact, match="is not an ONNX model"):
+        opened(tmp_path, hidden)
 
 
 @pytest.mark.parametrize(
@@ -143,14 +201,48 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
         pass
 
 
-@given(st.integers(min_value=0), st.binary(max_size=3), st.integers(0, 4))
-def test_any_damage_to_a_model_is_read_or_refused(position: int, new: bytes, gone: int) -> None:
-    data = model_of(weight(), weight("v", offset=16))
-    at = position % len(data)
+def externals(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a message, however deep, that lies in another file."""
+    if isinstance(message, onnx.TensorProto) and message.data_location == onnx.TensorProto.EXTERNAL:
+        yield message
+    for kind, value in message.ListFields():
+        if kind.message_type is not None:
+            for inner in value if isinstance(value, Sequence) else [value]:
+                yield from externals(inner)
+
+
+@given(st.data())
+def test_of_a_damaged_model_no_other_weights_are_read_than_by_protobuf(draw: st.DataObject) -> None:
+    constant = onnx.helper.make_node("Constant", [], ["c"], value=onnx.TensorProto(name="n", dims=[1], data_type=FLOAT))
+    data = model_of(weight(), weight("v", offset=16), onnx.TensorProto(name="i"), nodes=(constant,))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        at = draw.draw(st.integers(0, len(data) - 1))
+        new = draw.draw(st.binary(max_size=3))
+        data = data[:at] + new + data[at + draw.draw(st.integers(0, 4)) :]
     try:
-        list(_external(data[:at] + new + data[at + gone :]))
+        ours = list(_external(data))
     except (ValueError, IndexError):
-        pass
+        return
+    if not all(kind in _WIDTHS for _, kind, *_ in ours):
+        return
+    try:
+        theirs = list(externals(onnx.ModelProto.FromString(data)))
+    except DecodeError:
+        return  # onnxruntime refuses it, too
+    assert ours == [
+        (
+            raw(tensor.name),
+            tensor.data_type,
+            tuple(tensor.dims),
+            {raw(entry.key): raw(entry.value) for entry in tensor.external_data},
+        )
+        for tensor in theirs
+    ]
+
+
+def raw(text: str | bytes) -> bytes:
+    """What the Python binding gives as bytes where it is not UTF-8."""
+    return text if isinstance(text, bytes) else text.encode()
 
 
 def test_a_mapping_keeps_no_descriptor_and_outlives_the_file(tmp_path: Path) -> None:

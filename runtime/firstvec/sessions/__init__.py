@@ -61,8 +61,11 @@ class SessionOptions(Record):
 
     def onnxruntime_entries(self) -> dict[str, str]:
         """Session configuration of onnxruntime (``onnxruntime_session_options_config_keys.h``)."""
-        # It is given the weights, and wants to see all the same that the files are there that the model names.
-        entries = {"session.model_external_initializers_file_folder_path": self.file.folder}
+        # Or a model that is its own format, too, would be read as that.
+        entries = {"session.load_model_format": "ONNX"}
+        if self.model is not None and self.model.weights:
+            # It is given these, and wants to see all the same that the files are there that the model names.
+            entries["session.model_external_initializers_file_folder_path"] = self.file.folder
         if not self.quick_start:
             return entries
         return entries | {
