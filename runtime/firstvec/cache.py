@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 
 
 def cache_dir() -> str:
@@ -43,6 +44,15 @@ def place(folder: str, name: str) -> str:
 def identity(status: os.stat_result) -> tuple[int, ...]:
     """What a file is known by: another file, or the same one after a write, has another."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+_TICK = 50_000_000
+"""Nanoseconds; many times what passes between two times that a file system can tell apart: a hundredth of a second."""
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Whether a write from now on changes the file's identity: one in the same tick as the last would not."""
+    return time.time_ns() - status.st_ctime_ns > _TICK
 
 
 def name_of(identity: tuple[int, ...]) -> str:

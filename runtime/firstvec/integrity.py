@@ -48,6 +48,7 @@ class OpenFile:
         """Whether it was hashed before, and not now."""
         self._artifact = artifact
         self._identity: tuple[int, ...] = ()
+        self._settled = False
 
     def prove(self, *, linked: bool, remember: bool) -> None:
         """See that this is the file that was built; for `open_file`.
@@ -64,6 +65,7 @@ class OpenFile:
             if status.st_nlink > 1 and not linked and not self._is_read_only():
                 raise self._error("a file of one name", f"{status.st_nlink} hard links to it: copy the bundle")
             self._identity = cache.identity(status)
+            self._settled = cache.is_settled(status)
             marker = _marker(status, self._sha256)
             if remember and cache.is_marked(marker):
                 self.remembered = True
@@ -71,7 +73,8 @@ class OpenFile:
             self._hash()
         except OSError as error:
             raise _unreadable(self.path, self.size, error, self._artifact) from error
-        cache.mark(marker)
+        if self._settled:
+            cache.mark(marker)
 
     def read(self) -> bytes:
         """Return what is in it.
@@ -93,7 +96,7 @@ class OpenFile:
             IntegrityError: somebody has.
         """
         now = cache.identity(os.fstat(self.descriptor))
-        if now != self._identity:
+        if now != self._identity or not self._settled:
             # Its name may have been given to another file meanwhile, by a new build: that is no change of this one.
             self._hash()
             self._identity = now
@@ -120,10 +123,14 @@ class OpenFile:
             yield chunk
 
     @property
-    def name(self) -> str:
-        """A path that leads to this very file, for an engine that takes nothing else; without /proc its usual one."""
+    def alias(self) -> str | None:
+        """A path that leads to this very file, for libraries that open files by themselves.
+
+        None where there is no /proc, or this user, who may have been another when it was opened, may not read it.
+        """
         path = f"/proc/self/fd/{self.descriptor}"
-        return path if os.path.exists(path) else self.path
+        effective = os.access in os.supports_effective_ids
+        return path if os.access(path, os.R_OK, effective_ids=effective) else None
 
     @property
     def is_open(self) -> bool:

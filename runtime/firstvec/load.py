@@ -64,6 +64,7 @@ class Load:
         engine_first: start onnxruntime before the manifest says that it is needed, which on a CPU it always is.
         strategy: name of the plan, for reports.
         require_signature: path of the public key whose signature the bundle must have.
+        here: folder from which relative paths are seen.
     """
 
     def __init__(
@@ -76,18 +77,20 @@ class Load:
         engine_first: bool,
         strategy: str | None = None,
         require_signature: str | None = None,
+        here: str = "",
     ) -> None:
         self.provider: EmbeddingProvider | None = None
         self.error: BaseException | None = None
         self.seconds = 0.0
         self.trace = Trace()
         self._model_name = model_name
-        self._choose = choose
+        self._choose: Callable[[Manifest], Choice] | None = choose
         self._plan = plan
         self._output = output
         self._engine_first = engine_first
         self._strategy = strategy
         self._require_signature = require_signature
+        self._here = here
         self._done = background.Signal()
         self._verification: str | None = None
         self._self_test: str | None = None
@@ -179,6 +182,9 @@ class Load:
             self._fail(LoadError(f"{self._model_name}: the load was interrupted by {type(error).__name__}; try again"))
             raise
         finally:
+            # It is the loader's, which holds this load: with it, a loader that nobody holds any more would keep its
+            # session until the garbage collector comes by.
+            self._choose = None
             if self._watch is not None:
                 self._watch.ended(self)
             self._done.set()
@@ -268,8 +274,9 @@ class Load:
         with trace.stage("manifest"):
             from firstvec.store import find
 
-            manifest = find(self._model_name, self._require_signature)
+            manifest = find(self._model_name, self._require_signature, self._here)
         with trace.stage("choice"):
+            assert self._choose is not None  # a load runs once
             choice = self._choose(manifest)
         opener = Opener(manifest, choice.artifact, _device(choice, choice.artifact), trace)
         opener.read_ahead()
@@ -407,9 +414,9 @@ class HandOver:
             self._check_memory()
             session = self._opener.open(quick_start=False)
         except Exception as error:  # whatever it is, the provider goes on
+            self.state = f"failed: {error}"
             import logging
 
-            self.state = f"failed: {error}"
             logging.getLogger("firstvec").warning("the quick-start session stays in use: %s", error)
             return
         if (provider := self._provider()) is not None:
@@ -421,8 +428,8 @@ class HandOver:
         from firstvec.hardware import ResourceProfile
         from firstvec.selection import does_not_fit
 
-        artifact = self._opener.artifact
-        if reason := does_not_fit(artifact, ResourceProfile.detect(), quick_start=False):
+        model, artifact = self._opener.manifest.model, self._opener.artifact
+        if reason := does_not_fit(model, artifact, ResourceProfile.detect(), quick_start=False):
             raise IncompatibleArtifact(artifact.id, reason)
 
     def _is_wanted(self) -> bool:

@@ -31,7 +31,8 @@ class OptimizedEmbeddingLoader:
     """Loads one model by one strategy. Constructing it loads nothing and never raises for an unknown model.
 
     Args:
-        model_name: name of a bundle (``organisation/model`` or ``model``), or the path of a bundle's folder.
+        model_name: name of a bundle (``organisation/model`` or ``model``), or the path of a bundle's folder. Relative
+            paths, those of ``FIRSTVEC_ARTIFACTS`` too, are seen from where the process is now, wherever it goes.
         strategy: when to load and which artifact to take.
         device: ``cpu``, ``cuda`` or ``mps``; None takes the best for this machine.
         enable_quantization: let LAZY, BACKGROUND and PROGRESSIVE take INT8. QUANTIZED always does.
@@ -76,6 +77,7 @@ class OptimizedEmbeddingLoader:
         self._plan = PLANS[self._strategy]
         self.resource_profile = ResourceProfile.detect()
         self._device = device
+        self._here = _working_folder()
         self._enable_quantization = enable_quantization
         self._min_quality = min_quality
         self._output = output
@@ -201,12 +203,12 @@ class OptimizedEmbeddingLoader:
             from firstvec.metadata import ModelMetadata
 
             if self._require_signature is None:
-                self._metadata = ModelMetadata.from_cache(self.model_name)
+                self._metadata = ModelMetadata.from_cache(self.model_name, here=self._here)
             else:
                 from firstvec.store import find
 
                 try:
-                    self._metadata = ModelMetadata.of(find(self.model_name, self._require_signature))
+                    self._metadata = ModelMetadata.of(find(self.model_name, self._require_signature, self._here))
                 except FirstvecError:
                     return None
         return self._metadata
@@ -226,7 +228,7 @@ class OptimizedEmbeddingLoader:
         """
         from firstvec.store import find
 
-        return self._choose(find(self.model_name, self._require_signature))
+        return self._choose(find(self.model_name, self._require_signature, self._here))
 
     @classmethod
     def get_instance(
@@ -309,6 +311,7 @@ class OptimizedEmbeddingLoader:
                 engine_first=engine_first,
                 strategy=self._strategy,
                 require_signature=self._require_signature,
+                here=self._here,
             )
             load.start()
             # Now, not before: Ctrl-C in between would leave a load that all wait for and that nobody began.
@@ -343,6 +346,13 @@ def _key_path(path: str | os.PathLike[str]) -> str:
         return os.path.abspath(text)
     except OSError as error:  # the working folder is gone
         raise InputError(f"require_signature {text!r}: {error.strerror}; give an absolute path") from error
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone: what is relative is not found
+        return ""
 
 
 def _seconds(timeout: float | None) -> float | None:

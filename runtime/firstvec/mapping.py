@@ -14,6 +14,21 @@ _DO_NOT_NEED = 4  # MADV_DONTNEED
 _FAILED = ctypes.c_void_p(-1).value
 
 
+_made: list[Any] = []
+
+
+def _libc() -> Any:
+    """The C library. One for all: each is a cycle, which only the garbage collector frees."""
+    if not _made:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_ssize_t)
+        libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        _made.append(libc)
+    return _made[0]
+
+
 class Mapping:
     """An open file of ``size`` bytes, in memory at ``address`` for as long as this object lives.
 
@@ -34,11 +49,7 @@ class Mapping:
             self._view = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY)
             self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
             return
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_ssize_t)
-        libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        libc = _libc()
         address = libc.mmap(None, size, _READ, _PRIVATE, descriptor, 0)
         if address in (_FAILED, None):
             number = ctypes.get_errno()

@@ -44,14 +44,16 @@ class ModelMetadata(Record):
     """The bundle's folder."""
 
     @classmethod
-    def from_cache(cls, model_name: str) -> ModelMetadata | None:
+    def from_cache(cls, model_name: str, *, here: str = "") -> ModelMetadata | None:
         """Return the metadata of an installed bundle; None if there is no valid one.
+
+        Relative paths are seen from the folder ``here``; from where the process is now if it is empty.
 
         It comes from the bundle's manifest, which is parsed and validated once: for as long as the manifest's file
         stays the same, this process and later ones remember what is in it.
         """
         try:
-            for folder, by_name, decisive in store.candidates(model_name):
+            for folder, by_name, decisive in store.candidates(model_name, here):
                 try:
                     values, tokenizer = _known(folder)
                 except ManifestError:

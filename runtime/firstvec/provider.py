@@ -180,10 +180,6 @@ class EmbeddingProvider:
         if device is not None and not (isinstance(device, str) and device == self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
         _check_batch_size(batch_size)
-        if prompt is not None and not isinstance(prompt, str):
-            raise InputError(f"prompt {prompt!r} is not a str")
-        if prompt_name is not None and not isinstance(prompt_name, str):
-            raise InputError(f"prompt_name {prompt_name!r} is not a str")
         if output is not None and (convert_to_tensor or not convert_to_numpy):
             raise InputError("output is one of numpy, list and buffer, or it is a tensor: leave one of the two out")
         single = isinstance(texts, (str, bytes))
@@ -405,6 +401,9 @@ class EmbeddingProvider:
         return self._session_locks.setdefault(os.getpid(), allocate_lock())
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
+        for argument, value in (("prompt", prompt), ("prompt_name", prompt_name)):
+            if value is not None and not isinstance(value, str):
+                raise InputError(f"{argument} {value!r} is not a str")
         if prompt is not None:
             return prompt
         name = prompt_name or self.manifest.model.default_prompt_name

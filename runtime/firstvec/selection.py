@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firstvec.hardware import ResourceProfile
-    from firstvec.manifest import Artifact, Manifest
+    from firstvec.manifest import Artifact, Manifest, Model
     from firstvec.strategy import LoadingStrategy
 
 _ISA_RANK = {"avx512_vnni": 3, "arm64": 2, "avx2": 1, None: 0}
@@ -74,7 +74,7 @@ def select(
         reason = (
             cannot_run(artifact, profile, device and target_kind)
             or _not_wanted(artifact, prefers, enable_quantization, min_quality)
-            or does_not_fit(artifact, profile, quick_start=plan.quick_start)
+            or does_not_fit(manifest.model, artifact, profile, quick_start=plan.quick_start)
         )
         if reason:
             rejected.append((artifact, reason))
@@ -129,26 +129,31 @@ def _not_wanted(artifact: Artifact, prefers: str, enable_quantization: bool, min
     return None
 
 
-def does_not_fit(artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
+def does_not_fit(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
     """Why a session of ``artifact`` does not fit into the memory that can be used; None if it does."""
-    needed, available = memory_needed_mb(artifact, profile, quick_start=quick_start), profile.available_memory_mb
+    needed = memory_needed_mb(model, artifact, profile, quick_start=quick_start)
+    available = profile.available_memory_mb
     if 0 < available < needed:
         return f"memory: needs about {needed:.0f} MB, {available:.0f} MB can be used"
     return None
 
 
-def memory_needed_mb(artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> float:
-    """Memory that a session of ``artifact`` needs to load and to run a batch, in 2^20 bytes.
+def memory_needed_mb(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> float:
+    """Memory that a session of ``artifact`` needs to load and to run batches, in 2^20 bytes.
 
     Weights that are mapped need none, the kernel drops and reads them as it likes; sessions that are not quick to start
-    copy half of them. Found in control groups of 30 to 500 MB with all-MiniLM-L6-v2: killed at 60 and alive at 80 with
-    INT8, a batch of 1,024 tokens; at 60 and 90 with a throughput session in fp32, one text; at 200 and 300 with
-    TorchScript, torch included.
+    copy those of the layers, all but the embeddings of some 30,000 tokens. Found in control groups, runs of 1,024
+    tokens, on 2 cores. all-MiniLM-L6-v2: killed at 57 MB and alive at 61, fp32 and INT8; at 119 and 123 with a
+    hand-over to a throughput session in fp32; at 200 and 300 with TorchScript, torch included. A model of BERT-base's
+    shape: at 103 and 107; at 448 and 464.
     """
     size = artifact.size / (1 << 20)
+    # What a run computes grows with both: the layers' outputs, and each token's attention to each other.
+    runs = 20 * (model.embedding_dim / 384) * (model.max_seq_length / 256)
     if artifact.engine == "torch":
-        return (80 if profile.torch_loaded else 200) + size
-    return 80 + (0 if quick_start else size / 2)
+        return (60 if profile.torch_loaded else 180) + runs + size
+    embeddings = 30_000 * model.embedding_dim * (1 if artifact.precision == "int8" else 4) / (1 << 20)
+    return 60 + runs + (0 if quick_start else max(size - embeddings, size / 2))
 
 
 def _rank(artifact: Artifact, profile: ResourceProfile, prefers: str, target: str) -> tuple[int, ...]:

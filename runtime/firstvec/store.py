@@ -20,7 +20,7 @@ WHEEL_PACKAGE = "firstvec_bundles"
 """Bundle wheels install their bundle as a folder of this namespace package."""
 
 
-def find(model_name: str, require_signature: str | None = None) -> Manifest:
+def find(model_name: str, require_signature: str | None = None, here: str = "") -> Manifest:
     """Return the manifest of the bundle of that name, or in that folder.
 
     Args:
@@ -28,6 +28,7 @@ def find(model_name: str, require_signature: str | None = None) -> Manifest:
             as one if it begins with ``.``, or if it has a separator and no bundle of that name is found.
         require_signature: path of the public key whose signature the bundle must have. It decides nothing else: the
             bundle is the one that is found without it.
+        here: folder from which relative paths are seen; where the process is now if empty.
 
     Raises:
         BundleNotFound: there is none; the error lists the places that were searched.
@@ -37,7 +38,7 @@ def find(model_name: str, require_signature: str | None = None) -> Manifest:
     """
     from firstvec.manifest import Manifest, read_bytes
 
-    for folder, by_name, decisive in candidates(model_name):
+    for folder, by_name, decisive in candidates(model_name, here):
         path = os.path.join(folder, FILE_NAME)
         try:
             data = read_bytes(path)
@@ -53,12 +54,12 @@ def find(model_name: str, require_signature: str | None = None) -> Manifest:
 
                 check(manifest, data, require_signature)
             return manifest
-    names = dict.fromkeys(os.path.basename(folder) for folder in installed())
-    raise BundleNotFound(model_name, search_path(), [*names])
+    names = dict.fromkeys(os.path.basename(folder) for folder in installed(here))
+    raise BundleNotFound(model_name, search_path(here), [*names])
 
 
-def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
-    """The folders that may hold the bundle of that name, in order.
+def candidates(model_name: str, here: str = "") -> Iterator[tuple[str, bool, bool]]:
+    """The folders that may hold the bundle of that name, in order; relative paths are seen from ``here``.
 
     Each with whether its manifest must have that name, and whether an invalid manifest ends the search.
 
@@ -67,6 +68,7 @@ def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
     """
     path = os.path.expanduser(model_name) if model_name[:1] == "~" else model_name
     if os.path.isabs(path) or path.startswith("."):
+        path = os.path.join(here, path)
         if not os.path.exists(path):
             raise BundleNotFound(model_name, [path])
         if not os.path.isfile(os.path.join(path, FILE_NAME)):
@@ -74,7 +76,7 @@ def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
         yield path, False, True
         return
     base = model_name.rsplit("/", 1)[-1]
-    for root in _roots():
+    for root in _roots(here):
         # The usual place first: other bundles of the root then need not be read at all.
         usual = os.path.join(root, base)
         if os.path.isfile(f"{usual}/{FILE_NAME}"):
@@ -83,7 +85,8 @@ def candidates(model_name: str) -> Iterator[tuple[str, bool, bool]]:
             if folder != usual:
                 yield folder, True, False
     # Last, and never for a bare name: what lies in the current folder must not stand in for an installed bundle.
-    if os.sep in path and os.path.isfile(os.path.join(path, FILE_NAME)):
+    path = os.path.join(here, path)
+    if os.sep in model_name and os.path.isfile(os.path.join(path, FILE_NAME)):
         yield path, False, True
 
 
@@ -92,16 +95,18 @@ def is_named(name: str, model_name: str) -> bool:
     return model_name in (name, name.rsplit("/", 1)[-1])
 
 
-def search_path() -> list[str]:
+def search_path(here: str = "") -> list[str]:
     """The folders in which bundles are looked for, in order."""
-    return [*_roots()]
+    return [*_roots(here)]
 
 
-def _roots() -> Iterator[str]:
-    yield from filter(None, os.environ.get("FIRSTVEC_ARTIFACTS", "").split(os.pathsep))
+def _roots(here: str) -> Iterator[str]:
+    join = os.path.join
+    for root in filter(None, os.environ.get("FIRSTVEC_ARTIFACTS", "").split(os.pathsep)):
+        yield join(here, root)
     # Bundle wheels: found as `import` would find them, without importing anything.
-    yield from filter(os.path.isdir, [os.path.join(entry, WHEEL_PACKAGE) for entry in sys.path])
-    yield os.path.join(data_dir(), "bundles")
+    yield from filter(os.path.isdir, [join(here, entry, WHEEL_PACKAGE) for entry in sys.path])
+    yield join(here, data_dir(), "bundles")
 
 
 def data_dir() -> str:
@@ -131,9 +136,9 @@ def folders(root: str) -> Iterator[str]:
             yield os.path.join(root, name)
 
 
-def installed() -> Iterator[str]:
+def installed(here: str = "") -> Iterator[str]:
     """Every bundle folder of the search path, in its order."""
-    for root in search_path():
+    for root in search_path(here):
         yield from folders(root)
 
 

@@ -114,7 +114,9 @@ def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any
     with open_json() as file:
         try:
             # Releases the GIL, so that an engine can be imported and opened meanwhile.
-            package = tokenizers.Tokenizer.from_file(file.name)
+            alias = file.alias
+            from_file, from_str = tokenizers.Tokenizer.from_file, tokenizers.Tokenizer.from_str
+            package = from_file(alias) if alias else from_str(file.read().decode())
         except Exception as error:  # tokenizers raises plain Exception
             hint = "pip install -U tokenizers"
             raise IncompatibleArtifact(

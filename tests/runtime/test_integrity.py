@@ -16,7 +16,7 @@ import pytest
 
 from firstvec.cache import cache_dir
 from firstvec.errors import IntegrityError, LoadError
-from firstvec.integrity import last_used, verify
+from firstvec.integrity import last_used, open_file, verify
 from firstvec.manifest import File
 
 CONTENT = bytes(range(256)) * 40
@@ -34,12 +34,31 @@ def root(tmp_path: Path) -> Path:
     """A bundle's folder with one file, ``onnx/model.onnx``."""
     (tmp_path / "bundle" / "onnx").mkdir(parents=True)
     (tmp_path / "bundle" / "onnx" / "model.onnx").write_bytes(CONTENT)
+    time.sleep(0.06)  # or it is not remembered: see `test_what_was_written_a_moment_ago_is_not_remembered`
     return tmp_path / "bundle"
 
 
 def entry(content: bytes = CONTENT, path: str = "onnx/model.onnx") -> File:
     """What the manifest says of a file."""
     return File(path=path, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+def test_what_was_written_a_moment_ago_is_not_remembered(root: Path, markers: Path, hashed: list[int]) -> None:
+    """The next write may come in the same tick of the file system's clock, and leave the file its identity."""
+    path = root / "onnx" / "model.onnx"
+    path.write_bytes(CONTENT)
+    for _ in range(2):
+        with open_file(str(root), entry()) as opened:
+            assert not opened.remembered
+            opened.check()
+    assert sum(hashed) == 4 * len(CONTENT)  # by `check`, too
+    assert not markers.exists()
+    time.sleep(0.06)
+    with open_file(str(root), entry()) as opened:
+        assert not opened.remembered
+        opened.check()
+    assert sum(hashed) == 5 * len(CONTENT)
+    assert verify(str(root), entry()) is True
 
 
 def test_a_file_that_cannot_be_read_is_not_called_another_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

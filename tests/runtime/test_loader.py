@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -536,3 +537,83 @@ def test_a_closed_provider_is_reported(tiny_built: Path) -> None:
     assert all(each["ms"] >= 0 <= each["at_ms"] for each in report["stages"])
     provider.close()
     assert (loader.report()["state"], loader.report()["engine"]) == ("closed", None)
+
+
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized"])
+def test_a_loader_that_nobody_holds_any_more_frees_all_at_once(strategy: str, tiny_built: Path, fresh: Fresh) -> None:
+    """Not when the garbage collector comes by: until then there would be sessions without number."""
+    fresh(
+        """
+import gc, os, sys, time, weakref
+from firstvec import OptimizedEmbeddingLoader
+
+def use():
+    loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list")
+    loader.start_loading()
+    provider = loader.get_provider()
+    provider.embed_query("text")
+    while loader.report()["hand_over"] == "waiting":
+        time.sleep(0.02)
+    return weakref.ref(provider), weakref.ref(provider.session)
+
+use()
+gc.disable()
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(3):
+    for reference in use():
+        for _ in range(100):  # the thread that made it may still be about to end
+            if reference() is None:
+                break
+            time.sleep(0.01)
+        assert reference() is None, reference
+assert len(os.listdir("/proc/self/fd")) == before
+""",
+        tiny_built,
+        strategy,
+    )
+
+
+@pytest.mark.parametrize("given", ["the argument", "FIRSTVEC_ARTIFACTS"])
+def test_a_relative_path_is_seen_from_where_the_loader_was_made(
+    given: str, tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_built.parent)
+    name = f"./{tiny_built.name}" if given == "the argument" else "tiny-bert"
+    if given == "FIRSTVEC_ARTIFACTS":
+        monkeypatch.setenv("FIRSTVEC_ARTIFACTS", ".")
+    for strategy in ("lazy", "background"):
+        monkeypatch.chdir(tiny_built.parent)
+        loader = OptimizedEmbeddingLoader(name, strategy, "cpu")
+        monkeypatch.chdir(tmp_path)
+        loader.start_loading()
+        assert loader.choose().artifact.format == "onnx"
+        assert loader.get_embedding_dim_fast() == 32
+        assert len(loader.get_provider().embed_query("text")) == 32
+    monkeypatch.setenv("FIRSTVEC_ARTIFACTS", "")
+    with pytest.raises(BundleNotFound, match=re.escape(f"Searched:\n  - {tmp_path}/./{tiny_built.name}")):
+        OptimizedEmbeddingLoader(f"./{tiny_built.name}").get_provider()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_a_daemon_that_becomes_another_user_goes_on_serving_every_text(tiny_bundle: Path, fresh: Fresh) -> None:
+    done = fresh(
+        """
+import os, sys
+import tokenizers  # this user may not read it later; what matters is the bundle
+from firstvec import OptimizedEmbeddingLoader
+provider = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list").get_provider()
+provider.embed_query("text")
+os.chmod(sys.argv[1], 0o700)
+for folder, _, names in os.walk(sys.argv[1]):
+    for name in names:
+        os.chmod(os.path.join(folder, name), 0o600)
+os.setgroups([])
+os.setuid(65534)
+try:
+    open(os.path.join(sys.argv[1], "tokenizer.json"))
+except PermissionError:
+    print(len(provider.embed_query("[MASK] text")))  # needs the whole tokenizer
+""",
+        tiny_bundle,
+    )
+    assert done.stdout == "32\n"

@@ -218,6 +218,14 @@ def test_a_bad_argument_is_refused_by_name(options: dict[str, Any], message: str
         provider.encode(**{"inputs": ["text"], **options})
 
 
+@pytest.mark.parametrize("value", [1, 0, True, 3.5, b"x", [], {}, ("a",)])
+@pytest.mark.parametrize("argument", ["prompt", "prompt_name"])
+def test_a_prompt_that_is_no_text_is_refused(argument: str, value: object, provider: EmbeddingProvider) -> None:
+    for encode in (provider.encode, provider.encode_iter):
+        with pytest.raises(InputError, match=f"{argument} .* is not a str"):
+            encode(["a text"], **{argument: value})  # type: ignore[operator]
+
+
 def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider) -> None:
     expected = provider.encode("query: text")
     np.testing.assert_array_equal(provider.encode("text", prompt="query: "), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from io import BytesIO
 
 # Before torch, whose C extension imports parts of numpy without the lock that `import numpy` takes.
 import numpy  # noqa: F401
@@ -37,7 +38,7 @@ class TorchScriptSession:
             # torch 2.13 deprecates torch.jit in favour of torch.export and still loads TorchScript, which is what the
             # bundle holds. Whoever calls the runtime cannot act on the warning.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            self._module = torch.jit.load(options.file.name, map_location=self._device)
+            self._module = torch.jit.load(options.file.alias or BytesIO(options.file.read()), map_location=self._device)
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Embed token ids. Returns float32, shape (len(rows), embedding_dim)."""
