@@ -59,7 +59,9 @@ class Diagnosis(Record):
 
     profile: ResourceProfile
     onnxruntime: str
-    """How it is used: its C API, or its Python binding and why."""
+    """How it is used: its C API, or its Python binding and why; or how the process ended that loaded it."""
+    onnxruntime_crashed: bool
+    """Whether that process died, or never answered."""
     cache: str
     """The folder for what firstvec remembers."""
     searched: tuple[str, ...]
@@ -74,11 +76,12 @@ class Diagnosis(Record):
 
     @property
     def healthy(self) -> bool:
-        """Whether a bundle is there, none is broken, nothing that is required is missing, and no self-test failed."""
+        """Whether a bundle is there, none is broken, what is required is there and loads, and no self-test failed."""
         tests = (test for tests in self.self_tests.values() for test in tests)
         return (
             bool(self.choices)
             and not self.broken
+            and not self.onnxruntime_crashed
             and not any(each.required for each in self.missing)
             and not any(test.status in ("failed", "crashed") for test in tests)
         )
@@ -90,6 +93,7 @@ class Diagnosis(Record):
             "python": sys.version.split()[0],
             "machine": {**self.profile.to_dict(), "engines": dict(self.profile.engines)},
             "onnxruntime": self.onnxruntime,
+            "onnxruntime_crashed": self.onnxruntime_crashed,
             "cache": self.cache,
             "searched": list(self.searched),
             "bundles": {
@@ -112,14 +116,18 @@ class Diagnosis(Record):
 def examine(*, run_self_tests: bool = True) -> Diagnosis:
     """Look at the machine, the installed packages and every bundle of the search path.
 
+    No engine is loaded in this process: what dies of one could tell nothing.
+
     Args:
         run_self_tests: run each artifact that can run here, in a process of its own; False loads no model.
     """
     profile = ResourceProfile.detect()
     manifests, broken = store.read_all()
+    onnxruntime, onnxruntime_crashed = _onnxruntime(profile)
     return Diagnosis(
         profile=profile,
-        onnxruntime=_onnxruntime(profile),
+        onnxruntime=onnxruntime,
+        onnxruntime_crashed=onnxruntime_crashed,
         cache=cache.cache_dir(),
         searched=tuple(store.search_path()),
         choices={
@@ -132,14 +140,23 @@ def examine(*, run_self_tests: bool = True) -> Diagnosis:
     )
 
 
-def _onnxruntime(profile: ResourceProfile) -> str:
-    if profile.engine_version("onnxruntime") is None:
-        return "not installed"
-    from firstvec.sessions import c_api_unusable, onnx_c
+_USE_OF_ONNXRUNTIME = """
+import json
+from firstvec.sessions import c_api, c_api_unusable
+reason = c_api_unusable()
+used = f"through its Python binding: {reason}" if reason else f"through its C API: {c_api().path}"
+print(json.dumps({"says": used}))
+"""
 
-    if reason := c_api_unusable():
-        return f"through its Python binding: {reason}"
-    return f"through its C API: {onnx_c.library().path}"
+
+def _onnxruntime(profile: ResourceProfile) -> tuple[str, bool]:
+    """How onnxruntime is used, and whether the process died that found out."""
+    if profile.engine_version("onnxruntime") is None:
+        return "not installed", False
+    answer, problem = _ask_child(_USE_OF_ONNXRUNTIME)
+    if problem:
+        return f"crashed: {problem}; another version of it, or FIRSTVEC_ONNXRUNTIME=binding, may work here", True
+    return str(answer["says"]), False
 
 
 def _choice(root: str, strategy: LoadingStrategy) -> Choice | FirstvecError:
@@ -150,8 +167,43 @@ def _choice(root: str, strategy: LoadingStrategy) -> Choice | FirstvecError:
 
 
 _TIME_LIMIT = 120.0
-"""Seconds for one artifact: the import of torch from a cold disk takes its time."""
-_CHILD = "import sys; from firstvec.doctor import test_artifact; test_artifact(*sys.argv[1:])"
+"""Seconds for one process: the import of torch from a cold disk takes its time."""
+_SELF_TEST = "import sys; from firstvec.doctor import test_artifact; test_artifact(*sys.argv[1:])"
+
+
+def _ask_child(code: str, *arguments: str) -> tuple[dict[str, Any], str]:
+    """The JSON object that code prints in a process of its own, or how that process ended without one."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    # Last: in the order of this process, or another copy of an engine would be found than programs find.
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), home)))
+    # -P: what lies in the current folder is not imported.
+    command = [sys.executable, "-P", "-c", code, *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIME_LIMIT,
+            check=False,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer within {_TIME_LIMIT:g} s"
+    except OSError as error:
+        return {}, f"its process cannot be started: {error.strerror or error}"
+    try:
+        answer = json.loads(done.stdout)
+        if isinstance(answer, dict):
+            return answer, ""
+    except ValueError:
+        pass
+    if done.returncode < 0:
+        how = f"killed by {signal.Signals(-done.returncode).name}"
+    else:
+        how = f"exit code {done.returncode}"
+    last = next(iter(done.stderr.strip().splitlines()[-1:]), "no message")
+    return {}, f"its process ended with no answer: {how}, {last}"
 
 
 def _self_tests(manifest: Manifest, profile: ResourceProfile) -> tuple[SelfTest, ...]:
@@ -165,26 +217,10 @@ def _self_test(manifest: Manifest, artifact: Artifact, profile: ResourceProfile)
     if manifest.self_test is None:
         return SelfTest(artifact=artifact.id, status="not run", says="the bundle has none: rebuild it")
     device = profile.recommended_device if profile.recommended_device in artifact.devices else "cpu"
-    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))}
-    # -P: what lies in the current folder is not imported.
-    command = [sys.executable, "-P", "-c", _CHILD, manifest.root, artifact.id, device]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return SelfTest(artifact=artifact.id, status="crashed", says=f"no answer within {_TIME_LIMIT:g} s")
-    try:
-        answer = json.loads(done.stdout)
-        return SelfTest(artifact=artifact.id, status=answer["status"], says=answer["says"])
-    except (ValueError, KeyError, TypeError):
-        if done.returncode < 0:
-            how = f"killed by {signal.Signals(-done.returncode).name}"
-        else:
-            how = f"exit code {done.returncode}"
-        last = next(iter(done.stderr.strip().splitlines()[-1:]), "no message")
-        return SelfTest(artifact=artifact.id, status="crashed", says=f"its process ended with no answer: {how}, {last}")
+    answer, problem = _ask_child(_SELF_TEST, manifest.root, artifact.id, device)
+    if problem:
+        return SelfTest(artifact=artifact.id, status="crashed", says=problem)
+    return SelfTest(artifact=artifact.id, status=answer["status"], says=answer["says"])
 
 
 def test_artifact(root: str, artifact_id: str, device: str) -> None:

@@ -6,6 +6,8 @@ import base64
 import json
 import logging
 import math
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from firstvec.errors import IncompatibleArtifact, IntegrityError, ManifestError,
 from firstvec.load import Opener
 from firstvec.manifest import Manifest
 from firstvec.provider import EmbeddingProvider
+from firstvec.sessions.onnx_c import find_library
 from firstvec.tokenizer import open_tokenizer
 from firstvec_build import bundle as bundles
 from firstvec_build.golden import TEXTS
@@ -343,6 +346,84 @@ def test_doctor_shows_what_computes_wrong_and_what_crashes(tiny_bundle: Path, fi
     assert "crashed: its process ended with no answer: killed by SIGILL" in text
     quick = firstvec("doctor", "--quick", **environment)
     assert (quick.returncode, "self-test" in quick.stdout) == (0, False)
+
+
+def test_doctor_tells_where_no_process_can_be_started(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(tiny_built))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    diagnosis = examine()
+    assert "its process cannot be started: No such file" in diagnosis.onnxruntime
+    assert "crashed" in {test.status for test in diagnosis.self_tests[str(tiny_built)]}
+    assert not diagnosis.healthy
+
+
+def cut_off(real: Path, library: Path) -> None:
+    """As an installation leaves it that ended in the middle: what is mapped behind the file's end cannot be read."""
+    with real.open("rb") as file:
+        library.write_bytes(file.read(1 << 20))
+
+
+def with_an_instruction_that_no_processor_has(real: Path, library: Path) -> None:
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("needs gcc")
+    code = "__attribute__((constructor)) static void start(void) { __builtin_trap(); }"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
+    subprocess.run(command, input=code, text=True, check=True, timeout=60)
+
+
+def engine_of(folder: Path, make: Callable[[Path, Path], None]) -> Path:
+    """A folder of an onnxruntime package whose shared library ends every process that loads it."""
+    real = Path(find_library())
+    library = folder / "onnxruntime" / "capi" / real.name
+    library.parent.mkdir(parents=True)
+    make(real, library)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other loaders of libraries refuse these")
+@pytest.mark.parametrize(
+    ("make", "killed"), [(cut_off, "SIGBUS"), (with_an_instruction_that_no_processor_has, "SIG(ILL|TRAP)")]
+)
+def test_doctor_outlives_an_engine_that_ends_whatever_process_loads_it(
+    make: Callable[[Path, Path], None], killed: str, tiny_bundle: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    edit_manifest(
+        tiny_bundle,
+        lambda manifest: manifest.update(artifacts=[a for a in manifest["artifacts"] if a["id"] == "onnx-fp32"]),
+    )
+    engine = engine_of(tmp_path / "engine", make)
+    environment = {"FIRSTVEC_ARTIFACTS": str(tiny_bundle), "PYTHONPATH": str(engine)}
+    done = firstvec("doctor", "--json", **environment)
+    assert done.returncode == 1, done.stderr
+    values = json.loads(done.stdout)
+    assert (values["healthy"], values["onnxruntime_crashed"]) == (False, True)
+    assert re.match(f"crashed: its process ended with no answer: killed by {killed}", values["onnxruntime"])
+    (test,) = values["self_tests"][str(tiny_bundle)].values()
+    assert test["status"] == "crashed"
+    assert values["bundles"][str(tiny_bundle)]["lazy"]["artifact"] == "onnx-fp32"
+    quick = firstvec("doctor", "--quick", **environment)
+    assert quick.returncode == 1, quick.stderr
+    assert re.search(f"onnxruntime +crashed: .*killed by {killed}", quick.stdout)
+    # Nothing of the library is loaded where it is not used.
+    binding = firstvec("doctor", "--quick", FIRSTVEC_ONNXRUNTIME="binding", **environment)
+    assert (binding.returncode, "through its Python binding" in binding.stdout) == (0, True)
+
+
+def test_doctor_examines_the_engine_that_programs_find(firstvec: Fresh, tmp_path: Path) -> None:
+    """Which is not the one beside firstvec, where PYTHONPATH has another before it."""
+    site = tmp_path / "site"
+    shutil.copytree(Path(hardware.__file__).parent, site / "firstvec")
+    (site / "onnxruntime").symlink_to(Path(find_library()).parents[1], target_is_directory=True)
+    other = tmp_path / "other"
+    (other / "onnxruntime" / "capi").mkdir(parents=True)
+    cases = (((site, other), f"through its C API: {site}"), ((other, site), f"{other}/onnxruntime/capi has no"))
+    for path, found in cases:
+        done = firstvec("doctor", "--quick", "--json", PYTHONPATH=os.pathsep.join(map(str, path)))
+        values = json.loads(done.stdout)
+        assert found in values["onnxruntime"]
+        assert values["onnxruntime_crashed"] is False
 
 
 SATURATES = """
