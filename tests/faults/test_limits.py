@@ -155,3 +155,35 @@ def test_a_quota_of_a_control_group_is_rounded_up(quota: int, expected: int, bun
     expected = min(cpus, expected)
     with quota_of(quota) as join:
         assert threads(bundle, "all", join) == (expected, usual - (cpus - expected))
+
+
+TORCH = """
+import os, sys
+if sys.argv[2] == "loaded before":
+    import torch
+from firstvec import Manifest
+from firstvec.load import Opener
+manifest = Manifest.read(sys.argv[1])
+opener = Opener(manifest, next(each for each in manifest.artifacts if each.engine == "torch"), "cpu")
+opener.open().run([[101, *[7592] * 100, 102]] * 8)
+import torch
+print(torch.get_num_threads(), len(os.listdir("/proc/self/task")))
+torch.set_num_threads(7)
+opener.open()
+assert torch.get_num_threads() == 7
+"""
+
+
+def test_torch_has_no_more_threads_than_the_quota_unless_the_program_loaded_it(bundle: Path) -> None:
+    def found(torch: str, join: str = "") -> tuple[int, int]:
+        command = [sys.executable, "-c", join + TORCH, str(bundle), torch]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        used, count = map(int, done.stdout.split())
+        return used, count
+
+    used, count = found("loaded here")
+    if used < 2:
+        pytest.skip("torch uses one core only")
+    with quota_of(100_000) as join:
+        assert found("loaded here", join) == (1, count - (used - 1))
+        assert found("loaded before", join) == (used, count)

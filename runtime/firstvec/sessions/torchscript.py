@@ -1,9 +1,18 @@
-"""TorchScript artifacts in torch: for accelerators, and for programs that have torch loaded anyway."""
+"""TorchScript artifacts in torch: for accelerators, and for programs that have torch loaded anyway.
 
+torch has one number of threads for a whole process, and counts no control group's quota. Where the program had loaded
+torch, that number is the program's own and stays. Where it is imported here, it is lowered once to the usable cores.
+"""
+
+# ruff: noqa: E402 - whether torch is there already is seen before its import
 from __future__ import annotations
 
+import sys
 import warnings
 from io import BytesIO
+
+_threads_are_ours = "torch" not in sys.modules
+"""Until the first session."""
 
 # Before torch, whose C extension imports parts of numpy without the lock that `import numpy` takes.
 import numpy  # noqa: F401
@@ -23,7 +32,17 @@ def engine_version() -> str:
 
 def open_session(options: SessionOptions) -> TorchScriptSession:
     """Load a frozen TorchScript module onto the device."""
+    _limit_threads(options.threads)
     return TorchScriptSession(options)
+
+
+def _limit_threads(usable: int) -> None:
+    """At the first session, before anything runs: threads that were started stay. A program may set another later."""
+    global _threads_are_ours
+    if _threads_are_ours:
+        _threads_are_ours = False
+        if torch.get_num_threads() > usable:
+            torch.set_num_threads(usable)
 
 
 class TorchScriptSession:
