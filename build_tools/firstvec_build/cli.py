@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from firstvec.errors import InputError
 from firstvec.store import data_dir
 from firstvec.tables import artifact_table, artifact_values, out
 
@@ -42,10 +43,11 @@ def build(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
+            metavar="FOLDER",
             help="Folder for bundles; MODEL's own folder is made in it. "
             "The default is where the runtime looks without being told.",
             show_default=False,
@@ -106,7 +108,7 @@ def build(
 
         result = build_bundle(
             model,
-            output if output is not None else Path(data_dir()) / "bundles",
+            _path("--output", output) if output is not None else Path(data_dir()) / "bundles",
             revision=revision,
             sha256=sha256,
             only=only or (),
@@ -146,7 +148,7 @@ def build(
 
 def wheel(
     model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the wheel.")] = Path("dist"),
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the wheel.")] = "dist",
     only: Annotated[list[str] | None, typer.Option(help="Take this artifact only; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -160,7 +162,7 @@ def wheel(
     from firstvec_build.wheel import pack
 
     manifest = store.find(model)
-    path = pack(manifest, output, only=only or ())
+    path = pack(manifest, _path("--output", output), only=only or ())
     with zipfile.ZipFile(path) as archive:
         signed = any(name.endswith(f"/{signature.FILE_NAME}") for name in archive.namelist())
     if as_json:
@@ -176,7 +178,7 @@ def wheel(
 
 def sign(
     model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
-    private_key: Annotated[Path, typer.Option(metavar="KEY", help="PEM file of a key of P-256, P-384 or P-521.")],
+    private_key: Annotated[str, typer.Option(metavar="KEY", help="PEM file of a key of P-256, P-384 or P-521.")],
     password: Annotated[
         str | None,
         typer.Option(
@@ -196,7 +198,7 @@ def sign(
     from firstvec_build import signing
 
     manifest = store.find(model)
-    path = signing.sign(manifest, private_key, password=password)
+    path = signing.sign(manifest, _path("--private-key", private_key), password=password)
     files = signature.signed_files(path.read_bytes(), str(path))
     if as_json:
         values = {"signature": str(path), "model": manifest.model.name, "files": files}
@@ -227,6 +229,13 @@ def sbom(
     for file in manifest.files():
         integrity.verify(manifest.root, file, remember=False)
     write(bill(manifest, data), output)
+
+
+def _path(option: str, text: str) -> Path:
+    """Not the working folder for an empty text, which is what a shell makes of a variable that is not set."""
+    if not text:
+        raise InputError(f"{option} is empty: give a path")
+    return Path(text)
 
 
 def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> None:

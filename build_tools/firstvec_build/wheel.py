@@ -54,7 +54,10 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
     # A bundle has no version of its own; the revision it was built from tells two of them apart (PEP 440 local part).
     # With a letter in front: digits alone would lose their leading zeros in pip's normal form.
     local = _plain((manifest.model.revision or "")[:40], "")
-    version = f"1+r{local}" if local else "1"
+    parts = [f"r{local}"] if local else []
+    if len(kept.artifacts) < len(ids):  # or it would take the whole bundle's name, and pip could not tell them apart
+        parts.append("o" + _sha256(" ".join(artifact.id for artifact in kept.artifacts).encode()).hexdigest()[:8])
+    version = "+".join(["1", *filter(None, [".".join(parts)])])
     folder = f"{WHEEL_PACKAGE}/{manifest.model.name.rsplit('/', 1)[-1]}"
     info = f"{distribution}-{version}.dist-info"
     metadata = (

@@ -85,7 +85,11 @@ class ResourceProfile(Record):
         return dict(self.engines).get(engine)
 
     def __str__(self) -> str:
-        parts = [self.machine, "+".join(self.isa) or "no known vector extension", f"{self.cpu_count} cores"]
+        parts = [
+            self.machine,
+            "+".join(self.isa) or "no known vector extension",
+            f"{self.cpu_count} core{'s' if self.cpu_count != 1 else ''}",
+        ]
         return ", ".join([*parts, *(name for name in ("cuda", "mps") if getattr(self, f"has_{name}"))])
 
 

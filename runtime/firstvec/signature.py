@@ -111,7 +111,9 @@ def parse_key(data: bytes, path: str) -> PublicKey:
             pem = b"\n".join([_BEGIN, *rows, _END, b""])
             point = der[len(prefix) - 1 :]
             return PublicKey(curve=curve, hash=hash_, point=point, hint=sha256(pem).hexdigest())
-    raise SignatureError(path, "is a public key of a kind that bundles are not signed with", _KEY)
+    raise SignatureError(
+        path, "is a public key of a kind that bundles are not signed with, or its point is compressed", _KEY
+    )
 
 
 _BEGIN, _END = b"-----BEGIN PUBLIC KEY-----", b"-----END PUBLIC KEY-----"

@@ -54,8 +54,20 @@ def find(model_name: str, require_signature: str | None = None, here: str = "") 
 
                 check(manifest, data, require_signature)
             return manifest
-    names = dict.fromkeys(os.path.basename(folder) for folder in installed(here))
+    names = dict.fromkeys(map(_named, installed(here)))
     raise BundleNotFound(model_name, search_path(here), [*names])
+
+
+def _named(folder: str) -> str:
+    """How a bundle is told of to somebody who looks for another one: its name is the manifest's, not the folder's."""
+    from firstvec.manifest import Manifest
+
+    name = os.path.basename(folder)
+    try:
+        model = Manifest.read(folder).model.name
+    except ManifestError:
+        return name
+    return name if is_named(model, name) else f"{model} (in a folder named {name})"
 
 
 def candidates(model_name: str, here: str = "") -> Iterator[tuple[str, bool, bool]]:
@@ -72,7 +84,9 @@ def candidates(model_name: str, here: str = "") -> Iterator[tuple[str, bool, boo
         if not os.path.exists(path):
             raise BundleNotFound(model_name, [path])
         if not os.path.isfile(os.path.join(path, FILE_NAME)):
-            raise ManifestError(os.path.join(path, FILE_NAME), "does not exist: this is not a complete bundle")
+            there = os.path.lexists(os.path.join(path, FILE_NAME))
+            what = "is not a regular file" if there else "does not exist: this is not a complete bundle"
+            raise ManifestError(os.path.join(path, FILE_NAME), what)
         yield path, False, True
         return
     base = model_name.rsplit("/", 1)[-1]

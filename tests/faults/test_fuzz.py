@@ -25,7 +25,7 @@ from tests.faults.conftest import Campaign
 from tests.faults.fuzz import TARGETS, edited, seeds, words
 
 RUNS = {
-    "manifest bytes": 600_000,
+    "manifest bytes": 850_000,
     "manifest edits": 160_000,
     "self-test": 100_000,
     "metadata note": 30_000,

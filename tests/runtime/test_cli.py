@@ -283,6 +283,17 @@ def test_a_reader_that_stops_early_is_no_error_message(tiny_built: Path) -> None
     assert done.stderr == ""
 
 
+def test_an_empty_path_is_not_the_working_folder(tiny_built: Path, firstvec: Fresh) -> None:
+    for arguments in (
+        ["build", tiny_built, "-o", ""],
+        ["wheel", tiny_built, "--output", ""],
+        ["sign", tiny_built, "--private-key", ""],
+    ):
+        done = firstvec(*arguments)
+        assert done.returncode == 1, arguments
+        assert " is empty: give a path" in done.stderr, arguments
+
+
 def test_a_name_reaches_the_terminal_as_text(tiny_bundle: Path, firstvec: Fresh) -> None:
     """Whoever can name a folder must not write to the terminal of who lists it."""
     place = tiny_bundle.parent / "bundles"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -79,6 +82,16 @@ def test_a_result_outlives_later_runs_and_the_session(tiny_built: Path) -> None:
         session.run([[4] * length, [5]])
     del session
     assert first.tolist() == before
+
+
+def test_a_session_cannot_be_copied(tiny_built: Path) -> None:
+    """The copy would free what both use."""
+    provider = OptimizedEmbeddingLoader(str(tiny_built), device="cpu").get_provider()
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a session cannot be copied"):
+            copied(provider.session)
+    gc.collect()
+    assert provider.embed_query("text").shape == (32,)
 
 
 def test_eight_threads_share_a_session(tiny_built: Path) -> None:

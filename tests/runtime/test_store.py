@@ -388,6 +388,13 @@ def _newer(folder: Path) -> None:
     edit_manifest(folder, lambda manifest: manifest.update(format_version="2.0"))
 
 
+def test_a_folder_of_another_models_name_is_told_with_the_model(places: dict[str, Path]) -> None:
+    folder = put(folder_in(places, "artifacts"), "org/tiny")
+    folder.rename(folder.with_name("other"))
+    with pytest.raises(BundleNotFound, match=r"Bundles that are there: org/tiny \(in a folder named other\)\."):
+        find("other")
+
+
 @pytest.mark.parametrize("damage", [_truncate, _newer])
 def test_there_is_no_metadata_of_a_broken_bundle(places: dict[str, Path], damage: Callable[[Path], None]) -> None:
     damage(put(folder_in(places, "artifacts"), "org/tiny"))

@@ -258,6 +258,9 @@ class OnnxCSession:
         create = "CreateTensorWithDataAsOrtValue"
         return self._api.create(create, self._api.memory, address, size, shape, len(shape), kind)
 
+    def __reduce__(self) -> str:
+        raise TypeError("a session cannot be copied: load the model again")
+
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         # The last reference is gone, so no run is under way. Releasing a session waits for its threads, which a forked
         # child does not have.
