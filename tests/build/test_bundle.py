@@ -427,6 +427,47 @@ def test_builds_without_locks_leave_one_whole_bundle(tiny_built: Path, tmp_path:
     assert os.listdir(target.parent) == ["tiny-bert"]
 
 
+@pytest.mark.usefixtures("_way")
+def test_bundle_that_another_build_puts_there_at_that_moment_is_replaced(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "bundles" / "tiny-bert"
+    others = [tiny_built]
+    rename = os.rename
+
+    def late(source: Any, destination: Any) -> None:
+        if destination == target and others:
+            shutil.copytree(others.pop(), target)
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", late)
+    with bundle.staging(target) as folder:
+        bundle.publish(folder, another(tiny_built, folder), target)
+    assert not others
+    assert Manifest.read(target).model.revision == "another"
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
+@pytest.mark.usefixtures("_way")
+def test_bundle_that_another_build_moves_away_at_that_moment_is_not_waited_for(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / "tiny-bert"))
+    exchange, away = bundle._exchange, tmp_path / "away"
+
+    def late(one: Path, other: Path) -> bool:
+        if not away.exists():
+            os.rename(target, away)
+        return exchange(one, other)
+
+    monkeypatch.setattr(bundle, "_exchange", late)
+    with bundle.staging(target) as folder:
+        bundle.publish(folder, another(tiny_built, folder), target)
+    assert away.exists()
+    assert Manifest.read(target).model.revision == "another"
+    assert os.listdir(target.parent) == ["tiny-bert"]
+
+
 INTERRUPTED = """
 import os, shutil, sys
 from pathlib import Path
