@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from firstvec import IncompatibleArtifact, Manifest, OptimizedEmbeddingLoader
+from firstvec import IncompatibleArtifact, InputError, Manifest, OptimizedEmbeddingLoader
 from firstvec.integrity import open_file
 from firstvec.load import Opener
 from firstvec.manifest import Artifact
@@ -166,6 +166,12 @@ def test_the_binding_is_used_on_request(tiny_built: Path, monkeypatch: pytest.Mo
     provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
     assert provider.engine.endswith("(Python binding)")
     np.testing.assert_array_equal(provider.embed_query("text"), direct)
+
+
+def test_an_unknown_way_into_onnxruntime_is_refused(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRSTVEC_ONNXRUNTIME", "c-api")
+    with pytest.raises(InputError, match="FIRSTVEC_ONNXRUNTIME is 'c-api': use 'binding', 'capi', or leave it out"):
+        OptimizedEmbeddingLoader(str(tiny_built), device="cpu").get_provider()
 
 
 def test_a_missing_library_leads_to_the_binding_with_the_reason(

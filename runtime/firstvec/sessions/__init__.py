@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from firstvec.errors import IncompatibleArtifact
+from firstvec.errors import IncompatibleArtifact, InputError
 from firstvec.record import Record
 from firstvec.selection import version_fits
 
@@ -111,8 +111,14 @@ def c_api_unusable() -> str | None:
     """Why onnxruntime is used through its Python binding; None where its C API is used directly.
 
     ``FIRSTVEC_ONNXRUNTIME=binding`` asks for the binding.
+
+    Raises:
+        InputError: it asks for something else.
     """
-    if os.environ.get("FIRSTVEC_ONNXRUNTIME") == "binding":
+    asked = os.environ.get("FIRSTVEC_ONNXRUNTIME", "")
+    if asked not in ("", "capi", "binding"):
+        raise InputError(f"FIRSTVEC_ONNXRUNTIME is {asked!r}: use 'binding', 'capi', or leave it out")
+    if asked == "binding":
         return "FIRSTVEC_ONNXRUNTIME=binding"
     try:
         from firstvec.sessions import onnx_c
