@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ def save_bert(folder: Path, *, pooling_mode: str = "mean", normalize: bool = Tru
     """BERT with WordPiece."""
     config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
     return _save(folder, transformers.BertModel(config), _wordpiece(), pooling_mode, normalize)
+
+
+def save_other_bert(folder: Path) -> Path:
+    """As `save_bert`, in files of the same sizes, but no part of it fits the other's: weights, token ids, length."""
+    config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
+    tokenizer = json.loads(_wordpiece().backend_tokenizer.to_str())
+    names = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
+    names[100:] = reversed(names[100:])
+    tokenizer["model"]["vocab"] = {name: number for number, name in enumerate(names)}
+    fast = _fast(Tokenizer.from_str(json.dumps(tokenizer)), _BERT_SPECIALS)
+    return _save(folder, transformers.BertModel(config), fast, "mean", True, seed=21, max_seq_length=64)
 
 
 def save_smallest(folder: Path) -> Path:
@@ -72,8 +84,10 @@ def _save(
     normalize: bool,
     *,
     dim: int = 32,
+    seed: int = 20,
+    max_seq_length: int = 128,
 ) -> Path:
-    torch.manual_seed(20)
+    torch.manual_seed(seed)
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
             # The libraries' own initialisation (deviation 0.02) makes all texts alike; this tells them apart.
@@ -84,7 +98,8 @@ def _save(
         plain = folder.with_name(f"{folder.name}-transformer")
         transformer.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
-        modules = [Transformer(str(plain), max_seq_length=128), Pooling(dim, pooling_mode=pooling_mode)]
+        transformed = Transformer(str(plain), max_seq_length=max_seq_length)
+        modules = [transformed, Pooling(dim, pooling_mode=pooling_mode)]
         model = SentenceTransformer(modules=[*modules, Normalize()] if normalize else modules, device="cpu")
         model.save(str(folder), create_model_card=False)
     return folder
