@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -14,10 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
-from firstvec import FirstvecError, IntegrityError, ManifestError, NoCompatibleArtifact, OptimizedEmbeddingLoader
-from firstvec.integrity import verify
+from firstvec import (
+    FirstvecError,
+    IntegrityError,
+    ManifestError,
+    NoCompatibleArtifact,
+    OptimizedEmbeddingLoader,
+    integrity,
+)
+from firstvec.integrity import OpenFile, verify
 from firstvec.manifest import FILE_NAME, File, Manifest
+from firstvec.tokenizer import open_tokenizer
 from tests.conftest import Fresh
 from tests.faults.conftest import Campaign
 
@@ -413,3 +423,47 @@ def test_the_tokenizer_is_pinned_by_its_digest(tiny_bundle: Path, own_cache: Pat
     assert path.read_text("utf-8") != text
     with pytest.raises(FirstvecError, match=r"tokenizer\.json is not the file that was built"):
         OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider(timeout=60)
+
+
+FOR_THE_PACKAGE = "[MASK] some text"
+"""Has a special token: whatever the quick tokenizer can do, the tokenizers package reads tokenizer.json for it."""
+
+
+def ids_of(tokenizer_json: str) -> list[int]:
+    ids: list[int] = tokenizers.Tokenizer.from_str(tokenizer_json).encode(FOR_THE_PACKAGE).ids
+    return ids
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["read when it is needed", "read at once"])
+def test_a_tokenizer_that_is_written_to_between_verification_and_use_gives_no_other_ids(
+    quick: bool, tiny_bundle: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(tiny_bundle)
+    assert manifest.wordpiece is not None
+    if not quick:
+        manifest = manifest.replace(wordpiece=None)
+    path = tiny_bundle / manifest.tokenizer.path
+    text = path.read_text("utf-8")
+    document = json.loads(text)
+    vocabulary = document["model"]["vocab"]
+    document["model"]["vocab"] = dict(zip(vocabulary, reversed(vocabulary.values()), strict=True))
+    other = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    other += " " * (path.stat().st_size - len(other.encode()))
+    assert open_tokenizer(manifest).encode([FOR_THE_PACKAGE]) == [ids_of(text)] != [ids_of(other)]
+    time.sleep(0.02)
+    written: list[tuple[int, bytes]] = []
+    proven_file = integrity.open_file
+
+    def open_and_write(root: str, file: File, artifact: str = "", *, remember: bool = True) -> OpenFile:
+        opened = proven_file(root, file, artifact, remember=remember)
+        if file.path == manifest.tokenizer.path:
+            with path.open("r+b") as stream:
+                stream.write(other.encode())
+            now = os.fstat(opened.descriptor)  # the very file that was proven, and of its size
+            written.append((now.st_size, os.pread(opened.descriptor, now.st_size, 0)))
+        return opened
+
+    monkeypatch.setattr(integrity, "open_file", open_and_write)
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json is not the file that was built"):
+        open_tokenizer(manifest).encode([FOR_THE_PACKAGE])
+    assert written == [(manifest.tokenizer.size, other.encode())]
