@@ -112,11 +112,12 @@ def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any
     except ImportError as error:
         raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
     with open_json() as file:
+        alias = file.alias
+        content = file.read() if alias is None else b""
         try:
             # Releases the GIL, so that an engine can be imported and opened meanwhile.
-            alias = file.alias
             from_file, from_str = tokenizers.Tokenizer.from_file, tokenizers.Tokenizer.from_str
-            package = from_file(alias) if alias else from_str(file.read().decode())
+            package = from_file(alias) if alias else from_str(content.decode())
         except Exception as error:  # tokenizers raises plain Exception
             hint = "pip install -U tokenizers"
             raise IncompatibleArtifact(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from firstvec import (
     preload_embeddings,
 )
 from firstvec import load as load_module
+from firstvec.integrity import OpenFile
+from firstvec.manifest import Manifest
 from tests.conftest import Fresh, edit_manifest
 
 THREADED = [strategy for strategy in LoadingStrategy if strategy is not LoadingStrategy.LAZY]
@@ -592,6 +595,24 @@ def test_a_relative_path_is_seen_from_where_the_loader_was_made(
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", "")
     with pytest.raises(BundleNotFound, match=re.escape(f"Searched:\n  - {tmp_path}/./{tiny_built.name}")):
         OptimizedEmbeddingLoader(f"./{tiny_built.name}").get_provider()
+
+
+def test_without_proc_libraries_are_given_what_was_proven(
+    tiny_bundle: Path, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = OptimizedEmbeddingLoader(str(tiny_built), device="cpu").get_provider().embed_query("[MASK] text")
+    monkeypatch.setattr(OpenFile, "alias", None)
+    provider = OptimizedEmbeddingLoader(str(tiny_bundle), device="cpu").get_provider()
+    shutil.rmtree(tiny_bundle)
+    np.testing.assert_array_equal(provider.embed_query("[MASK] text"), expected)
+
+
+def test_without_proc_torchscript_is_given_what_was_proven(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = Manifest.read(tiny_built)
+    artifact = next(each for each in manifest.artifacts if each.engine == "torch")
+    expected = load_module.Opener(manifest, artifact, "cpu").open().run([[2, 5, 3]]).tolist()
+    monkeypatch.setattr(OpenFile, "alias", None)
+    assert load_module.Opener(manifest, artifact, "cpu").open().run([[2, 5, 3]]).tolist() == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
