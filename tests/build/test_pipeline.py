@@ -364,7 +364,7 @@ def test_command_builds_where_the_runtime_looks_and_prints_json(
     done = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--json", **home)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
-    assert set(result) == {"path", "model", "rebuilt", "seconds", "artifacts"}
+    assert set(result) == {"path", "model", "rebuilt", "signature_lost", "seconds", "artifacts"}
     assert result["path"] == str(tmp_path / "home" / "bundles" / "tiny-bert")
     assert (result["model"], result["rebuilt"]) == ("tiny-bert", True)
     assert [artifact["id"] for artifact in result["artifacts"]] == ["onnx-fp32", HERE]

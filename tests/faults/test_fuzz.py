@@ -239,4 +239,5 @@ def test_an_edited_valid_manifest_is_read_or_refused(campaign: Campaign) -> None
             assert Manifest.parse(manifest.to_json()) == manifest
 
     check()
-    assert min(outcomes.values()) > 0, outcomes
+    assert outcomes["refused"] > 0
+    assert outcomes["read"] > 0 or not campaign.full  # one in some dozens
