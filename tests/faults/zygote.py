@@ -102,8 +102,8 @@ def main() -> None:
             for name in outcome["result"] or ():
                 try:
                     importlib.import_module(name)
-                except Exception:
-                    continue  # made while running, or not importable alone
+                except ImportError:
+                    continue  # the toolchain found it by a path of its own, for a while
             outcome["result"] = len(os.listdir("/proc/self/task"))
         os.write(answers, (json.dumps(outcome) + "\n").encode())
 
