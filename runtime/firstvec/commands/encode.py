@@ -1,0 +1,183 @@
+"""`firstvec encode`: texts from the command line or stdin, vectors to stdout or a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from firstvec.errors import InputError
+from firstvec.loader import OptimizedEmbeddingLoader
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from firstvec.provider import EmbeddingProvider
+
+_FORM_OF_ENDING = {".json": "json", ".npy": "npy", ".txt": "text"}
+_OTHER_ENDINGS = (
+    *(".arrow", ".csv", ".feather", ".h5", ".jsonl", ".npz", ".parquet", ".pickle", ".pkl", ".pt", ".safetensors"),
+    *(".tsv", ".bz2", ".gz", ".xz", ".zip", ".zst"),
+)
+"""Endings of files in a format that this command does not write."""
+
+
+def encode(
+    texts: Sequence[str],
+    model: str,
+    strategy: str,
+    form: str | None,
+    output: str | None,
+    batch_size: int,
+    texts_are_literal: bool,
+    **choice_options: Any,
+) -> None:
+    """Embed texts, and write one vector for each.
+
+    Args:
+        texts: the texts. Empty, or a single ``-``: the lines of stdin.
+        model: name or folder of a bundle.
+        strategy: key of `firstvec.strategy.STRATEGIES`.
+        form: one of `firstvec.commands.table.FORMATS`. None: what the ending of ``output`` asks for, else json.
+        output: a file. None: stdout.
+        batch_size: texts per run.
+        texts_are_literal: whether a text that looks like a file or like stdin is a text all the same.
+        choice_options: as `firstvec.options.make_options` takes them.
+
+    Raises:
+        InputError: there is no text, one is not usable, or the output cannot be written.
+        FirstvecError: why the model cannot be loaded.
+    """
+    form = form or _form_of(output)
+    if form == "npy" and output is None and sys.stdout.isatty():
+        raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
+    reads_stdin = not texts or ((*texts,) == ("-",) and not texts_are_literal)
+    if not reads_stdin and not texts_are_literal:
+        _refuse_file(texts)
+    loader: OptimizedEmbeddingLoader[Any, Any] = OptimizedEmbeddingLoader(
+        model, strategy, output="numpy" if form == "npy" else "list", **choice_options
+    )
+    loader.start_loading()
+    # Only `-` waits for a terminal, because a forgotten text must not look like a command that hangs.
+    lines = _stdin_lines(waits_for_terminal=bool(texts)) if reads_stdin else texts
+    if not lines:
+        raise InputError("there is no text: give it as an argument, or one text a line on stdin")
+    provider = loader.get_provider(timeout=None)
+    bar = len(lines) > 1000 and sys.stderr.isatty()
+    vectors = provider.encode(lines, batch_size=batch_size, show_progress_bar=bar)
+    write_result(_format(vectors, form, provider), output)
+
+
+def _form_of(output: str | None) -> str:
+    """Return the format that the ending of the file asks for.
+
+    Raises:
+        InputError: the ending belongs to a format that this command does not write.
+    """
+    ending = os.path.splitext(output or "")[1].lower()
+    if ending in _OTHER_ENDINGS:
+        raise InputError(
+            f"output {output!r}: encode writes json, npy and text, and not {ending[1:]}; "
+            "choose another --output, or give the --format"
+        )
+    return _FORM_OF_ENDING.get(ending, "json")
+
+
+def _refuse_file(texts: Sequence[str]) -> None:
+    """Refuse the name of a file as the only text, because that is almost always a mistake.
+
+    Raises:
+        InputError: the only text has an ending or a slash, and is the name of a file.
+    """
+    text = texts[0]
+    if len(texts) != 1 or not (os.path.splitext(text)[1] or os.sep in text) or not os.path.isfile(text):
+        return
+    import shlex
+
+    name = shlex.quote(text)
+    raise InputError(
+        f"{text!r} is a file. To embed each line of the file: firstvec encode < {name}\n"
+        f"To embed the name itself: firstvec encode -- {name}"
+    )
+
+
+def _stdin_lines(*, waits_for_terminal: bool) -> list[str]:
+    if sys.stdin is None or (sys.stdin.isatty() and not waits_for_terminal):
+        return []
+    try:
+        # str.splitlines() would also split at U+2028 and other characters that a text may hold.
+        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+        return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
+        ) from error
+    except OSError as error:
+        raise InputError(f"stdin cannot be read ({error.strerror or error})") from error
+
+
+def _format(vectors: Any, form: str, provider: EmbeddingProvider[Any, Any]) -> bytes:
+    if form == "npy":
+        import io
+
+        import numpy
+
+        stream = io.BytesIO()
+        numpy.save(stream, vectors)
+        return stream.getvalue()
+    if form == "text":
+        return "".join(" ".join(f"{value:.8g}" for value in vector) + "\n" for vector in vectors).encode()
+    import json
+
+    values = {
+        "model": provider.manifest.model.name,
+        "artifact": provider.artifact.id,
+        "embedding_dim": provider.embedding_dim,
+        "vectors": [[float(f"{value:.8g}") for value in vector] for vector in vectors],
+    }
+    return (json.dumps(values) + "\n").encode()
+
+
+def write_result(data: bytes, output: str | None) -> None:
+    """Write a command's result to a file, whole or not at all, or to stdout.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if output is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        if not output or output.endswith(os.sep):
+            raise InputError(f"output {output!r} is not a file: choose another --output")
+        if os.path.exists(output) and not os.path.isfile(output):
+            with open(output, "wb") as stream:  # a device or a pipe is written to, and not replaced
+                stream.write(data)
+        else:
+            _replace(os.path.realpath(output), data)
+    except OSError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
+
+
+def _replace(target: str, data: bytes) -> None:
+    """Write a file whole or not at all. A reader never sees half of it."""
+    import shutil
+
+    if os.path.islink(target):
+        raise InputError(f"{target}: is a link to itself; choose another --output")
+    scratch = os.path.join(os.path.dirname(target), f".firstvec-{os.getpid()}.tmp")
+    try:
+        with open(scratch, "wb") as stream:
+            stream.write(data)
+        if os.path.exists(target):
+            shutil.copymode(target, scratch)
+        os.replace(scratch, target)
+    except OSError:
+        if os.path.exists(scratch):
+            os.unlink(scratch)
+        raise

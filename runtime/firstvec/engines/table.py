@@ -1,0 +1,183 @@
+"""The table of engines and the table of instruction sets. Everything that differs between two engines is in a row.
+
+Selection, detection, doctor, the memory rule, the session, the build's recipes and its timing read these rows. A new
+engine is one row here, one module with the functions of `firstvec.engines.session.EngineModule`, and one recipe in
+`firstvec_build.recipes`. A provider of onnxruntime (CUDA, OpenVINO, CoreML) is a row, too: the same module with
+another ``provider``, its own distributions and devices.
+"""
+
+from __future__ import annotations
+
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Engine(Record):
+    """What runs artifacts of some formats. The name of a row is the value of ``engine`` in a manifest."""
+
+    formats: tuple[str, ...]
+    """Values of ``format`` in a manifest that this engine runs."""
+    module: str
+    """Python module with the functions of `firstvec.engines.session.EngineModule`."""
+    weights_reader: str | None = None
+    """Python module whose ``read_weights(artifact_id, files)`` reads verified files before a session is opened."""
+    package: str
+    """Package that Python imports. An engine whose package is imported already counts as loaded."""
+    distributions: tuple[str, ...]
+    """Distributions that provide the package, as their ``.dist-info`` folders spell them, in lower case."""
+    versions: tuple[str, str]
+    """Range that the build writes into a manifest: from the first (inclusive) to the second (exclusive)."""
+    devices: tuple[str, ...]
+    """Devices on which this engine can run an artifact."""
+    was_built_for: Callable[[str, str], bool] = lambda _folder, _device: True
+    """(package's folder, device) → whether the installed package can use the device."""
+    provider: str = ""
+    """Execution provider, for the rows of onnxruntime."""
+    rank: int
+    """The higher rank is taken on the CPU where two artifacts are otherwise equal."""
+    is_preferred_when_loaded: bool = False
+    """Whether CACHED takes this engine's artifact in a process that has imported the package already."""
+    starts_early: bool = False
+    """Whether a load on the CPU starts this engine before the manifest says that it is needed."""
+    memory_mb: float
+    """Memory of the library and of small runs, in 2^20 bytes."""
+    memory_when_loaded_mb: float
+    """The same in a process that has imported the package already."""
+    maps_weights: bool
+    """Whether a quick-start session uses the weights where the file is mapped. Otherwise they are copied."""
+    is_required: bool
+    """Whether firstvec's own dependencies include this engine."""
+    install: str
+    """What to give to ``pip install``."""
+    purpose: str
+    """What the engine does, for people."""
+
+
+def _torch_was_built_for(folder: str, device: str) -> bool:
+    """``torch/version.py`` has the line ``cuda: Optional[str] = '13.0'``, or None in a build without CUDA."""
+    if device != "cuda":
+        return True
+    try:
+        with open(f"{folder}/version.py", encoding="utf-8", errors="replace") as lines:
+            return any(line.startswith("cuda") and not line.rstrip().endswith("None") for line in lines)
+    except OSError:
+        return False
+
+
+ENGINES = {
+    "onnxruntime": Engine(
+        formats=("onnx",),
+        module="firstvec.engines.onnxruntime",
+        weights_reader="firstvec.engines.onnx_weights",
+        package="onnxruntime",
+        distributions=("onnxruntime", "onnxruntime_gpu", "onnxruntime_directml", "onnxruntime_openvino"),
+        # onnxruntime 1.23.2 and 1.32.0 are tested. A major version may drop the file format.
+        versions=("1.23", "2"),
+        devices=("cpu",),
+        provider="CPUExecutionProvider",
+        rank=2,
+        starts_early=True,
+        memory_mb=60,
+        memory_when_loaded_mb=60,
+        maps_weights=True,
+        is_required=True,
+        install="onnxruntime",
+        purpose="runs the ONNX artifacts",
+    ),
+    "torch": Engine(
+        formats=("torchscript",),
+        module="firstvec.engines.torchscript",
+        package="torch",
+        distributions=("torch",),
+        # torch 2.13.0 is tested. A major version may drop the file format.
+        versions=("2.13", "3"),
+        devices=("cpu", "cuda", "mps"),
+        was_built_for=_torch_was_built_for,
+        rank=1,
+        is_preferred_when_loaded=True,
+        memory_mb=180,
+        memory_when_loaded_mb=60,
+        maps_weights=False,
+        is_required=False,
+        install="firstvec[torch]",
+        purpose="runs the TorchScript artifact (accelerators)",
+    ),
+}
+"""Value of ``engine`` in a manifest → row."""
+
+
+class InstructionSet(Record):
+    """An instruction set that INT8 artifacts are built for. The name of a row is the value of ``isa`` in a manifest."""
+
+    machines: tuple[str, ...]
+    """Processor families that can have it, as ``platform.machine()`` spells them, in lower case."""
+    cpu_flag: str | None
+    """Word in the line ``flags`` of ``/proc/cpuinfo``. None: every processor of these families has it."""
+    sysctl: str | None = None
+    """The key of macOS's ``sysctl`` that says the same."""
+    rank: int
+    """The higher rank is faster, among artifacts that this processor computes right."""
+    weight_bits: int
+    """Bits of a weight that this instruction set multiplies without overflow."""
+    reason: str
+    """Why these weights need this instruction set, for people."""
+
+
+_X86 = ("x86_64", "amd64", "i686", "i386")
+
+INSTRUCTION_SETS = {
+    "avx2": InstructionSet(
+        machines=_X86,
+        cpu_flag="avx2",
+        sysctl="hw.optional.avx2_0",
+        rank=1,
+        weight_bits=7,
+        reason="7-bit weights: without VNNI, vpmaddubsw adds pairs of u8 x s8 products in int16, which 8-bit weights "
+        "overflow silently",
+    ),
+    "avx512_vnni": InstructionSet(
+        machines=_X86,
+        cpu_flag="avx512_vnni",
+        sysctl="hw.optional.avx512vnni",
+        rank=3,
+        weight_bits=8,
+        reason="8-bit weights: vpdpbusd adds u8 x s8 products in int32; on a CPU without it they saturate",
+    ),
+    "arm64": InstructionSet(
+        machines=("arm64", "aarch64"),
+        cpu_flag=None,
+        rank=2,
+        weight_bits=8,
+        reason="8-bit weights: NEON multiplies and adds 8-bit integers without saturation",
+    ),
+}
+"""Value of ``isa`` in a manifest → row."""
+
+PRECISIONS = ("fp32", "int8")
+"""Values of ``precision`` in a manifest that this firstvec knows."""
+
+
+def known_devices() -> tuple[str, ...]:
+    """Return every device that some engine can use."""
+    return (*dict.fromkeys(device for engine in ENGINES.values() for device in engine.devices),)
+
+
+def version_fits(version: str, minimum: str, below: str) -> bool:
+    """Return whether minimum ≤ version < below, by the numeric parts of the release."""
+    return _release(minimum) <= _release(version) < _release(below)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``1.23.0rc1+cpu`` → (1, 23)."""
+    parts: list[int] = []
+    for part in version.split("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        parts.append(int(digits))
+    while parts and parts[-1] == 0:
+        parts.pop()
+    return tuple(parts)

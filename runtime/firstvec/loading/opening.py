@@ -1,0 +1,143 @@
+"""Open an artifact: verified files first, then the engine's session, then the self-test.
+
+Each step returns a value that the next step needs, so no session can be opened of files that were not verified. The
+load, the hand-over, a forked child, `firstvec doctor` and the build all use these functions.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+
+from firstvec.bundle.integrity import OpenFile, open_verified, read_ahead
+from firstvec.engines.session import SessionOptions, import_engine, open_session
+from firstvec.engines.table import ENGINES
+from firstvec.errors import IncompatibleArtifact
+from firstvec.loading.self_test import pass_self_test, self_test_key
+from firstvec.loading.trace import Trace
+from firstvec.machine.limits import usable_cores
+from firstvec.process.threads import engine_gate
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from firstvec.bundle.manifest import Artifact, Manifest
+    from firstvec.engines.session import Session
+
+
+class VerifiedArtifact(Record):
+    """An artifact whose files are open and are the ones that were built.
+
+    The files stay open for as long as this record lives. A session that is opened later, for a hand-over or in a forked
+    child, is of the same files, whatever took their names by then.
+    """
+
+    manifest: Manifest
+    artifact: Artifact
+    device: str
+    files: tuple[OpenFile, ...]
+    weights: list[Any]
+    """What the engine's reader found in the files, for the first session. `open_artifact` takes it out, so that the
+    memory is freed with that session."""
+    verification: str
+    """``remembered`` for every file, or ``hashed now``."""
+    key: str
+    """For the self-test's marker."""
+
+
+class OpenArtifact(Record):
+    """A session that may be used."""
+
+    session: Session
+    self_test: str
+    """``passed now``, ``passed before``, ``none`` where the bundle has no self-test, or ``skipped``."""
+
+
+def read_artifact_ahead(manifest: Manifest, artifact: Artifact) -> None:
+    """Ask the system to read the artifact's files while other work is done."""
+    for file in artifact.files:
+        read_ahead(os.path.join(manifest.root, file.path))
+
+
+def verify_artifact(
+    manifest: Manifest, artifact: Artifact, device: str = "cpu", trace: Trace | None = None
+) -> VerifiedArtifact:
+    """Open and verify the artifact's files.
+
+    Raises:
+        IntegrityError: a file is not the one that was built.
+        IncompatibleArtifact: the engine is unknown, or its reader refuses the files.
+        LoadError: too many files are open.
+    """
+    with (trace or Trace()).stage("verification"):
+        files = tuple(open_verified(manifest.root, file, artifact.id) for file in artifact.files)
+        return VerifiedArtifact(
+            manifest=manifest,
+            artifact=artifact,
+            device=device,
+            files=files,
+            weights=[_read_weights(artifact, files)],
+            verification="remembered" if all(file.remembered for file in files) else "hashed now",
+            key=self_test_key(manifest, artifact, device),
+        )
+
+
+def open_artifact(
+    verified: VerifiedArtifact, *, quick_start: bool = True, self_test: bool = True, trace: Trace | None = None
+) -> OpenArtifact:
+    """Open a session of a verified artifact, and test that this machine computes what the build computed.
+
+    Args:
+        verified: what `verify_artifact` returned.
+        quick_start: True opens the session that starts fastest, False the one that runs fastest.
+        self_test: False leaves the self-test out, where the same kind of session has passed it in this process.
+        trace: for the stages.
+
+    Raises:
+        IntegrityError: a file is not the one that was built.
+        IncompatibleArtifact: the engine cannot open or run the artifact.
+        SelfTestError: this machine computes other vectors.
+    """
+    trace = trace or Trace()
+    if not all(file.is_open for file in verified.files):
+        # The program has closed all descriptors, as a daemon does.
+        verified = verify_artifact(verified.manifest, verified.artifact, verified.device, trace)
+    manifest, artifact, files = verified.manifest, verified.artifact, verified.files
+    weights = verified.weights.pop() if verified.weights else _read_weights(artifact, files)
+    with trace.stage("engine"):
+        # Outside of the gate: an import, which may take seconds, is Python's work and no run of an engine.
+        engine = import_engine(artifact)
+    options = SessionOptions(
+        artifact_id=artifact.id,
+        files=files,
+        weights=weights,
+        device=verified.device,
+        provider=ENGINES[artifact.engine].provider,
+        threads=usable_cores(),
+        pad_token_id=manifest.model.pad_token_id,
+        embedding_dim=manifest.model.embedding_dim,
+        quick_start=quick_start,
+    )
+    with trace.stage("session"), engine_gate:
+        session = open_session(engine, artifact, options)
+    try:
+        for file in files:
+            file.verify_again()
+        if not self_test:
+            return OpenArtifact(session=session, self_test="skipped")
+        with trace.stage("self-test"), engine_gate:
+            result = pass_self_test(manifest, artifact, verified.key, engine.version(), session)
+        return OpenArtifact(session=session, self_test=result)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _read_weights(artifact: Artifact, files: tuple[OpenFile, ...]) -> Any:
+    """Let the engine's reader read the files, which are verified. None: the engine has no reader."""
+    row = ENGINES.get(artifact.engine)
+    if row is None:
+        raise IncompatibleArtifact(artifact.id, f"the engine {artifact.engine!r} is unknown to this firstvec: upgrade")
+    return None if row.weights_reader is None else import_module(row.weights_reader).read_weights(artifact.id, files)

@@ -1,0 +1,138 @@
+"""Test that this machine computes the vectors that the build computed.
+
+A file can be the one that was built, and an engine can run it, and the vectors are wrong all the same. Some processors
+add products of 8-bit weights in 16 bits. An engine may have a defect on some processor. So a bundle carries a few texts
+with the vectors of each artifact, and a session computes them before it is used. A passed test is remembered by an
+empty marker file, for these files, this processor, engine, device and kind of session.
+"""
+
+from __future__ import annotations
+
+import os
+from math import dist, hypot
+
+from firstvec.bundle.integrity import read_verified
+from firstvec.bundle.json_reader import parse_object
+from firstvec.engines.session import run_session
+from firstvec.errors import ManifestError, SelfTestError
+from firstvec.machine import cache, processor
+from firstvec.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from firstvec.bundle.manifest import Artifact, Manifest
+    from firstvec.engines.session import Session
+
+_TEXTS_FOR_FP32 = 3
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.")
+
+
+class Golden(Record):
+    """What one artifact must compute."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    """Of N texts."""
+    vectors: list[float]
+    """What the build computed of them in one run: N x embedding_dim numbers, one text after another."""
+    max_difference: float
+    """Largest mean relative difference of a right vector to these."""
+
+
+def pass_self_test(manifest: Manifest, artifact: Artifact, key: str, engine_version: str, session: Session) -> str:
+    """Run the self-test in ``session``, unless it passed before.
+
+    Args:
+        manifest: the bundle's.
+        artifact: the one that is open in the session.
+        key: what `self_test_key` returned.
+        engine_version: of the session's engine.
+        session: the session.
+
+    Returns:
+        ``passed now``, ``passed before``, or ``none`` where the bundle has no self-test.
+
+    Raises:
+        SelfTestError: this machine computes other vectors than the build.
+        IncompatibleArtifact: the engine cannot run the artifact.
+        IntegrityError, ManifestError: the bundle's self-test is damaged.
+    """
+    if manifest.self_test is None:
+        return "none"
+    marker = _marker_path(key, engine_version, session.kind)
+    if cache.has_marker(marker):
+        return "passed before"
+    compare(artifact, session, read_golden(manifest, artifact))
+    cache.put_marker(marker)
+    return "passed now"
+
+
+def is_remembered(manifest: Manifest, artifact: Artifact, device: str, version: str, kind: str) -> bool | None:
+    """Return whether that kind of session passed before on this machine. None: the bundle has no self-test."""
+    if manifest.self_test is None:
+        return None
+    return cache.has_marker(_marker_path(self_test_key(manifest, artifact, device), version, kind), touch=False)
+
+
+def self_test_key(manifest: Manifest, artifact: Artifact, device: str) -> str:
+    """Return what decides the result, the engine's version apart: the artifact's files, the processor, the device."""
+    files = (*artifact.files, manifest.self_test) if manifest.self_test is not None else artifact.files
+    # A sum stands for all files, because hashing their digests would take an import of 3 ms.
+    number = sum(int(file.sha256, 16) for file in files) % (1 << 256)
+    return f"{number:064x}-{processor.identity()}-{artifact.engine}-{device}"
+
+
+def _marker_path(key: str, version: str, kind: str) -> str:
+    name = f"{key}-{version}-{kind}"
+    return cache.path_of("self-tested", "".join(letter if letter in _NAME_CHARACTERS else "-" for letter in name))
+
+
+def read_golden(manifest: Manifest, artifact: Artifact) -> Golden:
+    """Read from the bundle's self-test what ``artifact`` must compute.
+
+    Raises:
+        IntegrityError: the file is not the one that was built.
+        ManifestError: the file is not valid, or has no vectors of this artifact.
+    """
+    assert manifest.self_test is not None
+    path = os.path.join(manifest.root, manifest.self_test.path)
+    top = parse_object(read_verified(manifest.root, manifest.self_test, artifact.id), path)
+    token_ids = tuple(item.integers("token_ids", 0, 1 << 31) for item in top.children("texts", at_least=1))
+    for item in top.children("artifacts"):
+        if item.text("id") == artifact.id:
+            vectors = item.floats("vectors")
+            if len(vectors) != len(token_ids) * manifest.model.embedding_dim or not all(token_ids):
+                raise item.error("vectors", f"is not one vector of {manifest.model.embedding_dim} numbers a text")
+            if artifact.precision == "fp32":
+                # Without rounding, right and wrong vectors are far apart. A few texts are enough, and are sooner done.
+                token_ids = token_ids[:_TEXTS_FOR_FP32]
+                vectors = vectors[: len(token_ids) * manifest.model.embedding_dim]
+            return Golden(token_ids=token_ids, vectors=vectors, max_difference=item.number("max_difference", 0, 2))
+    raise ManifestError(path, f"holds no vectors of {artifact.id}")
+
+
+def compare(artifact: Artifact, session: Session, golden: Golden) -> float:
+    """Compute the texts in ``session``. Return the mean relative difference of their vectors to the golden ones.
+
+    Raises:
+        SelfTestError: the difference is larger than is right, or is not a number.
+        IncompatibleArtifact: the engine cannot run the artifact.
+    """
+    vectors = run_session(session, artifact.id, golden.token_ids)
+    found = mean_difference(vectors.cast("B").cast("f").tolist(), golden.vectors, len(golden.token_ids))
+    if not found <= golden.max_difference:
+        raise SelfTestError(artifact.id, session.engine, found, golden.max_difference)
+    return found
+
+
+def mean_difference(vectors: Sequence[float], golden: Sequence[float], count: int) -> float:
+    """Return the mean over ``count`` vectors of ‖v - g‖ / ‖g‖. Infinite: the numbers of components differ."""
+    if len(vectors) != len(golden):
+        return float("inf")
+    width = len(golden) // count
+    rows = range(0, len(golden), width)
+    return sum(
+        dist(vectors[at : at + width], golden[at : at + width]) / max(hypot(*golden[at : at + width]), 1e-30)
+        for at in rows
+    ) / len(rows)

@@ -1,0 +1,185 @@
+"""What firstvec remembers on this machine: empty marker files and small notes, in the user's cache folder.
+
+What is found there is believed. So it is believed only where nobody but this user could have put it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+
+
+def cache_folder() -> str:
+    """Return the folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder.
+
+    A user without a home gets a folder of their own below ``$TMPDIR`` or ``/tmp``. If another user could write there,
+    the result is a path at which nothing can be written.
+    """
+    get = os.environ.get
+    if chosen := get("FIRSTVEC_CACHE"):
+        return chosen
+    key = (get("XDG_CACHE_HOME"), get("HOME"), get("TMPDIR"))
+    if key not in _defaults:
+        _defaults[key] = _default_folder()
+    return _defaults[key]
+
+
+_defaults: dict[object, str] = {}
+"""The variables that decide → the platform's user cache folder."""
+
+
+def _default_folder() -> str:
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return f"{base}/firstvec"
+    home = home_folder()
+    if home is None:
+        folder = _folder_without_home()
+        is_safe = not os.path.lexists(folder) or (not os.path.islink(folder) and _is_private(folder))
+        return folder if is_safe else _NOWHERE
+    return f"{home}/Library/Caches/firstvec" if sys.platform == "darwin" else f"{home}/.cache/firstvec"
+
+
+_NOWHERE = f"{os.devnull}/firstvec"
+"""A path at which nothing can be written."""
+
+
+def _folder_without_home() -> str:
+    return f"{os.environ.get('TMPDIR') or '/tmp'}/firstvec-{os.geteuid()}"
+
+
+def home_folder() -> str | None:
+    """Return the user's home folder. None: HOME is not set, and the user database does not know this user."""
+    home = os.path.expanduser("~")
+    return None if home.startswith("~") else home
+
+
+def cache_problem() -> str | None:
+    """Return why nothing can be remembered on this machine, for people. None: it can."""
+    folder = cache_folder()
+    hint = "every start verifies and tests again; set FIRSTVEC_CACHE to a folder that only this user can write"
+    if folder == _NOWHERE:
+        folder = _folder_without_home()
+        return f"this user has no home, and {folder} was made or can be written by another user, so {hint}"
+    existing = folder
+    while not os.path.exists(existing) and os.path.dirname(existing) != existing:
+        existing = os.path.dirname(existing)
+    if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
+        return f"{existing} cannot be written, so {hint}"
+    for kind in _KINDS:
+        believed = f"{folder}/{kind}"
+        if os.path.isdir(believed) and not _is_private(believed):
+            return f"{believed} can be written by others, so what it holds is not believed, and {hint}"
+    return None
+
+
+_KINDS = ("metadata", "self-tested", "verified")
+"""The kinds of markers and notes. firstvec makes each kind's folder so that only this user can write there."""
+
+
+def path_of(kind: str, name: str) -> str:
+    """Return the path of a marker or note. Each kind has a folder."""
+    return f"{cache_folder()}/{kind}/{name}"
+
+
+def make_folder(folder: str) -> None:
+    """Make the folder of a kind, and the cache folder above it, so that only this user can write there.
+
+    Raises:
+        OSError: this user may not make them.
+    """
+    if not os.path.isdir(folder):
+        # `makedirs` uses the mode for the last folder only. The cache folder of a user without a home must be private.
+        os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+
+
+def file_identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what identifies a file's content. Another file has another identity, and so has a file after a write."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+_TICK = 50_000_000
+"""Nanoseconds. Two writes within one tick of a file system's clock leave the same times. A tick is 10 ms at most."""
+
+
+def is_settled(status: os.stat_result) -> bool:
+    """Return whether a write from now on would change the file's identity."""
+    return time.time_ns() - status.st_ctime_ns > _TICK
+
+
+def identity_text(identity: tuple[int, ...]) -> str:
+    """Return the identity as it stands in the name of a marker or note."""
+    return "%x-%x-%x-%x-%x" % identity  # noqa: UP031 - twice as fast as five f-strings
+
+
+def has_marker(path: str, *, touch: bool = True) -> bool:
+    """Return whether the marker is there and only this user could have put it there. ``touch`` sets its time to now."""
+    try:
+        if not _is_private(os.path.dirname(path)):
+            return False
+        os.utime(path) if touch else os.stat(path)
+    except OSError:
+        return False
+    return True
+
+
+def put_marker(path: str) -> None:
+    """Put the marker there, if this user may."""
+    try:
+        make_folder(os.path.dirname(path))
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    except OSError:
+        # A home is read-only or missing. The next load verifies again, which is slower and as safe.
+        return
+
+
+def _checksum(data: bytes) -> bytes:
+    """Return a note's checksum: its bytes as one number, lowest first, with a 1 behind, modulo a prime.
+
+    A flipped bit always changes the checksum. Other damage keeps the checksum once in 10^9. crc32 would do as well,
+    but its import takes 0.35 ms, three times as long as everything else that is done for a note.
+    """
+    return (int.from_bytes(data + b"\1", "little") % ((1 << 30) - 35)).to_bytes(4, "little")
+
+
+def read_note(path: str) -> bytes | None:
+    """Return a note of at most 8 KiB. None: it is missing or damaged, or another user could have written it."""
+    try:
+        if not _is_private(os.path.dirname(path)):
+            return None
+        # O_NONBLOCK: the open must not wait for a writer if the path is a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            data = os.read(descriptor, 1 << 13)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    return data[4:] if data[:4] == _checksum(data[4:]) else None
+
+
+def write_note(path: str, data: bytes) -> None:
+    """Write a note, whole or not at all, if this user may."""
+    data = _checksum(data) + data
+    unfinished = f"{path}.{os.getpid()}"
+    try:
+        make_folder(os.path.dirname(path))
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        try:
+            is_whole = os.write(descriptor, data) == len(data)
+        finally:
+            os.close(descriptor)
+        if is_whole:
+            os.replace(unfinished, path)
+        else:
+            os.unlink(unfinished)
+    except OSError:
+        return
+
+
+def _is_private(folder: str) -> bool:
+    """Return whether only this user can put files into the folder, which may be a link in a folder of this user."""
+    status = os.stat(folder)
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -1,0 +1,355 @@
+"""Threads, and what happens to them at the interpreter's exit, at a fork and after Ctrl-C.
+
+The interpreter waits for a non-daemon thread before ``atexit`` runs, and nothing can hurry the thread then. A daemon
+thread that is inside an engine while the interpreter is taken down aborts the process. So the threads here are daemon
+threads that ``atexit`` waits for, and that can see that the process is exiting. A daemon thread of the program's own
+may run an engine, too: `engine_gate` lets it out, and not in again.
+
+Threads are started with ``_thread``, because ``threading.Thread.start()`` waits until the new thread runs. That costs
+the caller the 5 ms for which the new thread may then keep the GIL (``sys.getswitchinterval()``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+
+# The thread that imports threading first counts as the main thread. So the import is here, in the caller's thread.
+import threading
+import time
+from _thread import allocate_lock, get_ident, start_new_thread
+
+from firstvec.errors import LoadError
+from firstvec.process.import_locks import release_left_locks, watch_imports
+from firstvec.record import Generic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+else:
+    T = None
+
+_POLL = 0.1
+"""Seconds between two looks at what nobody announces."""
+_PATIENCE = 15.0
+"""Seconds that the exit and a fork wait for threads: many times what a load takes."""
+_PATIENCE_AFTER_CTRL_C = 0.7
+"""Seconds that the exit waits after Ctrl-C for threads that are in no engine."""
+_MOST_SIGNALS = 100
+"""Signals after which the exit no longer goes on waiting."""
+
+
+class Event:
+    """What `threading.Event` is, for a main thread that Ctrl-C may interrupt anywhere.
+
+    A wait looks again every 0.1 s. So a wait ends even if Ctrl-C, between two calls, kept the event's lock or a lock of
+    the import system that the other thread needs.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Make the event not set. Nobody may wait."""
+        self.is_set = False
+        self._closed = allocate_lock()
+        self._closed.acquire()
+
+    def set(self) -> None:
+        """Let everybody who waits go on. Only the first call counts."""
+        if not self.is_set:
+            self.is_set = True
+            self._closed.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, at most ``timeout`` seconds. Return whether the event is set."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set:
+            left = _POLL if deadline is None else min(_POLL, max(0.0, deadline - time.monotonic()))
+            if self._closed.acquire(timeout=left):
+                self._closed.release()
+            elif deadline is not None and time.monotonic() >= deadline:
+                break
+            elif threading.main_thread().ident == get_ident():
+                release_left_locks()
+        return self.is_set
+
+
+exiting = Event()
+"""Set when the interpreter is about to exit. Work that nobody waits for is left undone then."""
+
+
+class ProcessExiting(LoadError):
+    """The process is exiting, and the load that is under way is left undone."""
+
+
+def stop_if_exiting() -> None:
+    """Raise `ProcessExiting` if the process is exiting. A load calls this between its steps."""
+    if exiting.is_set:
+        raise ProcessExiting("the process is exiting, so the load was stopped")
+
+
+class EngineGate:
+    """Every call into an engine goes through this gate. The exit closes it, and waits for who is inside."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Open the gate, with nobody inside."""
+        self.is_closed = False
+        self._inside: list[int] = []
+
+    def __enter__(self) -> None:
+        self._inside.append(get_ident())
+        if self.is_closed and not _may_go_on():
+            self._inside.remove(get_ident())
+            while True:  # a daemon thread of the program ends with the process
+                time.sleep(3600.0)
+
+    def __exit__(self, *_exception: object) -> None:
+        # In a child that a signal handler of the program has forked meanwhile, nobody is inside. No exception is caught
+        # here, because a signal handler may raise any.
+        if (this := get_ident()) in self._inside:
+            self._inside.remove(this)
+
+    def threads_inside(self) -> list[int]:
+        """Return the threads that are in an engine now, by ``threading.get_ident()``."""
+        return [*self._inside]
+
+
+engine_gate = EngineGate()
+
+
+class ProcessLock:
+    """A lock that is free in a forked child, whoever held it in the parent. Use it as ``with lock.here():``."""
+
+    def __init__(self) -> None:
+        self._of_process: dict[int, LockType] = {}
+
+    def here(self) -> LockType:
+        """Return this process's lock."""
+        return self._of_process.setdefault(os.getpid(), allocate_lock())
+
+
+class Task(Generic[T]):
+    """A call in a thread of its own, or in the calling thread where no thread can be started."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = [work]
+        """Empty as soon as a thread has taken the work."""
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._finished = Event()
+        self.thread: int | None = None
+        self.is_lost = False
+        """Whether the process forked while the call was under way: this process has no thread for it."""
+        try:
+            _running.add(self)
+            if engine_gate.is_closed and not _may_go_on():
+                _running.discard(self)
+                with engine_gate:  # for ever
+                    return
+            start_new_thread(self._run, ())
+        except RuntimeError:
+            # "can't start new thread". The calling thread is slower, and as right. numpy's OpenBLAS, imported now,
+            # would raise SIGINT in the process when it is refused its own threads (driver/others/blas_server.c).
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+            self._run()
+            if self._error is not None and not isinstance(self._error, Exception):
+                raise self._error from None  # Ctrl-C is meant for the program, which did not ask for a thread
+        except BaseException:
+            # Ctrl-C: the thread may have been started or not. Nobody will ask for its result.
+            if self._work:
+                self._work.clear()
+                self._end()
+            raise
+
+    def _run(self) -> None:
+        try:
+            work = self._work.pop()
+        except IndexError:
+            return
+        self.thread = get_ident()
+        try:
+            self._value = work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            del work  # and everything that it refers to
+            self._end()
+
+    def _end(self) -> None:
+        _running.discard(self)
+        self._finished.set()
+
+    def result(self) -> T:
+        """Wait for the call to end. Return its value or raise its error."""
+        self._finished.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the call ended with an error."""
+        return self._error is not None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the call to end, at most ``timeout`` seconds. Its error is not raised."""
+        self._finished.wait(timeout)
+
+
+class ComputedOnce(Generic[T]):
+    """A value that a `Task` computes when it is first asked for, so that a fork waits for it. An error is not kept."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._task: Task[T] | None = None
+
+    def result(self) -> T:
+        """Wait for the value and return it, or raise the error of its computation."""
+        task = self._task
+        if task is None:
+            with _once_lock.here():
+                task = self._task = self._task or Task(self._work)
+        try:
+            return task.result()
+        except BaseException:
+            if task.failed:  # otherwise only the wait was interrupted
+                self._task = None
+            raise
+
+
+def watch_for_lost_ctrl_c() -> None:
+    """Watch the imports of the main thread and of the tasks, as long as there are tasks."""
+    global _is_watching
+    main_thread = threading.main_thread().ident
+    if _running and not _is_watching and main_thread is not None:
+        _is_watching = True
+        try:
+            watch_imports(main_thread, _are_tasks_at_work)
+        except BaseException as error:
+            _is_watching = False
+            if not isinstance(error, RuntimeError):  # "can't start new thread"
+                raise
+
+
+_is_watching = False
+
+
+def _are_tasks_at_work() -> bool:
+    global _is_watching
+    _is_watching = bool(_running)
+    return _is_watching
+
+
+_once_lock = ProcessLock()
+_running: set[Task[Any]] = set()
+_given_up: set[Task[Any]] = set()
+"""The exit waited for these tasks in vain, and does not wait for them again."""
+
+
+def before_exit() -> None:
+    """Do what the interpreter's exit needs: hurry the threads, and wait until none of them is in an engine."""
+    exiting.set()
+    _given_up.update(_wait_whatever_signals_say(_wait_for_tasks))
+    engine_gate.is_closed = True
+    _given_up.update(_wait_whatever_signals_say(_wait_for_tasks))
+    _wait_whatever_signals_say(_wait_for_engines)
+
+
+# Twice, because Ctrl-C may end the first call before it has begun.
+atexit.register(before_exit)
+atexit.register(before_exit)
+
+
+def _may_go_on() -> bool:
+    """Return whether this thread may run an engine though the gate is closed: the main thread and awaited tasks may."""
+    this = get_ident()
+    tasks = [task for task in list(_running) if task not in _given_up]
+    return this == threading.main_thread().ident or any(task.thread == this for task in tasks)
+
+
+_saw_ctrl_c = False
+
+
+def _wait_whatever_signals_say(wait: Callable[[], list[Task[Any]]]) -> list[Task[Any]]:
+    """Go on waiting after a signal, because the process must not end, nor fork, while an engine is at work."""
+    global _saw_ctrl_c
+    for _ in range(_MOST_SIGNALS):
+        try:
+            release_left_locks()
+            return wait()
+        except BaseException as error:  # Ctrl-C, or what a signal handler of the program raises
+            _saw_ctrl_c = _saw_ctrl_c or isinstance(error, KeyboardInterrupt)
+    return []
+
+
+def _was_interrupted() -> bool:
+    """Return whether Ctrl-C is why the process exits."""
+    return _saw_ctrl_c or getattr(sys, "last_type", None) is KeyboardInterrupt
+
+
+def _wait_for_tasks() -> list[Task[Any]]:
+    """Wait for every task. Return the tasks for which the patience was not enough."""
+    began, this = time.monotonic(), get_ident()
+    # A task may start others before it ends.
+    while others := [task for task in list(_running) if task.thread != this and task not in _given_up]:
+        waited = time.monotonic() - began
+        if waited > _PATIENCE:
+            return others
+        if exiting.is_set and waited > _PATIENCE_AFTER_CTRL_C and _was_interrupted():
+            inside = engine_gate.threads_inside()
+            others = [task for task in others if task.thread in inside]
+            if not others:
+                return [task for task in list(_running) if task.thread != this]
+        others[0].wait(_POLL)
+    return []
+
+
+def _wait_for_engines() -> list[Task[Any]]:
+    """Wait until no daemon thread of the program is inside an engine."""
+    began, this = time.monotonic(), get_ident()
+    # This thread is in no engine, but Ctrl-C in a `with engine_gate` may have left its entry.
+    while {*engine_gate.threads_inside()} - {this} and time.monotonic() - began < _PATIENCE:
+        time.sleep(0.001)
+    return []
+
+
+def _before_fork() -> None:
+    _wait_whatever_signals_say(_wait_for_tasks)
+
+
+def _after_fork_in_child() -> None:
+    global _is_watching
+    exiting.reset()
+    engine_gate.reset()
+    _is_watching = False
+    for task in _running:
+        task.is_lost = True
+        task._error = RuntimeError("the process forked while this was under way")
+        task._finished.reset()
+        task._finished.set()
+    _running.clear()
+    for reset in _resets_in_child:
+        reset()
+
+
+_resets_in_child: list[Callable[[], object]] = []
+
+
+def reset_in_forked_child(reset: Callable[[], object]) -> None:
+    """Call ``reset`` in every child that this process forks."""
+    _resets_in_child.append(reset)
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork in the middle of an import leaves the child with a module that is half there, for good. So the fork waits
+    # until the load ends, a tenth of a second.
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -1,0 +1,165 @@
+"""Text → token ids: the quick tokenizer where the bundle has its rules, the tokenizers package for everything else."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from firstvec.bundle import integrity
+from firstvec.errors import IncompatibleArtifact, InputError
+from firstvec.process.threads import ComputedOnce
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from firstvec.bundle.integrity import OpenFile
+    from firstvec.bundle.manifest import Manifest
+    from firstvec.text.wordpiece import QuickTokenizer
+
+
+def open_tokenizer(manifest: Manifest) -> Tokenizer:
+    """Open the bundle's tokenizer. Its files are verified.
+
+    Raises:
+        IntegrityError: a file is not the one that was built.
+        IncompatibleArtifact: the tokenizers package is needed at once, and cannot read the file.
+    """
+    root, length = manifest.root, manifest.model.max_seq_length
+
+    # The file stays open until it is needed, if ever. By then its name may lead to another bundle's file.
+    file = integrity.open_verified(root, manifest.tokenizer)
+
+    def open_json() -> OpenFile:
+        return file if file.is_open else integrity.open_verified(root, manifest.tokenizer)
+
+    if manifest.wordpiece is None:
+        return Tokenizer(open_json, length)
+    from firstvec.text.wordpiece import QuickTokenizer
+
+    data = integrity.read_verified(root, manifest.wordpiece.vocabulary)
+    try:
+        return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, data.decode(), length))
+    except UnicodeDecodeError as error:
+        raise IncompatibleArtifact("", f"{root}: the vocabulary is not UTF-8 ({error}); rebuild the bundle") from error
+
+
+class Tokenizer:
+    """The bundle's tokenizer: it adds special tokens, truncates to ``max_seq_length``, and never pads.
+
+    Args:
+        open_json: opens the tokenizer.json, verified.
+        max_seq_length: tokens, special tokens included.
+        quick: gives the same ids as the tokenizers package, or None. The package is imported when it is needed.
+
+    Raises:
+        IncompatibleArtifact: the installed tokenizers package cannot read the file.
+    """
+
+    def __init__(
+        self, open_json: Callable[[], OpenFile], max_seq_length: int, quick: QuickTokenizer | None = None
+    ) -> None:
+        self._quick = quick
+        self._one_by_one = False
+        self._package = ComputedOnce(partial(_load_package, open_json, max_seq_length))
+        if quick is None:
+            self._package.result()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return each text's token ids.
+
+        Raises:
+            InputError: a text is not a string, or holds a lone surrogate. The error has its index.
+            IncompatibleArtifact: a text needs the tokenizers package, and the package cannot read the file.
+        """
+        check_texts(texts)
+        if self._quick is None:
+            return self._tokenize_with_package(texts)
+        texts = [self._quick.cut(text) for text in texts]
+        rows = [self._quick.tokenize(text) for text in texts]
+        left = [index for index, row in enumerate(rows) if row is None]
+        if left:
+            for index, row in zip(left, self._tokenize_with_package([texts[index] for index in left]), strict=True):
+                rows[index] = row
+        return rows  # type: ignore[return-value]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return each text's number of tokens, special tokens included, after truncation.
+
+        Raises:
+            InputError, IncompatibleArtifact: as `tokenize`.
+        """
+        return [len(ids) for ids in self.tokenize(texts)]
+
+    def _tokenize_with_package(self, texts: Sequence[str]) -> list[list[int]]:
+        package = self._package.result()
+        if len(texts) > 1 and not self._one_by_one:
+            # A batch starts a thread pool.
+            try:
+                return [encoding.ids for encoding in package.encode_batch_fast(texts)]
+            except BaseException as error:
+                # A panic of Rust is no Exception. Here it means that no thread can be started.
+                if type(error).__name__ != "PanicException":
+                    raise
+                self._one_by_one = True
+        return [package.encode(text).ids for text in texts]
+
+
+def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
+    with open_json() as file:
+        alias = file.alias
+        content = file.read() if alias is None else b""
+        try:
+            # Both calls release the GIL, so an engine can be imported and opened meanwhile.
+            from_file, from_str = tokenizers.Tokenizer.from_file, tokenizers.Tokenizer.from_str
+            package = from_file(alias) if alias else from_str(content.decode())
+        except Exception as error:  # tokenizers raises plain Exception
+            hint = "pip install -U tokenizers"
+            raise IncompatibleArtifact(
+                "", f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}; {hint}"
+            ) from error
+        file.verify_again()
+    package.no_padding()
+    package.enable_truncation(max_seq_length)
+    return package
+
+
+def as_list(texts: Any) -> list[str]:
+    """Return the texts that a caller passed as a list: one text, or several in an order.
+
+    Raises:
+        InputError: the texts have no order, or the argument is neither a text nor a sequence.
+    """
+    if isinstance(texts, (str, bytes)):
+        return [texts]  # type: ignore[list-item]
+    if isinstance(texts, (set, frozenset, dict)):
+        raise InputError(f"{type(texts).__name__} has no order that vectors could follow: pass a list")
+    try:
+        return list(texts)
+    except TypeError:
+        raise InputError(f"{type(texts).__name__} is neither a str nor a sequence of str") from None
+
+
+def check_texts(texts: Sequence[object], first: int = 0) -> None:
+    """Check that every text can be tokenized. ``first`` is the index of the first text.
+
+    Raises:
+        InputError: a text is not a string, or cannot be encoded as UTF-8. The error has its index.
+    """
+    for index, text in enumerate(texts, first):
+        if not isinstance(text, str):
+            hint = "decode it first: text.decode('utf-8')" if isinstance(text, bytes) else "pass a str"
+            raise InputError(f"is {type(text).__name__}, not str; {hint}", index)
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise InputError(
+                    f"has a lone surrogate {text[error.start]!r} at character {error.start}; "
+                    "decode the source with errors='replace'",
+                    index,
+                ) from error
