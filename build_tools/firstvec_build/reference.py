@@ -1,20 +1,19 @@
-"""The fp32 reference: the model in sentence-transformers, and what its folder says about it."""
+"""The fp32 reference: the model in sentence-transformers, and what the bundle takes from its folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
+from firstvec.bundle.manifest import Model
 from firstvec.errors import ExportError, SourceError
-from firstvec.manifest import Model
-from firstvec_build.quiet import quiet_tools
+from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.source import Source
 
-SUPPORT_FILES = (
+_SUPPORT_FILES = (
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",
@@ -22,15 +21,18 @@ SUPPORT_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
     "*/config.json",
-    # Weights of modules behind the transformer (Dense, LayerNorm), which other libraries run themselves.
+    # Weights of modules behind the transformer (Dense, LayerNorm). Other libraries run these modules themselves.
     "*/model.safetensors",
     "*/pytorch_model.bin",
 )
-"""What sentence-transformers and transformers need, beside the artifacts, to load the bundle's folder."""
+"""Patterns of the files with which sentence-transformers and transformers load the bundle's folder."""
 
 
 class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
-    """The whole model as one tensor function: (B, T) ids and mask → (B, D)."""
+    """The whole model as one tensor function: (B, T) ids and mask → (B, D).
+
+    A TorchScript archive holds the names of this class and module, so another name would change every built archive.
+    """
 
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
@@ -41,15 +43,15 @@ class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
         return self.model(features)["sentence_embedding"]
 
 
-def load(source: Source) -> SentenceTransformer:
-    """Load the model on the CPU in fp32; remote code is never run.
+def load_model(source: Source) -> SentenceTransformer:
+    """Load the model on the CPU in fp32. Code that lies beside the model is never run.
 
     Raises:
-        SourceError: sentence-transformers cannot load it.
-        ExportError: its modules are not Transformer → Pooling → (Dense, Normalize, …).
+        SourceError: sentence-transformers cannot load the model.
+        ExportError: the model's modules are not Transformer → Pooling → (Dense, Normalize, …).
     """
     try:
-        with quiet_tools():
+        with silence_tools():
             model = SentenceTransformer(str(source.path), device="cpu", trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, RuntimeError …
         raise SourceError(f"{source.path}: sentence-transformers cannot load it: {error}") from error
@@ -66,8 +68,12 @@ def load(source: Source) -> SentenceTransformer:
     return model.float().eval()
 
 
-def describe(model: SentenceTransformer, source: Source) -> Model:
-    """What the manifest says of the model."""
+def describe_model(model: SentenceTransformer, source: Source) -> Model:
+    """Return the manifest's entry for the model.
+
+    Raises:
+        ExportError: the model states no length at which texts are truncated.
+    """
     pooling_mode = model[1].pooling_mode
     config = model[0].auto_model.config
     if not model.max_seq_length:
@@ -88,26 +94,18 @@ def describe(model: SentenceTransformer, source: Source) -> Model:
     )
 
 
-def tokenizer_json(model: SentenceTransformer) -> str:
-    """The fast tokenizer as the runtime wants it: never padded, truncated to max_seq_length."""
+def make_tokenizer_json(model: SentenceTransformer) -> str:
+    """Return the fast tokenizer in the form that the runtime needs: it never pads, and truncates to max_seq_length."""
     import tokenizers
 
-    # A copy: the model's own goes on to be used with its own settings.
+    # A copy, because the model's own tokenizer still encodes the reference.
     tokenizer = tokenizers.Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
     tokenizer.no_padding()
     tokenizer.enable_truncation(model.max_seq_length)
     return str(tokenizer.to_str(pretty=False))
 
 
-def support_files(source: Source) -> list[Path]:
-    """The source's files that the bundle takes along, relative to its folder."""
-    found = {path.relative_to(source.path) for pattern in SUPPORT_FILES for path in source.path.glob(pattern)}
+def find_support_files(source: Source) -> list[Path]:
+    """Return the source's files that the bundle takes along, relative to the source's folder."""
+    found = {path.relative_to(source.path) for pattern in _SUPPORT_FILES for path in source.path.glob(pattern)}
     return sorted(found, key=str)
-
-
-def example_inputs(model: SentenceTransformer) -> dict[str, Any]:
-    """A padded batch of two texts to trace with: input_ids and attention_mask, int64, shape (2, T)."""
-    encoded = model.tokenizer(
-        ["A sentence to trace with.", "Shorter."], padding=True, truncation=True, return_tensors="pt"
-    )
-    return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}

@@ -1,31 +1,34 @@
-"""Make a bundle's artifacts in a staging folder, one by one, each measured and held to its thresholds."""
+"""The workbench of a build: the model, the reference vectors, and the folder in which the bundle takes shape."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from firstvec.errors import QualityError
-from firstvec.hardware import ResourceProfile
-from firstvec.load import Opener
-from firstvec.manifest import Artifact, Manifest, Model, Quality
+from firstvec.bundle import MANIFEST_NAME
+from firstvec.bundle.manifest import Artifact, Manifest, Quality
+from firstvec.engines.table import ENGINES, INSTRUCTION_SETS
+from firstvec.loading.opening import open_artifact, verify_artifact
+from firstvec.loading.session_in_use import SessionInUse
+from firstvec.machine.profile import ResourceProfile
 from firstvec.provider import EmbeddingProvider
-from firstvec.tokenizer import open_tokenizer
-from firstvec_build import bundle, calibrate, golden, onnx_export, quality, quantize, reference, torchscript, wordpiece
-from firstvec_build.calibrate import Product
+from firstvec.text.tokenizer import open_tokenizer
+from firstvec_build import publishing, quality, quick_tokenizer, reference, self_test
+from firstvec_build.exporters import onnx_graph
+from firstvec_build.int8 import calibration
 from firstvec_build.quality import LabelledPairs, Thresholds, Vectors
-from firstvec_build.quantize import Target
 from firstvec_build.source import Source
 
-_ENGINE_RANGES = {
-    # Tried: onnxruntime 1.23.2 and 1.32.0, torch 2.13.0. A major version may drop the file format.
-    "onnxruntime": ("1.23", "2"),
-    "torch": ("2.13", "3"),
-}
+if TYPE_CHECKING:
+    from firstvec.engines.session import Session
+    from firstvec_build.int8.calibration import Product
+    from firstvec_build.recipes import Recipe
+
+_TOKENIZER_NAME = "tokenizer.json"
 _NOT_MEASURED = Quality(
     cosine_mean=0.0,
     cosine_min=-1.0,
@@ -37,21 +40,22 @@ _NOT_MEASURED = Quality(
     measured_with="not measured",
     thresholds={},
 )
+"""The quality of an artifact until `Workbench.measure` returns its real one."""
 
 
 class Workbench:
-    """The model, the reference vectors, and the folder in which its bundle takes shape.
+    """What the recipes work on. Intermediate results that several recipes need are made once.
 
     Args:
         origin: the model.
         folder: where the bundle takes shape.
-        thresholds: what the artifacts are held to.
-        labelled: a labelled set to measure Spearman on.
-        corpus: texts to measure beside the project's sentences.
-        dynamic: quantise by onnxruntime's own dynamic quantisation.
+        thresholds: the limits that every artifact must meet.
+        labelled: a labelled set, for Spearman's correlation.
+        corpus: texts to measure on, together with the project's sentences.
+        dynamic_int8: make INT8 by onnxruntime's own dynamic quantization.
 
     Raises:
-        SourceError, ExportError: the model cannot be loaded, or is not one that can be exported.
+        SourceError, ExportError: the model cannot be loaded, or is of a kind that cannot be exported.
     """
 
     def __init__(
@@ -62,166 +66,150 @@ class Workbench:
         *,
         labelled: LabelledPairs | None,
         corpus: Sequence[str],
-        dynamic: bool,
+        dynamic_int8: bool,
     ) -> None:
         self.folder = folder
-        self.encoder = reference.load(origin)
-        self.model: Model = reference.describe(self.encoder, origin)
-        tokenizer_json = reference.tokenizer_json(self.encoder)
-        (folder / "tokenizer.json").write_text(tokenizer_json, "utf-8")
-        self.support_files = reference.support_files(origin)
-        for path in self.support_files:
+        self.scratch = folder / ".work"
+        """Folder for intermediate files. `finish` removes it."""
+        self.dynamic_int8 = dynamic_int8
+        self.encoder = reference.load_model(origin)
+        self._model = reference.describe_model(self.encoder, origin)
+        tokenizer_json = reference.make_tokenizer_json(self.encoder)
+        (folder / _TOKENIZER_NAME).write_text(tokenizer_json, "utf-8")
+        self._support_files = reference.find_support_files(origin)
+        for path in self._support_files:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(origin.path / path, folder / path)
         self._thresholds = thresholds
         self._labelled = labelled
-        self._dynamic = dynamic
         self._sentences = quality.evaluation_sentences()
-        self._wordpiece = wordpiece.write(tokenizer_json, folder, self._sentences)
+        self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
         self._reference: Vectors = np.asarray(self.encoder.encode(self._measured_on), dtype=np.float32)  # (N, D)
-        self._golden_reference = np.asarray(self.encoder.encode(list(golden.TEXTS)), np.float32).ravel().tolist()
-        self._golden: dict[str, dict[str, object]] = {}
-        self._scratch = folder / ".work"
+        texts = list(self_test.TEXTS)
+        self._self_test_reference = np.asarray(self.encoder.encode(texts), np.float32).ravel().tolist()
+        self._self_test_entries: dict[str, dict[str, object]] = {}
+        self._fuses = True
         self._products: list[Product] | None = None
 
+    def make_graph(self) -> Path:
+        """Return the ONNX graph from which all ONNX artifacts start. It is fused, unless `undo_fusion` was called.
+
+        Raises:
+            ExportError: the model cannot be exported, or the graph cannot be fused.
+        """
+        exported, fused = self.scratch / "exported.onnx", self.scratch / "fused.onnx"
+        if not exported.exists():
+            onnx_graph.export(self.encoder, exported)
+        if not self._fuses:
+            return exported
+        if not fused.exists():
+            onnx_graph.fuse(exported, self.encoder, fused)
+        return fused
+
+    def undo_fusion(self) -> None:
+        """Let `make_graph` return the graph as it was exported."""
+        self._fuses = False
+
+    def calibrate(self) -> list[Product]:
+        """Return the graph's matrix products, with what flows into them for every second sentence.
+
+        The other sentences stay unseen, because the quality is measured on them, too.
+        """
+        if self._products is None:
+            token_ids = open_tokenizer(self._describe_folder()).tokenize(self._sentences[::2])
+            self._products = calibration.calibrate(self.make_graph(), token_ids)
+        return self._products
+
+    def describe(
+        self,
+        recipe: Recipe,
+        files: tuple[str, ...],
+        *,
+        devices: tuple[str, ...] = ("cpu",),
+        batch_invariant: bool = True,
+    ) -> Artifact:
+        """Return the manifest's entry for files that a recipe has written. Its quality is not measured yet.
+
+        Args:
+            recipe: the recipe.
+            files: paths in the folder. The engine opens the first one.
+            devices: where the artifact runs.
+            batch_invariant: whether a text's vector is independent of the texts in its batch.
+        """
+        engine_min, engine_below = ENGINES[recipe.engine].versions
+        return Artifact(
+            id=recipe.artifact_id,
+            format=recipe.format,
+            precision=recipe.precision,
+            engine=recipe.engine,
+            engine_min=engine_min,
+            engine_below=engine_below,
+            devices=devices,
+            isa=recipe.isa,
+            isa_reason=INSTRUCTION_SETS[recipe.isa].reason if recipe.isa else None,
+            batch_invariant=batch_invariant,
+            files=tuple(publishing.describe_file(self.folder, name) for name in files),
+            quality=_NOT_MEASURED,
+        )
+
+    def measure(self, artifact: Artifact) -> Artifact:
+        """Run an artifact through the runtime itself, and return it with its quality.
+
+        The same session computes the artifact's golden vectors for the self-test.
+
+        Raises:
+            QualityError: the artifact misses a threshold.
+        """
+        manifest = self._describe_folder()
+        tokenizer = open_tokenizer(manifest)
+        verified = verify_artifact(manifest, artifact)
+
+        def open_session() -> Session:
+            return open_artifact(verified, quick_start=False, self_test=False).session
+
+        session = open_session()
+        sessions = SessionInUse(artifact.id, session, open_session)
+        try:
+            self._self_test_entries[artifact.id] = self_test.compute_golden(
+                artifact.id, session, tokenizer.tokenize(list(self_test.TEXTS)), self._self_test_reference
+            )
+            found = quality.measure(
+                EmbeddingProvider(manifest, artifact, "cpu", tokenizer, sessions),
+                lambda texts: np.asarray(session.run(tokenizer.tokenize(texts)), np.float32),
+                self._measured_on,
+                self._reference,
+                f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
+                self._labelled,
+            )
+        finally:
+            sessions.close()
+        return self._thresholds.enforce(artifact, found)
+
     def finish(self, artifacts: tuple[Artifact, ...], built_with: dict[str, str], inputs_sha256: str) -> Manifest:
-        """Write the self-test of these artifacts, remove intermediate files, and describe the folder."""
-        token_ids = open_tokenizer(self._manifest()).encode(list(golden.TEXTS))
-        golden.write(self.folder, token_ids, [self._golden[artifact.id] for artifact in artifacts])
-        if self._scratch.exists():
-            shutil.rmtree(self._scratch)
-        return self._manifest(
+        """Write the artifacts' self-test, remove intermediate files, and return the bundle's manifest."""
+        token_ids = open_tokenizer(self._describe_folder()).tokenize(list(self_test.TEXTS))
+        entries = [self._self_test_entries[artifact.id] for artifact in artifacts]
+        self_test.write_self_test(self.folder, token_ids, entries)
+        if self.scratch.exists():
+            shutil.rmtree(self.scratch)
+        return self._describe_folder(
             artifacts=artifacts,
-            self_test=bundle.describe(self.folder, golden.FILE_NAME),
+            self_test=publishing.describe_file(self.folder, self_test.SELF_TEST_NAME),
             built_with=built_with,
             inputs_sha256=inputs_sha256,
         )
 
-    def _manifest(self, **changes: Any) -> Manifest:
-        """What is there now, without artifacts."""
+    def _describe_folder(self, **changes: Any) -> Manifest:
+        """Return the manifest of what lies in the folder now. It has no artifacts, unless ``changes`` has some."""
         manifest = Manifest(
-            path=str(self.folder / bundle.FILE_NAME),
-            model=self.model,
-            tokenizer=bundle.describe(self.folder, "tokenizer.json"),
+            path=str(self.folder / MANIFEST_NAME),
+            model=self._model,
+            tokenizer=publishing.describe_file(self.folder, _TOKENIZER_NAME),
             wordpiece=self._wordpiece,
             artifacts=(),
-            support_files=tuple(bundle.describe(self.folder, path.as_posix()) for path in self.support_files),
+            support_files=tuple(publishing.describe_file(self.folder, path.as_posix()) for path in self._support_files),
             built_with={},
             inputs_sha256="",
         )
         return manifest.replace(**changes)
-
-    def build(self, artifact_id: str) -> Artifact:
-        """Build one artifact, measure it, and hold it to its thresholds.
-
-        Raises:
-            ExportError, QuantizationError: it cannot be made.
-            QualityError: it misses a threshold.
-        """
-        if artifact_id == "torchscript-fp32":
-            return self._build_torchscript(artifact_id)
-        if artifact_id == "onnx-fp32":
-            return self._build_onnx_fp32(artifact_id)
-        target = next(target for target in quantize.TARGETS if artifact_id == f"onnx-int8-{target.isa}")
-        return self._build_int8(artifact_id, target)
-
-    def _build_torchscript(self, artifact_id: str) -> Artifact:
-        name = "torchscript/model.pt"
-        devices = torchscript.export(self.encoder, self.folder / name)
-        return self._measured(self._artifact(artifact_id, (name,), devices=devices))
-
-    def _build_onnx_fp32(self, artifact_id: str) -> Artifact:
-        name = "onnx/model.onnx"
-        fused = self._fused()
-        onnx_export.optimise(fused, self.folder / name)
-        try:
-            return self._measured(self._artifact(artifact_id, (name, f"{name}_data")))
-        except QualityError:
-            # The fusion took the graph for something it is not: an architecture that it was not written for.
-            shutil.copyfile(self._exported(), fused)
-            onnx_export.optimise(fused, self.folder / name)
-            return self._measured(self._artifact(artifact_id, (name, f"{name}_data")))
-
-    def _build_int8(self, artifact_id: str, target: Target) -> Artifact:
-        name = f"onnx/model_qint8_{target.isa}.onnx"
-        quantised = self._scratch / f"{target.isa}.onnx"
-        if self._dynamic:
-            quantize.quantise_dynamically(self._fused(), target, quantised)
-        else:
-            quantize.quantise(self._fused(), target, self._calibration(), quantised)
-        onnx_export.optimise(quantised, self.folder / name)
-        artifact = self._artifact(artifact_id, (name, f"{name}_data"), target=target)
-        if target.isa in ResourceProfile.detect().isa:
-            return self._measured(artifact)
-        # It would be slow or wrong here; what it computes elsewhere can be computed exactly all the same.
-        quantize.exact_twin(quantised, self._scratch / "twin.onnx")
-        twin = ".work/twin_optimised.onnx"
-        onnx_export.optimise(self._scratch / "twin.onnx", self.folder / twin)
-        found = self._measured(self._artifact(artifact_id, (twin, f"{twin}_data"), target=target)).quality
-        how = f"{found.measured_with}, exact integer stand-in with unsigned weights: no {target.isa} here"
-        return artifact.replace(quality=found.replace(measured_with=how))
-
-    def _exported(self) -> Path:
-        """The graph as optimum exports it, made once."""
-        exported = self._scratch / "exported.onnx"
-        if not exported.exists():
-            onnx_export.export(self.encoder, exported)
-        return exported
-
-    def _fused(self) -> Path:
-        """The graph that all ONNX artifacts start from, made once."""
-        fused = self._scratch / "fused.onnx"
-        if not fused.exists():
-            onnx_export.fuse(self._exported(), self.encoder, fused)
-        return fused
-
-    def _calibration(self) -> list[Product]:
-        """What flows into the fused graph's matrix products, for every second sentence: the others stay unseen."""
-        if self._products is None:
-            rows = open_tokenizer(self._manifest()).encode(self._sentences[::2])
-            self._products = calibrate.calibrate(self._fused(), rows)
-        return self._products
-
-    def _measured(self, artifact: Artifact) -> Artifact:
-        """Run an artifact through the runtime itself, and return it with its quality."""
-        manifest = self._manifest()
-        tokenizer = open_tokenizer(manifest)
-        opener = Opener(manifest, artifact, "cpu")
-        session = opener.open(quick_start=False)
-        token_ids = tokenizer.encode(list(golden.TEXTS))
-        self._golden[artifact.id] = golden.record(artifact.id, session, token_ids, self._golden_reference)
-        found = quality.measure(
-            EmbeddingProvider(manifest, artifact, "cpu", tokenizer, session, opener.open),
-            lambda texts: np.asarray(session.run(tokenizer.encode(texts)), np.float32),
-            self._measured_on,
-            self._reference,
-            f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
-            self._labelled,
-        )
-        return self._thresholds.hold(artifact, found)
-
-    def _artifact(
-        self,
-        artifact_id: str,
-        files: tuple[str, ...],
-        *,
-        devices: tuple[str, ...] = ("cpu",),
-        target: Target | None = None,
-    ) -> Artifact:
-        form = artifact_id.partition("-")[0]
-        engine = "torch" if form == "torchscript" else "onnxruntime"
-        return Artifact(
-            id=artifact_id,
-            format=form,
-            precision="int8" if target else "fp32",
-            engine=engine,
-            engine_min=_ENGINE_RANGES[engine][0],
-            engine_below=_ENGINE_RANGES[engine][1],
-            devices=devices,
-            isa=target.isa if target else None,
-            isa_reason=target.reason if target else None,
-            batch_invariant=target is None or not self._dynamic,
-            files=tuple(bundle.describe(self.folder, name) for name in files),
-            quality=_NOT_MEASURED,
-        )

@@ -1,4 +1,7 @@
-"""fp32 ONNX: exported by optimum, fused for transformers, optimised offline, weights in a memory-mappable file."""
+"""fp32 ONNX: exported by optimum, fused for transformers, and optimized here, so that no start has to.
+
+The weights lie in a file of their own, which the runtime maps into memory.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +16,55 @@ import onnx
 from onnx import helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
+from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turns the telemetry off
 from firstvec.errors import ExportError
-from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
-from firstvec_build.quiet import quiet_tools
+from firstvec_build.quiet_tools import silence_tools
 
-OPSET = 17
-"""The newest whose scaled-dot-product attention onnxruntime 1.32's optimizer recognises: from 18 on it fuses nothing.
-Measured on all-MiniLM-L6-v2, the fused graph opens in 3-4 ms instead of 9-11 ms."""
+_OPSET = 17
+"""The newest one whose attention onnxruntime 1.32 can fuse. Measured on all-MiniLM-L6-v2, the fused graph opens in 3 to
+4 ms instead of 9 to 11 ms."""
 _EXTERNAL_FROM_BYTES = 1024
-"""Smaller initializers stay in the graph file: shape constants are read while the graph is built."""
+"""Smaller initializers stay in the graph's file. onnxruntime reads shape constants while it builds the graph."""
 
 
 def export(model: SentenceTransformer, path: Path) -> None:
-    """Write the model as ONNX with pooling and normalisation inside: not optimised yet, weights in the file.
+    """Write the model as ONNX, with pooling and normalization inside. Nothing is optimized, and the weights are inside.
 
     Inputs ``input_ids`` and ``attention_mask``, int64, (B, T). Outputs ``sentence_embedding``, (B, D), and
-    ``last_hidden_state``, (B, T, hidden), which SentenceTransformer(bundle, backend="onnx") pools itself.
+    ``last_hidden_state``, (B, T, hidden). SentenceTransformer(bundle, backend="onnx") pools the second output itself.
 
     Raises:
-        ExportError: optimum cannot export it.
+        ExportError: optimum cannot export the model.
     """
     from optimum.exporters.onnx import onnx_export_from_model
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, quiet_tools():
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_tools():
         try:
             onnx_export_from_model(
-                model, output=scratch, task="feature-extraction", opset=OPSET, do_validation=False, device="cpu"
+                model, output=scratch, task="feature-extraction", opset=_OPSET, do_validation=False, device="cpu"
             )
         except Exception as error:  # optimum raises KeyError, ValueError, RuntimeError …
             raise ExportError(f"ONNX: optimum cannot export the model: {type(error).__name__}: {error}") from error
         exported = onnx.load(str(Path(scratch) / "model.onnx"))
     _rename_output(exported, "token_embeddings", "last_hidden_state")
-    # Names of exporter, folders and Python scopes are not part of the model.
+    # These fields name the exporter, folders and Python scopes, which are not part of the model.
     exported.doc_string = ""
     for node in exported.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]
     onnx.save(exported, str(path))
+
+
+def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == old:
+                    names[index] = new
+    for output in model.graph.output:
+        if output.name == old:
+            output.name = new
 
 
 def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
@@ -63,9 +77,9 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
     from onnxruntime.transformers.optimizer import optimize_model
 
     config = model[0].auto_model.config
-    with quiet_tools():
+    with silence_tools():
         try:
-            optimised = optimize_model(
+            optimized = optimize_model(
                 str(path),
                 model_type="bert",
                 num_heads=config.num_attention_heads,
@@ -74,19 +88,19 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
                 opt_level=0,
                 use_gpu=False,
             )
-        except Exception as error:  # whatever its pattern matching meets
+        except Exception as error:  # the optimizer's pattern matching raises whatever it meets
             raise ExportError(f"ONNX: the graph cannot be fused: {type(error).__name__}: {error}") from error
-        _split_skip_layer_norms(optimised.model)
-        _fold_token_types(optimised.model)
-        optimised.prune_graph()
-        optimised.save_model_to_file(str(fused))
+        _split_skip_layer_norms(optimized.model)
+        _fold_token_types(optimized.model)
+        optimized.prune_graph()
+        optimized.save_model_to_file(str(fused))
 
 
 def _split_skip_layer_norms(model: onnx.ModelProto) -> None:
     """Replace SkipLayerNormalization by additions and LayerNormalization.
 
-    onnxruntime 1.32 has vector code for the latter only: 30 ms against 3 for the same work, a quarter of the time of a
-    batch (2 cores of an AMD EPYC with AVX-512).
+    onnxruntime 1.32 has vector code for LayerNormalization only: 3 ms instead of 30 for the same work, which was a
+    quarter of a batch's time (2 cores of an AMD EPYC with AVX-512).
     """
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
@@ -106,25 +120,26 @@ def _split_skip_layer_norms(model: onnx.ModelProto) -> None:
 
 
 def _fold_token_types(model: onnx.ModelProto) -> None:
-    """Add the embedding of token type 0 to all positions, where it is the type of every token.
+    """Add the embedding of token type 0 to all positions, if every token has type 0.
 
-    The exporter makes the zeros from the shape of input_ids, in a dozen nodes that each session has to build.
+    The exporter computes the zeros from the shape of input_ids. That takes a dozen nodes, which every session would
+    build.
     """
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
+    computed = {name for node in graph.node for name in node.output}
     tables = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type != "EmbedLayerNormalization" or not node.input[1] or node.input[1] not in producers:
+        if node.op_type != "EmbedLayerNormalization" or not node.input[1] or node.input[1] not in computed:
             continue
         positions, types = tables[node.input[3]], tables[node.input[4]]
-        if _is_zero(model, node.input[1]):
+        if _is_always_zero(model, node.input[1]):
             table = numpy_helper.to_array(positions) + numpy_helper.to_array(types)[0]
             positions.CopyFrom(numpy_helper.from_array(table, positions.name))
             node.input[1] = node.input[4] = ""
 
 
-def _is_zero(model: onnx.ModelProto, name: str) -> bool:
-    """Whether a value is zero for texts of several numbers and lengths."""
+def _is_always_zero(model: onnx.ModelProto, name: str) -> bool:
+    """Return whether a value is zero for several shapes of the inputs."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     del probe.graph.output[:]
@@ -139,19 +154,19 @@ def _is_zero(model: onnx.ModelProto, name: str) -> bool:
     return True
 
 
-def optimise(path: Path, target: Path) -> None:
-    """Optimise for every CPU and write ``target`` and its weights, ``target`` + ``_data``.
+def optimize(path: Path, target: Path) -> None:
+    """Optimize the graph for every CPU, and write ``target`` and its weights, ``target`` + ``_data``.
 
-    The graph file then is some 30 KB, and the weights are mapped, not read: measured beside the ``.ort`` format it
-    opens as fast (7-11 ms against 7-17 ms), and every other ONNX tool can load it as well.
+    The graph's file is some 30 KB, and the weights are mapped. onnxruntime's ``.ort`` format opens no faster (7 to
+    17 ms, this one 7 to 11 ms), and no other tool can load it.
 
     Raises:
-        ExportError: onnxruntime cannot load the graph, or did not write it as it was told.
+        ExportError: onnxruntime cannot load the graph, or wrote the weights to another place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    # EXTENDED, not ALL: what ALL adds depends on the building machine.
+    # Not ORT_ENABLE_ALL, because what that adds depends on the building machine.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = str(target)
     settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}_data")
@@ -163,38 +178,38 @@ def optimise(path: Path, target: Path) -> None:
             str(path),
             settings,
             providers=["CPUExecutionProvider"],
-            # It would undo `_split_skip_layer_norms`.
+            # SkipLayerNormFusion would undo `_split_skip_layer_norms`.
             disabled_optimizers=["SkipLayerNormFusion"],
         )
-    except Exception as error:  # onnxruntime's own exception types
-        raise ExportError(f"ONNX: onnxruntime cannot optimise {path.name}: {error}") from error
+    except Exception as error:  # onnxruntime has exception types of its own
+        raise ExportError(f"ONNX: onnxruntime cannot optimize {path.name}: {error}") from error
     check_external_data(target)
 
 
 def check_external_data(path: Path) -> None:
-    """Check that a graph's weights lie in the graph and in its own data file, ``path`` + ``_data``, nowhere else.
+    """Check that a graph's weights lie in the graph, or in its own data file, ``path`` + ``_data``.
 
-    The location that a graph names is opened by whatever loads it: one that is absolute, or leads out of the folder,
-    would have another file mapped as weights.
+    Whatever loads the graph opens the file that the graph names. An absolute name, or one that leads out of the folder,
+    would map another file as weights.
 
     Raises:
         ExportError: a tensor names another file, or a part that its file does not have.
     """
     own = f"{path.name}_data"
     model = onnx.load(str(path), load_external_data=False)
-    for tensor in _tensors(model):
+    for tensor in _walk_tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if (location := entries.get("location")) != own:
             raise ExportError(f"ONNX: {path.name}: the weights {tensor.name!r} lie in {location!r}, not in {own!r}")
         end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
-        if end > _plain_size(path.with_name(own)):
+        if end > _size_without_links(path.with_name(own)):
             raise ExportError(f"ONNX: {path.name}: the weights {tensor.name!r} are not in {own!r}, a file of its own")
 
 
-def _plain_size(path: Path) -> int:
-    """The size of a file of one name; -1 for a link, symbolic or hard, or what is no file."""
+def _size_without_links(path: Path) -> int:
+    """Return the size of a file. -1: it is missing, no regular file, or a link, symbolic or hard."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -202,23 +217,12 @@ def _plain_size(path: Path) -> int:
     return status.st_size if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else -1
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers, constants and sparse ones, those of subgraphs and functions too."""
+def _walk_tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor of a model: initializers, constants and sparse ones, also in subgraphs and functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
             for child in value if isinstance(value, Sequence) else [value]:
-                yield from _tensors(child)
-
-
-def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-    for output in model.graph.output:
-        if output.name == old:
-            output.name = new
+                yield from _walk_tensors(child)

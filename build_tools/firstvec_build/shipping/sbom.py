@@ -1,4 +1,4 @@
-"""The software bill of materials of a bundle: CycloneDX 1.6, JSON, the same bytes for the same bundle."""
+"""Make a bundle's software bill of materials: CycloneDX 1.6, JSON. The same bundle gives the same bytes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
+from firstvec.bundle import MANIFEST_NAME
 from firstvec.errors import MissingDependency
-from firstvec.manifest import FILE_NAME
 
 if TYPE_CHECKING:
-    from firstvec.manifest import Manifest, Model
+    from firstvec.bundle.manifest import Manifest, Model
 
 
-def sbom(manifest: Manifest, data: bytes) -> bytes:
+def make_sbom(manifest: Manifest, data: bytes) -> bytes:
     """Return the bundle's bill of materials, as JSON.
 
-    The model is what the document is about, with the manifest's digest for its own, and what it was built from as its
-    ancestor. The components are the files, and the packages that built them, which are not in the bundle (scope
-    ``excluded``). There is no time in it, and the serial number is made of the manifest's digest.
+    The document is about the model. The model's digest is that of the manifest, and its ancestor is the source. The
+    components are the files, and the packages that built them. The packages are not in the bundle (scope ``excluded``).
+    The document has no time, and its serial number is made of the manifest's digest.
 
     Args:
+        manifest: the bundle's.
         data: the manifest's bytes.
 
     Raises:
@@ -37,15 +38,15 @@ def sbom(manifest: Manifest, data: bytes) -> bytes:
         missing = error.name or "cyclonedx-python-lib"
         raise MissingDependency("a bundle's bill of materials", missing, "firstvec[sbom]") from error
 
-    def hashes(digest: str) -> list[HashType]:
+    def make_hashes(digest: str) -> list[HashType]:
         return [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
 
-    def file(path: str, size: int, digest: str) -> Component:
+    def describe_file(path: str, size: int, digest: str) -> Component:
         return Component(
             type=ComponentType.FILE,
             name=path,
             bom_ref=f"file:{path}",
-            hashes=hashes(digest),
+            hashes=make_hashes(digest),
             properties=[Property(name="firstvec:size", value=str(size))],
         )
 
@@ -58,8 +59,8 @@ def sbom(manifest: Manifest, data: bytes) -> bytes:
         group=group or None,
         version=about.revision,
         bom_ref="source",
-        hashes=hashes(about.source_sha256),
-        purl=_source_purl(about),
+        hashes=make_hashes(about.source_sha256),
+        purl=_make_purl(about),
     )
     model = Component(
         type=ComponentType.MACHINE_LEARNING_MODEL,
@@ -67,7 +68,7 @@ def sbom(manifest: Manifest, data: bytes) -> bytes:
         group=group or None,
         version=about.revision,
         bom_ref="model",
-        hashes=hashes(digest),
+        hashes=make_hashes(digest),
         description=f"{about.architecture} sentence embeddings, {about.embedding_dim} components, as a firstvec bundle",
         pedigree=Pedigree(ancestors=[source], notes=f"built from {about.source}"),
         properties=[
@@ -83,8 +84,8 @@ def sbom(manifest: Manifest, data: bytes) -> bytes:
             if value is not None
         ],
     )
-    files = [file(FILE_NAME, len(data), digest)]
-    files += [file(each.path, each.size, each.sha256) for each in manifest.files()]
+    files = [describe_file(MANIFEST_NAME, len(data), digest)]
+    files += [describe_file(file.path, file.size, file.sha256) for file in manifest.files()]
     tools = [
         Component(
             type=ComponentType.LIBRARY,
@@ -104,12 +105,12 @@ def sbom(manifest: Manifest, data: bytes) -> bytes:
     )
     bom.register_dependency(model, files)
     document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
-    del document["metadata"]["timestamp"]  # which the library always puts there
+    del document["metadata"]["timestamp"]  # the library always adds it
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
-def _source_purl(about: Model) -> Any:
-    """Where the source comes from, if that is a place that has such names."""
+def _make_purl(about: Model) -> Any:
+    """Return the package URL of the source. None: the source is a folder, which has no such name."""
     from packageurl import PackageURL
 
     kind, _, where = about.source.partition(" ")

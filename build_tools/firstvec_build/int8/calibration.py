@@ -1,4 +1,4 @@
-"""What flows into each matrix product of a graph: the ranges that static quantisation is made of."""
+"""Record what flows into each matrix product of a graph. Static quantization needs these ranges."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turns the telemetry off
 from firstvec.errors import QuantizationError
-from firstvec.sessions.onnx import onnxruntime  # with its telemetry off
 
 Floats = npt.NDArray[np.float32]
 
 _ROWS = 4096
-"""Rows of each input that are kept, evenly over the texts."""
+"""About this many rows of each input are kept, evenly over the texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matrix product with constant weights, and what was seen of its input X."""
+    """A matrix product with constant weights, and what was recorded of its input X."""
 
     node: str
     """Name of the node's first output."""
     input: str
+    """Name of X."""
     weights: Floats
     """(K, N)"""
     low: Floats
@@ -37,8 +38,8 @@ class Product:
     """Some of the rows of X, (R, K)."""
 
 
-def products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
-    """The nodes that multiply an activation by constant weights, (K, N), and the weights."""
+def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
+    """Return the nodes that multiply an activation by constant weights, and the weights, (K, N)."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found = []
     for node in graph.node:
@@ -49,23 +50,23 @@ def products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
     return found
 
 
-def calibrate(path: Path, rows: Sequence[Sequence[int]]) -> list[Product]:
-    """Run the graph on token ids, each text alone, and return what its matrix products were given.
+def calibrate(path: Path, token_ids: Sequence[Sequence[int]]) -> list[Product]:
+    """Run the graph on each text alone, and return its matrix products with what they were given.
 
     Raises:
         QuantizationError: onnxruntime cannot run the graph.
     """
     try:
-        return _calibrate(onnx.load(path), rows)
-    except Exception as error:  # onnx's and onnxruntime's own exception types
+        return _record_products(onnx.load(path), token_ids)
+    except Exception as error:  # onnx and onnxruntime have exception types of their own
         raise QuantizationError(
             f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
             "build with --dynamic-int8, or without INT8: --only torchscript-fp32 --only onnx-fp32"
         ) from error
 
 
-def _calibrate(model: onnx.ModelProto, rows: Sequence[Sequence[int]]) -> list[Product]:
-    nodes = products(model.graph)
+def _record_products(model: onnx.ModelProto, token_ids: Sequence[Sequence[int]]) -> list[Product]:
+    nodes = find_products(model.graph)
     if not nodes:
         return []
     names = list(dict.fromkeys(node.input[0] for node, _ in nodes))
@@ -77,8 +78,8 @@ def _calibrate(model: onnx.ModelProto, rows: Sequence[Sequence[int]]) -> list[Pr
     low: dict[str, Floats] = {}
     high: dict[str, Floats] = {}
     kept: dict[str, list[Floats]] = {name: [] for name in names}
-    step = max(1, sum(map(len, rows)) // _ROWS)
-    for ids in rows:
+    step = max(1, sum(map(len, token_ids)) // _ROWS)
+    for ids in token_ids:
         feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
         for name, values in zip(names, session.run(names, feeds), strict=True):
             flat = values.reshape(-1, values.shape[-1])  # (T, K)

@@ -11,23 +11,25 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
-from firstvec_build.quiet import quiet_tools
-from firstvec_build.reference import SentenceEncoder, example_inputs
+from firstvec_build.quiet_tools import silence_tools
+from firstvec_build.reference import SentenceEncoder
 
 _ALIGNMENT = 64
-"""Of every record's data in the archive, as torch itself writes it, so that tensors can be memory-mapped."""
+"""torch aligns every record's data in the archive so, because a tensor can then be memory-mapped."""
 _NAMING_CLASSES = (".py", "/data.pkl")
-"""Records that name the archive's classes."""
+"""Endings of the records that name the archive's classes."""
+_MANGLED = re.compile(rb"___torch_mangle_(\d+)")
 
 
 def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
-    """Write the model as TorchScript and return the devices on which it runs.
+    """Write the model as TorchScript, and return the devices on which it runs.
 
     Raises:
         ExportError: the model cannot be traced.
     """
-    inputs = example_inputs(model)
-    with quiet_tools(), torch.no_grad():
+    texts = ["A sentence to trace with.", "Shorter."]
+    inputs = model.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")  # int64, (2, T)
+    with silence_tools(), torch.no_grad():
         try:
             traced = torch.jit.trace(
                 SentenceEncoder(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), check_trace=False
@@ -38,19 +40,18 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
         except RuntimeError as error:
             raise ExportError(f"TorchScript: the model cannot be traced: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(_reproducible(stream.getvalue()))
-    # A device baked into the graph (an arange on the CPU, say) does not move with the weights.
-    baked_in = any("Device" in str(output.type()) for node in frozen.graph.nodes() for output in node.outputs())
-    return ("cpu",) if baked_in else ("cpu", "cuda", "mps")
+    path.write_bytes(_make_reproducible(stream.getvalue()))
+    # A device that the graph itself names (for example an arange on the CPU) does not move with the weights.
+    names_device = any("Device" in str(output.type()) for node in frozen.graph.nodes() for output in node.outputs())
+    return ("cpu",) if names_device else ("cpu", "cuda", "mps")
 
 
-def _reproducible(archive: bytes) -> bytes:
+def _make_reproducible(archive: bytes) -> bytes:
     """Rewrite a TorchScript archive without what depends on the folder, the process and the moment.
 
-    ``*.debug_pkl`` holds the source paths of the building machine; ``serialization_id`` is a hash over them; the
+    ``*.debug_pkl`` holds the source paths of the building machine, and ``serialization_id`` is a hash of them. The
     numbers in ``___torch_mangle_N`` count the classes that the process had compiled before.
     """
-    mangled = re.compile(rb"___torch_mangle_(\d+)")
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
         records = [
@@ -62,19 +63,19 @@ def _reproducible(archive: bytes) -> bytes:
             int(number)
             for name, data in records
             if name.endswith(_NAMING_CLASSES)
-            for number in mangled.findall(name.encode() + b" " + data)
+            for number in _MANGLED.findall(name.encode() + b" " + data)
         }
         renumbered = {str(number).encode(): str(rank).encode() for rank, number in enumerate(sorted(numbers))}
 
         def renumber(data: bytes) -> bytes:
-            return mangled.sub(lambda match: b"___torch_mangle_" + renumbered[match[1]], data)
+            return _MANGLED.sub(lambda match: b"___torch_mangle_" + renumbered[match[1]], data)
 
         for name, data in records:
             info = zipfile.ZipInfo(renumber(name.encode()).decode(), date_time=(1980, 1, 1, 0, 0, 0))
-            # Pad the local header's extra field (APPNOTE 4.5.1: id, size, bytes) so that the data is aligned.
+            # Padding in the local header's extra field (APPNOTE 4.5.1: id, size, bytes) aligns the data.
             header = target.tell() + 30 + len(info.filename.encode())
             padding = -(header + 4) % _ALIGNMENT
             info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-            # torch pickles a class as a GLOBAL opcode: newline-terminated, so that its length may change.
+            # torch pickles a class as a GLOBAL opcode. It ends at a newline, so its length may change.
             new.writestr(info, renumber(data) if name.endswith(_NAMING_CLASSES) else data)
     return target.getvalue()

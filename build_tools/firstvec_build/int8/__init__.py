@@ -1,0 +1,1 @@
+"""Quantize an ONNX graph to INT8."""

@@ -1,0 +1,296 @@
+"""INT8 with fixed activation scales: a text's vector cannot depend on the other texts of its batch.
+
+For each matrix product Y = X W the scheme with the smallest error on the calibration rows is taken:
+
+- *plain*: one scale for X;
+- *smooth*: X is divided channel by channel before it is quantized, and W is multiplied to match. The channels that are
+  always large then do not set the scale for all (SmoothQuant, Xiao et al. 2022, https://arxiv.org/abs/2211.10438);
+- *split*: the few channels with outliers are multiplied in full precision, beside the others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from firstvec_build.int8.calibration import Floats, Product, find_products
+
+_STRENGTHS = (0.5, 0.65, 0.8)
+"""Values of SmoothQuant's alpha, which says how much of the range of X moves into W."""
+_MOST_OUTLIERS = 8
+_OUTLIER_RATIO = 1.2
+"""A channel is an outlier if it reaches this many times as far as the first channel that cannot be one."""
+_WORTH = 0.8
+"""A scheme that costs time is taken if it leaves at most this share of the plain scheme's error."""
+_MARGIN = 1.05
+"""Scales leave this much room above what the calibration texts reached."""
+_QUANTIZED = "_quantised"
+"""Ending of a quantized input's name. The graphs hold it, so another spelling would change every built file."""
+_DOMAIN = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
+_OUTLIER_PART = "_outlier_part"
+"""Ending of the name of the part of a product that is in full precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How one product is quantized."""
+
+    name: str
+    divisor: Floats | None = None
+    """What X is divided by, channel by channel, (K,)."""
+    outliers: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """Channels that stay in full precision."""
+    error: float = 0.0
+    """Mean squared error of Y over Y's mean square, on the calibration rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedProduct:
+    """Weights and scales of one product."""
+
+    weights: npt.NDArray[np.int8]
+    """(K, N)"""
+    weight_scales: Floats
+    """(N,)"""
+    scale: np.float32
+    """Scale of X."""
+    zero_point: np.uint8
+    """Zero point of X."""
+
+
+def quantize_products(path: Path, calibration: list[Product], bits: int, target: Path) -> dict[str, int]:
+    """Replace the matrix products of the graph at ``path`` by quantized ones, and write ``target``.
+
+    Returns:
+        Name of a scheme → how many products it was taken for.
+    """
+    model = onnx.load(path)
+    nodes = {node.output[0]: node for node, _ in find_products(model.graph)}
+    groups: dict[str, list[Product]] = {}
+    for product in calibration:
+        groups.setdefault(product.input, []).append(product)
+    # Products of one input (query, key and value) share its quantization.
+    schemes = {name: choose_scheme(join(group), bits) for name, group in groups.items()}
+    editor = _GraphEditor(model)
+    folded = {
+        nodes[name].output[0]: scheme.divisor
+        for name, scheme in schemes.items()
+        if scheme.divisor is not None and name in nodes and nodes[name].op_type == "Attention"
+    }
+    counts: dict[str, int] = {}
+    for product in calibration:
+        scheme = schemes[product.input]
+        counts[scheme.name] = counts.get(scheme.name, 0) + 1
+        node = nodes[product.node]
+        quantized = quantize_product(product, scheme, bits)
+        editor.replace(node, _make_nodes(editor, node, product, scheme, quantized, folded))
+    editor.finish()
+    _move_biases(model)
+    if _DOMAIN not in [opset.domain for opset in model.opset_import]:  # a graph that is not fused does not import it
+        model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+    onnx.save(model, target)
+    return counts
+
+
+def join(group: list[Product]) -> Product:
+    """Return products of one input as one product, with their weights side by side."""
+    return replace(group[0], weights=np.concatenate([product.weights for product in group], axis=1))
+
+
+def choose_scheme(product: Product, bits: int) -> Scheme:
+    """Return the scheme for a product, with its error on the calibration rows.
+
+    Smoothing costs a pass over X, (T, K), and splitting costs a pass over Y, (T, N). Only the cheaper one is tried.
+    """
+    plain = measure_error(product, Scheme("plain"), bits)
+    inputs, outputs = product.weights.shape
+    if inputs <= outputs:
+        candidates = [
+            measure_error(product, Scheme("smooth", divisor=_make_divisor(product, strength)), bits)
+            for strength in _STRENGTHS
+        ]
+    elif (outliers := _find_outliers(product)).size:
+        candidates = [measure_error(product, Scheme("split", outliers=outliers), bits)]
+    else:
+        candidates = []
+    best = min(candidates, key=lambda scheme: scheme.error, default=plain)
+    return best if best.error < _WORTH * plain.error else plain
+
+
+def _make_divisor(product: Product, strength: float) -> Floats:
+    reach = np.maximum(np.maximum(-product.low, product.high), 1e-5)  # (K,)
+    weight = np.maximum(np.abs(product.weights).max(axis=1), 1e-5)  # (K,)
+    divisor: Floats = (reach**strength / weight ** (1 - strength)).astype(np.float32)
+    return divisor / np.float32(np.exp(np.log(divisor).mean()))
+
+
+def _find_outliers(product: Product) -> npt.NDArray[np.int64]:
+    """Return the channels that reach far beyond the ninth largest one, at most eight."""
+    reach = np.maximum(-product.low, product.high)
+    order = np.argsort(-reach, kind="stable")
+    usual = reach[order[_MOST_OUTLIERS]]
+    found = order[:_MOST_OUTLIERS][reach[order[:_MOST_OUTLIERS]] > _OUTLIER_RATIO * usual]
+    return np.sort(found).astype(np.int64)
+
+
+def measure_error(product: Product, scheme: Scheme, bits: int) -> Scheme:
+    """Return the scheme with its error on the calibration rows."""
+    quantized = quantize_product(product, scheme, bits)
+    x = product.rows if scheme.divisor is None else product.rows / scheme.divisor
+    steps = np.clip(np.rint(x / quantized.scale) + quantized.zero_point, 0, 255) - quantized.zero_point
+    y = (steps * quantized.scale) @ (quantized.weights * quantized.weight_scales)
+    if scheme.outliers.size:
+        y += product.rows[:, scheme.outliers] @ product.weights[scheme.outliers]
+    exact = product.rows @ product.weights
+    error = float(np.square(y - exact).mean() / max(float(np.square(exact).mean()), 1e-12))
+    return replace(scheme, error=error)
+
+
+def quantize_product(product: Product, scheme: Scheme, bits: int) -> QuantizedProduct:
+    """Quantize the weights per column, symmetrically, and fix the scale of the activations, unsigned 8 bits.
+
+    Scale and zero point depend on the input alone, so all products of one input have the same ones.
+    """
+    weights, low, high = product.weights, product.low, product.high
+    if scheme.divisor is not None:
+        weights, low, high = weights * scheme.divisor[:, None], low / scheme.divisor, high / scheme.divisor
+    if scheme.outliers.size:
+        weights = weights.copy()
+        weights[scheme.outliers] = 0
+        low, high = np.delete(low, scheme.outliers), np.delete(high, scheme.outliers)
+    # vpmaddubsw adds two products in 16 bits: 255 x 64 x 2 is less than 2^15.
+    most = 64 if bits == 7 else 127
+    weight_scales = np.maximum(np.abs(weights).max(axis=0) / most, 1e-12).astype(np.float32)
+    floor, ceiling = min(float(low.min()) * _MARGIN, 0.0), max(float(high.max()) * _MARGIN, 0.0)
+    scale = np.float32(max(ceiling - floor, 1e-6) / 255)
+    return QuantizedProduct(
+        weights=np.clip(np.rint(weights / weight_scales), -most, most).astype(np.int8),
+        weight_scales=weight_scales,
+        scale=scale,
+        zero_point=np.uint8(np.clip(np.rint(-floor / scale), 0, 255)),
+    )
+
+
+class _GraphEditor:
+    """Adds constants to a model, and replaces its nodes."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self._replaced: dict[str, list[onnx.NodeProto]] = {}
+        self.quantized_inputs: dict[str, str] = {}
+        """Input of products → name of its quantized form, once that is made."""
+
+    def add_constant(self, name: str, value: npt.NDArray[np.generic] | np.generic) -> str:
+        """Add a constant, and return its name."""
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def read_constant(self, name: str) -> Floats:
+        """Return the value of a constant."""
+        tensor = next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
+        value: Floats = numpy_helper.to_array(tensor).astype(np.float32)
+        return value
+
+    def replace(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:
+        """Let ``nodes`` take the place of ``node``."""
+        self._replaced[node.output[0]] = nodes
+
+    def finish(self) -> None:
+        """Write the changes into the model."""
+        nodes: list[onnx.NodeProto] = []
+        for node in self.model.graph.node:
+            nodes += self._replaced.get(node.output[0] if node.output else "", [node])
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(nodes)
+        drop_unused_constants(self.model)
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove the constants that no node uses."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def _make_nodes(
+    editor: _GraphEditor,
+    node: onnx.NodeProto,
+    product: Product,
+    scheme: Scheme,
+    quantized: QuantizedProduct,
+    folded: dict[str, Floats],
+) -> list[onnx.NodeProto]:
+    """Return the nodes that replace a product. ``folded`` maps an attention's output to what divides that output."""
+    name, nodes = product.node, []
+    x = editor.quantized_inputs.get(product.input)
+    if x is None:
+        x, source = f"{product.input}{_QUANTIZED}", product.input
+        if scheme.divisor is not None and product.input not in folded:
+            reciprocal = editor.add_constant(f"{x}_reciprocal", (1 / scheme.divisor).astype(np.float32))
+            nodes.append(helper.make_node("Mul", [source, reciprocal], [f"{x}_smoothed"]))
+            source = f"{x}_smoothed"
+        editor.add_constant(f"{x}_scale", quantized.scale)
+        editor.add_constant(f"{x}_zero_point", quantized.zero_point)
+        nodes.append(helper.make_node("QuantizeLinear", [source, f"{x}_scale", f"{x}_zero_point"], [x]))
+        editor.quantized_inputs[product.input] = x
+    weights = editor.add_constant(f"{name}_weights", quantized.weights)
+    if node.op_type == "Attention":
+        weight_scales, bias = quantized.weight_scales, editor.read_constant(node.input[2])
+        if (divisor := folded.get(node.output[0])) is not None:
+            # An attention's output is a mean of values, so dividing the values divides the output.
+            divisors = np.concatenate([np.ones(2 * len(divisor), np.float32), divisor])
+            weight_scales, bias = weight_scales / divisors, bias / divisors
+        inputs = [
+            *(x, weights, editor.add_constant(f"{name}_bias", bias), f"{x}_scale"),
+            *(editor.add_constant(f"{name}_weight_scales", weight_scales), *node.input[3:4], f"{x}_zero_point"),
+            editor.add_constant(f"{name}_weight_zero_point", np.int8(0)),
+        ]
+        attention = helper.make_node("QAttention", inputs, [name], domain=_DOMAIN)
+        attention.attribute.extend(node.attribute)
+        return [*nodes, attention]
+    editor.add_constant(f"{name}_weight_scales", quantized.weight_scales)
+    output = f"{name}_main" if scheme.outliers.size else name
+    inputs = [x, weights, f"{x}_scale", f"{name}_weight_scales", f"{x}_zero_point"]
+    nodes.append(helper.make_node("MatMulIntegerToFloat", inputs, [output], domain=_DOMAIN))
+    if scheme.outliers.size:
+        indices = editor.add_constant(f"{name}_outliers", scheme.outliers)
+        rest = editor.add_constant(f"{name}_outlier_weights", product.weights[scheme.outliers])
+        nodes.append(helper.make_node("Gather", [product.input, indices], [f"{name}_outlier_values"], axis=-1))
+        nodes.append(helper.make_node("MatMul", [f"{name}_outlier_values", rest], [f"{name}{_OUTLIER_PART}"]))
+        nodes.append(helper.make_node("Add", [output, f"{name}{_OUTLIER_PART}"], [name]))
+    return nodes
+
+
+def _move_biases(model: onnx.ModelProto) -> None:
+    """Let a quantized product add the bias that a node behind it adds, while the product scales its result."""
+    graph = model.graph
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    uses = Counter(name for node in graph.node for name in node.input)
+    # Output → its product, and the node that computes it. That node is the product, or the addition of outliers.
+    sources = {node.output[0]: (node, node) for node in graph.node if node.op_type == "MatMulIntegerToFloat"}
+    kept: list[onnx.NodeProto] = []
+    for node in graph.node:
+        kept.append(node)
+        if node.op_type not in ("Add", "BiasGelu") or node.input[0] not in sources or uses[node.input[0]] != 1:
+            continue
+        product, last = sources[node.input[0]]
+        if node.input[1].endswith(_OUTLIER_PART):
+            sources[node.output[0]] = (product, node)
+        elif node.input[1] in vectors:
+            product.input.extend([""] * (6 - len(product.input)) + [node.input[1]])
+            if node.op_type == "BiasGelu":
+                del node.input[1]
+                node.op_type = "Gelu"
+            else:
+                last.output[0] = node.output[0]
+                kept.pop()
+    del graph.node[:]
+    graph.node.extend(kept)

@@ -1,0 +1,103 @@
+"""The table of recipes: how each artifact of a bundle is made.
+
+An engine of another kind needs one more recipe here, beside its row and its session module in `firstvec.engines`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from firstvec.engines.table import INSTRUCTION_SETS
+from firstvec.errors import QualityError
+from firstvec.machine.profile import ResourceProfile
+
+if TYPE_CHECKING:
+    from firstvec.bundle.manifest import Artifact
+    from firstvec_build.workbench import Workbench
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What an artifact is, and the function that makes it."""
+
+    format: str
+    precision: str
+    engine: str
+    """Name of a row of `firstvec.engines.table.ENGINES`."""
+    isa: str | None = None
+    """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`."""
+    make: Callable[[Workbench, Recipe], Artifact]
+    """Writes the artifact's files into the workbench's folder, and returns the artifact with its quality.
+
+    Raises ExportError or QuantizationError if it cannot, and QualityError if the artifact misses a threshold.
+    """
+
+    @property
+    def artifact_id(self) -> str:
+        """``FORMAT-PRECISION``, or ``FORMAT-PRECISION-ISA``."""
+        return "-".join(filter(None, (self.format, self.precision, self.isa)))
+
+
+def _make_torchscript(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.exporters import torchscript
+
+    name = "torchscript/model.pt"
+    devices = torchscript.export(bench.encoder, bench.folder / name)
+    return bench.measure(bench.describe(recipe, (name,), devices=devices))
+
+
+def _make_onnx(bench: Workbench, recipe: Recipe) -> Artifact:
+    try:
+        return _optimize_and_measure(bench, recipe)
+    except QualityError:
+        # onnxruntime's fusion is for some architectures. It changed what the graph of this architecture computes.
+        bench.undo_fusion()
+        return _optimize_and_measure(bench, recipe)
+
+
+def _optimize_and_measure(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.exporters import onnx_graph
+
+    name = "onnx/model.onnx"
+    onnx_graph.optimize(bench.make_graph(), bench.folder / name)
+    return bench.measure(bench.describe(recipe, (name, f"{name}_data")))
+
+
+def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.exporters import onnx_graph
+    from firstvec_build.int8 import quantization
+
+    assert recipe.isa is not None
+    name = f"onnx/model_qint8_{recipe.isa}.onnx"
+    quantized = bench.scratch / f"{recipe.isa}.onnx"
+    weight_bits = INSTRUCTION_SETS[recipe.isa].weight_bits
+    if bench.dynamic_int8:
+        quantization.quantize_dynamically(bench.make_graph(), recipe.isa, weight_bits, quantized)
+    else:
+        quantization.quantize(bench.make_graph(), recipe.isa, weight_bits, bench.calibrate(), quantized)
+    onnx_graph.optimize(quantized, bench.folder / name)
+    batch_invariant = not bench.dynamic_int8
+    artifact = bench.describe(recipe, (name, f"{name}_data"), batch_invariant=batch_invariant)
+    if recipe.isa in ResourceProfile.detect().isa:
+        return bench.measure(artifact)
+    # This CPU would compute the artifact slowly or wrong. Its exact twin computes here what it computes on its own CPU.
+    quantization.write_exact_twin(quantized, bench.scratch / "twin.onnx")
+    twin = f"{bench.scratch.name}/twin_optimized.onnx"
+    onnx_graph.optimize(bench.scratch / "twin.onnx", bench.folder / twin)
+    measured = bench.measure(bench.describe(recipe, (twin, f"{twin}_data"), batch_invariant=batch_invariant))
+    how = f"{measured.quality.measured_with}, exact integer stand-in with unsigned weights: no {recipe.isa} here"
+    return artifact.replace(quality=measured.quality.replace(measured_with=how))
+
+
+_RECIPES = (
+    Recipe(format="torchscript", precision="fp32", engine="torch", make=_make_torchscript),
+    Recipe(format="onnx", precision="fp32", engine="onnxruntime", make=_make_onnx),
+    *(
+        Recipe(format="onnx", precision="int8", engine="onnxruntime", isa=isa, make=_make_int8)
+        for isa in INSTRUCTION_SETS
+    ),
+)
+RECIPES = {recipe.artifact_id: recipe for recipe in _RECIPES}
+"""Id of an artifact → recipe, in the order in which a build makes them."""
