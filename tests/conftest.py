@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def bundle() -> Path:
-    """The default bundle: the real all-MiniLM-L6-v2, built once and kept, as `make artifacts` does."""
+    """Build the default bundle, the real all-MiniLM-L6-v2, once, and keep it, as `make artifacts` does."""
     from firstvec_build.pipeline import build
 
     return Path(build(output=ARTIFACTS).manifest.root)
@@ -34,16 +34,16 @@ def bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder for the test session: nothing is read from or left in the user's own."""
+    """Make a cache folder for the test session, so that nothing is read from the user's own or left there."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> Iterator[None]:
-    """Bundles come from artifacts/ only, and each test starts with no process-wide loader."""
+    """Let bundles come from artifacts/ only, and let each test start without loaders of the process."""
     from firstvec import OptimizedEmbeddingLoader
 
-    # Downloaded sources stay where `make artifacts` put them; what was verified is remembered per session.
+    # Downloaded sources stay where `make artifacts` put them. Everything else is remembered for one test session.
     (cache / "sources").exists() or (cache / "sources").symlink_to(_sources(), target_is_directory=True)
     monkeypatch.setenv("FIRSTVEC_CACHE", str(cache))
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(ARTIFACTS))
@@ -54,18 +54,18 @@ def _environment(monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -
 
 
 def _sources() -> Path:
-    from firstvec.cache import cache_dir
+    from firstvec.machine.cache import cache_folder
 
-    folder = Path(cache_dir()) / "sources"
+    folder = Path(cache_folder()) / "sources"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 @pytest.fixture
 def fresh() -> Fresh:
-    """Run Python code in a fresh process; it must exit with code 0 and print nothing on stderr.
+    """Return a function that runs Python code in a fresh process.
 
-    ``fresh(code, *arguments, check=False)`` leaves the judgement to the test.
+    The process must exit with code 0 and print nothing on stderr. With ``check=False`` the test itself looks at both.
     """
 
     def run(code: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def fresh() -> Fresh:
 
 @pytest.fixture
 def firstvec() -> Fresh:
-    """Run the installed `firstvec` command: ``firstvec("encode", "text", stdin=None)``."""
+    """Return a function that runs the installed command: ``firstvec("encode", "text", stdin=None)``."""
 
     def run(*arguments: object, stdin: str | bytes | None = None, **environment: str) -> Any:
         text = not isinstance(stdin, bytes)
@@ -106,7 +106,7 @@ def firstvec() -> Fresh:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Sentence-Transformers folder with a random two-layer BERT of 32 components: small enough to damage often."""
+    """Save a random BERT of two layers and 32 components, which is small enough to be damaged often."""
     from tests.tiny import save_bert
 
     return save_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
@@ -114,7 +114,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model's bundle. Do not change it: see `tiny_bundle`."""
+    """Build the tiny model's bundle. Do not change it: `tiny_bundle` is a copy to change."""
     from firstvec_build.pipeline import build
     from tests.tiny import ANY_INT8
 
@@ -123,13 +123,13 @@ def tiny_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def tiny_bundle(tiny_built: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny model's bundle, to change."""
+    """Copy the tiny model's bundle, for tests that change it."""
     return Path(shutil.copytree(tiny_built, tmp_path / "tiny-bert"))
 
 
 @pytest.fixture(scope="session")
 def smallest_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest bundle that there can be, ONNX fp32 only. Do not change it."""
+    """Build the smallest bundle that there can be, with ONNX fp32 only. Do not change it."""
     from firstvec_build.pipeline import build
     from tests.tiny import save_smallest
 
@@ -139,7 +139,7 @@ def smallest_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sentence_transformer() -> Any:
-    """The reference: the real model in sentence-transformers."""
+    """Load the real model in sentence-transformers, which is the reference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from sentence_transformers import SentenceTransformer
@@ -150,12 +150,12 @@ def sentence_transformer() -> Any:
 
 
 def _as_installed() -> dict[str, str]:
-    """The environment, with bytecode cached as it is for an installed app."""
+    """Return the environment, in which bytecode is cached as it is for an installed app."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a bundle's manifest in place, as one would who means it: without its checksum."""
+    """Change a bundle's manifest in place and leave its checksum out, as somebody does who means the change."""
     path = root / "firstvec.json"
     document = json.loads(path.read_text("utf-8"))
     document.pop("checksum", None)

@@ -1,4 +1,4 @@
-"""Keys, and signatures of bundles made without the project's own code: by model-signing, or by hand."""
+"""Keys, and signatures of bundles that model-signing makes, or that are made by hand. No code of the project signs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 def make_keys(folder: Path, name: str = "key", key: Any = None, password: str | None = None) -> Pair:
-    """Write a pair of keys, P-256 if nothing else is given."""
+    """Write a pair of keys and return its files. The key is of P-256 if none is given."""
     key = key or ec.generate_private_key(ec.SECP256R1())
     folder.mkdir(exist_ok=True)
     pair = Pair(folder / f"{name}.pem", folder / f"{name}.pub")
@@ -49,10 +49,10 @@ def sign_with_peer(bundle: Path, private: Path, config: hashing.Config | None = 
 
 
 def peer_accepts(bundle: Path, public: Path) -> bool:
-    """Whether model-signing's own verifier finds nothing wrong."""
+    """Return whether model-signing's own verifier finds nothing wrong."""
     try:
         verifying.Config().use_elliptic_key_verifier(public_key=public).verify(bundle, bundle / SIGNATURE)
-    except Exception:  # it lets errors of pydantic, cryptography, the system and its own through
+    except Exception:  # the verifier raises its own errors, and those of pydantic, cryptography and the system
         return False
     return True
 
@@ -66,7 +66,16 @@ def forge(
     payload: Callable[[bytes], bytes] = lambda data: data,
     without: tuple[str, ...] = (),
 ) -> None:
-    """Sign a bundle by hand: the statement and its bytes changed before they are signed, the envelope afterwards."""
+    """Sign a bundle by hand.
+
+    Args:
+        bundle: its folder.
+        private: the key.
+        statement: changes the statement before it is signed.
+        envelope: changes the envelope after the statement was signed.
+        payload: changes the statement's bytes before they are signed.
+        without: files that the statement leaves out.
+    """
     files = {
         path.relative_to(bundle).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(bundle.rglob("*"))
@@ -111,5 +120,5 @@ def forge(
 
 
 def digest_of(resources: list[dict[str, str]]) -> str:
-    """The subject's digest over the resources."""
+    """Return the subject's digest, which is that of the resources' digests."""
     return hashlib.sha256(b"".join(bytes.fromhex(each["digest"]) for each in resources)).hexdigest()

@@ -1,4 +1,4 @@
-"""docs/asyncio.md: its program as it stands there, and what it says of the event loop, cancellation and time limits."""
+"""docs/asyncio.md: its program prints what is documented, and its statements on the event loop hold."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from firstvec import EmbeddingProvider, LoadTimeout, OptimizedEmbeddingLoader
-from firstvec import load as load_module
 from tests.conftest import REPOSITORY, Fresh
+from tests.loads import hold_sessions
 
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", (REPOSITORY / "docs/asyncio.md").read_text("utf-8"), re.DOTALL)
 TEXTS = [f"{'word ' * (number % 40)}{number}" for number in range(400)]
@@ -30,7 +30,7 @@ def provider(bundle: Path) -> EmbeddingProvider:
 
 
 async def longest_pause(until: asyncio.Future[object] | asyncio.Task[object]) -> tuple[float, int]:
-    """The longest time for which the event loop did nothing else, in seconds, and how often it had its turn."""
+    """Return for how long the event loop did nothing else at most, in seconds, and how often it had its turn."""
     longest, turns, last = 0.0, 0, time.perf_counter()
     while not until.done():
         await asyncio.sleep(0.001)
@@ -50,7 +50,7 @@ def test_the_event_loop_goes_on_during_encode(provider: EmbeddingProvider) -> No
         return pause, turns, time.perf_counter() - started
 
     pause, turns, seconds = asyncio.run(main())
-    # It takes half a second at least, on which a call that keeps the GIL would keep the loop.
+    # The call takes half a second at least. A call that keeps the GIL would stop the loop for all that time.
     assert pause < max(0.2, seconds / 4)
     assert turns > 20
 
@@ -94,13 +94,7 @@ def test_a_cancelled_call_leaves_the_provider_usable(provider: EmbeddingProvider
 
 
 def test_a_load_that_nobody_waits_for_any_more_goes_on(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = load_module.Opener.open
-
-    def slow(opener: load_module.Opener, **options: bool) -> object:
-        time.sleep(0.3)
-        return real(opener, **options)
-
-    monkeypatch.setattr(load_module.Opener, "open", slow)
+    release = hold_sessions(monkeypatch)
     loader = OptimizedEmbeddingLoader(str(tiny_built))
 
     async def main() -> None:
@@ -111,6 +105,7 @@ def test_a_load_that_nobody_waits_for_any_more_goes_on(tiny_built: Path, monkeyp
         load = loader._load
         with pytest.raises(LoadTimeout):
             await asyncio.to_thread(loader.get_provider, 0.05)
+        release.set()
         provider = await asyncio.to_thread(loader.get_provider)
         assert loader._load is load
         assert (await asyncio.to_thread(provider.embed_query, "text")).shape == (32,)

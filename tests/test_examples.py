@@ -1,4 +1,4 @@
-"""The example application, as its user would run it: every command in a fresh process."""
+"""The example application, as a user runs it: every command in a fresh process."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def test_the_app_ships_its_bundle_beside_it(index: Path, bundle: Path, tmp_path:
         (["search", "anything", "--index", "/nonexistent/index"], 2, "run `docsearch.py index` first"),
         (["search", "", "--index", "{index}"], 2, "the query is empty"),
         (["search", "anything", "--index", str(SCRIPT)], 2, "damaged"),
+        (["search", "anything", "--index", "/"], 1, "docsearch: /: Is a directory"),
+        (["index", "--index", "/", "--limit", "1"], 2, "/ is a folder"),
+        (["search", "anything", "--top", "0"], 2, "--top"),
+        ([], 2, "index,search"),
     ],
 )
 def test_wrong_use_is_one_message(arguments: list[str], code: int, message: str, index: Path) -> None:
@@ -78,6 +82,30 @@ def test_an_app_without_its_bundle_says_what_is_missing(index: Path, tmp_path: P
     assert done.returncode == 1
     assert "firstvec build" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_index_of_another_artifact_is_refused(index: Path, bundle: Path, tmp_path: Path) -> None:
+    data = index.read_bytes()
+    values, rest = json.loads(data[:4096]), data[4096:]
+    values["origin"]["artifact"] = "onnx-fp64"
+    other = tmp_path / "other.index"
+    other.write_bytes(json.dumps(values).encode().ljust(4096) + rest)
+    done = docsearch("search", "anything", "--index", other, FIRSTVEC_ARTIFACTS=str(bundle.parent))
+    assert done.returncode == 2
+    assert "was made with" in done.stderr
+    assert "artifact onnx-fp64" in done.stderr
+    assert "run `docsearch.py index` again" in done.stderr
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    """Every command line of the README is understood by the command that it calls."""
+    text = (SCRIPT.parent / "README.md").read_text("utf-8")
+    options = {
+        word for line in text.splitlines() if "docsearch.py" in line for word in line.split() if word[:2] == "--"
+    }
+    assert options == {"--top", "--json", "--time"}
+    assert options <= {*docsearch("search", "--help").stdout.replace("]", " ").replace("[", " ").split()}
+    assert "firstvec wheel --model artifacts/all-MiniLM-L6-v2" in text
 
 
 def test_help_loads_no_model() -> None:

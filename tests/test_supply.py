@@ -1,4 +1,4 @@
-"""What the project is made of: every version is pinned, none is known to be broken, and a bundle says what built it."""
+"""What the project is made of: every version is pinned, none is known to be broken, a bundle names what built it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def project() -> dict[str, Any]:
 
 
 def requirements() -> list[Requirement]:
-    """Everything that pyproject.toml asks for, but for the project's own extras."""
+    """Everything that pyproject.toml asks for, without the project's own extras."""
     given = project()
     lists = [
         given["build-system"]["requires"],
@@ -85,23 +85,29 @@ def test_every_pin_is_exact_and_in_its_place() -> None:
 
 def test_what_is_installed_for_a_build_is_pinned() -> None:
     """Whatever is reached from the project's own requirements, through any number of others."""
-    left, seen = [each.name for each in requirements() if not each.extras], set()
+    left = [(each.name, frozenset(each.extras)) for each in requirements()]
+    seen: set[tuple[str, frozenset[str]]] = set()
     missing = []
     while left:
-        name = canonicalize_name(left.pop())
-        if name in seen:
+        asked, extras = left.pop()
+        name = canonicalize_name(asked)
+        if (name, extras) in seen:
             continue
-        seen.add(name)
+        seen.add((name, extras))
         try:
             needed = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # of an extra or for a platform that is not installed here
+            continue  # it belongs to an extra or to a platform that is not installed here
         if name not in pins():
             missing.append(name)
-        further = map(Requirement, needed)
-        left += [each.name for each in further if each.marker is None or each.marker.evaluate({"extra": ""})]
+        left += [
+            (each.name, frozenset(each.extras))
+            for each in map(Requirement, needed)
+            if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        ]
     assert missing == [], "pin them in constraints.txt"
-    assert len(seen) > 40
+    assert len(seen) > 60
+    assert {"mkdocstrings-python", "grimp"} <= {name for name, _ in seen}
 
 
 def third_party(package: Path, but: tuple[str, ...] = ()) -> set[str]:
@@ -122,11 +128,31 @@ NOT_IN_A_BUNDLE = {
     "filelock": "lets builds of one bundle wait for one another",
     "huggingface-hub": "fetches the source, whose digest the bundle has",
     "requests": "its errors, while the source is fetched",
-    "rich": "draws tables",
+    "rich": "shows the progress of a build",
     "typer": "reads the command line",
     "scipy": "ranks similarities for Spearman, where a labelled set is given",
 }
 """What the toolchain imports, and the bytes of an artifact do not depend on."""
+
+
+NOT_ASKED_FOR = {
+    "opentelemetry": "a namespace, which opentelemetry-api of the extra otel provides",
+    "tqdm": "belongs to tokenizers' own dependencies, and without it there is no bar",
+    "typing_extensions": "is read by type checkers only, which bring it along",
+}
+"""What the runtime imports under a name that pyproject.toml does not have."""
+
+
+def test_the_runtime_imports_what_it_asks_for() -> None:
+    """A package that the runtime imports stands in its dependencies or in the extra for it."""
+    given = project()["project"]
+    extras = ("cli", "torch", "verify", "sign", "otel")
+    lists = [given["dependencies"], *(given["optional-dependencies"][extra] for extra in extras)]
+    asked = {canonicalize_name(Requirement(each).name).replace("-", "_") for group in lists for each in group}
+    imported = third_party(REPOSITORY / "runtime" / "firstvec")
+    assert {"onnxruntime", "tokenizers", "typer", "cryptography"} <= imported
+    assert imported - {*NOT_ASKED_FOR} <= asked
+    assert "rich" not in imported | asked
 
 
 def test_a_bundle_says_which_version_of_every_tool_built_it(tiny_built: Path) -> None:

@@ -18,62 +18,62 @@ from firstvec_build.quality import Thresholds, evaluation_sentences
 ANY_INT8 = Thresholds(
     int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0, int8_batch_cosine_min=-1.0
 )
-"""Random weights quantise as they like: only fp32 is held to its threshold."""
+"""For random weights, whose INT8 may be far from fp32. Only the threshold of fp32 is enforced."""
 
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 def save_bert(folder: Path, *, pooling_mode: str = "mean", normalize: bool = True) -> Path:
-    """BERT with WordPiece."""
+    """Save BERT with WordPiece."""
     config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
-    return _save(folder, transformers.BertModel(config), _wordpiece(), pooling_mode, normalize)
+    return _save(folder, transformers.BertModel(config), _make_wordpiece(), pooling_mode, normalize)
 
 
 def save_other_bert(folder: Path) -> Path:
-    """As `save_bert`, in files of the same sizes, but no part of it fits the other's: weights, token ids, length."""
+    """Save BERT in files of the same sizes as those of `save_bert`, but with other weights, token ids and length."""
     config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
-    tokenizer = json.loads(_wordpiece().backend_tokenizer.to_str())
+    tokenizer = json.loads(_make_wordpiece().backend_tokenizer.to_str())
     names = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     names[100:] = reversed(names[100:])
     tokenizer["model"]["vocab"] = {name: number for number, name in enumerate(names)}
-    fast = _fast(Tokenizer.from_str(json.dumps(tokenizer)), _BERT_SPECIALS)
+    fast = _make_fast(Tokenizer.from_str(json.dumps(tokenizer)), _BERT_SPECIALS)
     return _save(folder, transformers.BertModel(config), fast, "mean", True, seed=21, max_seq_length=64)
 
 
 def save_smallest(folder: Path) -> Path:
-    """BERT with four components in one layer: a bundle so small that every bit of it can be flipped."""
+    """Save BERT with four components in one layer. A test can flip every bit of so small a bundle."""
     shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
-    tokenizer = _wordpiece(vocab_size=80, limit_alphabet=30)
+    tokenizer = _make_wordpiece(vocab_size=80, limit_alphabet=30)
     config = transformers.BertConfig(vocab_size=500, max_position_embeddings=128, **shape)
     return _save(folder, transformers.BertModel(config), tokenizer, "mean", True, dim=4)
 
 
 def save_distilbert(folder: Path) -> Path:
-    """DistilBERT with WordPiece; CLS pooling, no normalisation."""
+    """Save DistilBERT with WordPiece; CLS pooling, no normalization."""
     config = transformers.DistilBertConfig(
         vocab_size=500, max_position_embeddings=128, dim=32, n_layers=2, n_heads=4, hidden_dim=64
     )
-    return _save(folder, transformers.DistilBertModel(config), _wordpiece(), "cls", False)
+    return _save(folder, transformers.DistilBertModel(config), _make_wordpiece(), "cls", False)
 
 
 def save_mpnet(folder: Path) -> Path:
-    """MPNet with WordPiece: relative position bias, positions that start behind the padding's."""
+    """Save MPNet with WordPiece. It has a relative position bias. Its positions start behind that of the padding."""
     config = transformers.MPNetConfig(vocab_size=500, max_position_embeddings=130, pad_token_id=1, **_SHAPE)
-    return _save(folder, transformers.MPNetModel(config), _wordpiece(roberta_specials=True), "mean", True)
+    return _save(folder, transformers.MPNetModel(config), _make_wordpiece(roberta_specials=True), "mean", True)
 
 
 def save_squeezebert(folder: Path) -> Path:
-    """SqueezeBERT with WordPiece: its layers are convolutions, not matrix products."""
+    """Save SqueezeBERT with WordPiece. Its layers are convolutions and no matrix products."""
     config = transformers.SqueezeBertConfig(vocab_size=500, max_position_embeddings=128, embedding_size=32, **_SHAPE)
-    return _save(folder, transformers.SqueezeBertModel(config), _wordpiece(), "mean", True)
+    return _save(folder, transformers.SqueezeBertModel(config), _make_wordpiece(), "mean", True)
 
 
 def save_roberta(folder: Path) -> Path:
-    """RoBERTa with byte-level BPE: positions that start behind the padding's."""
+    """Save RoBERTa with byte-level BPE. Its positions start behind that of the padding."""
     config = transformers.RobertaConfig(
         vocab_size=500, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **_SHAPE
     )
-    return _save(folder, transformers.RobertaModel(config), _byte_level_bpe(), "mean", True)
+    return _save(folder, transformers.RobertaModel(config), _make_byte_level_bpe(), "mean", True)
 
 
 def _save(
@@ -90,7 +90,7 @@ def _save(
     torch.manual_seed(seed)
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
-            # The libraries' own initialisation (deviation 0.02) makes all texts alike; this tells them apart.
+            # The library's own initialization (deviation 0.02) gives all texts about the same vector.
             torch.nn.init.normal_(parameter, std=0.25)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():
@@ -105,7 +105,7 @@ def _save(
     return folder
 
 
-def _wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, limit_alphabet: int = 200) -> Any:
+def _make_wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, limit_alphabet: int = 200) -> Any:
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if roberta_specials else _BERT_SPECIALS
     cls, pad, sep, unk, mask = names
     tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
@@ -119,10 +119,10 @@ def _wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, limit_a
         ),
     )
     tokenizer.decoder = decoders.WordPiece()
-    return _fast(tokenizer, names)
+    return _make_fast(tokenizer, names)
 
 
-def _byte_level_bpe() -> Any:
+def _make_byte_level_bpe() -> Any:
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -134,13 +134,13 @@ def _byte_level_bpe() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(evaluation_sentences(), trainer)
-    return _fast(tokenizer, names)
+    return _make_fast(tokenizer, names)
 
 
 _BERT_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 
 
-def _fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
+def _make_fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
     cls, pad, sep, unk, mask = names
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",

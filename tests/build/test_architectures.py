@@ -12,16 +12,18 @@ import numpy.typing as npt
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader, ResourceProfile
+from firstvec.bundle.manifest import Manifest
 from firstvec.errors import ExportError
-from firstvec.load import Opener
-from firstvec.manifest import Manifest
+from firstvec.loading.opening import open_artifact, verify_artifact
+from firstvec.loading.session_in_use import SessionInUse
 from firstvec.provider import EmbeddingProvider
 from firstvec.selection import cannot_run
-from firstvec.tokenizer import open_tokenizer
-from firstvec_build.pipeline import ARTIFACT_IDS, build
+from firstvec.text.tokenizer import open_tokenizer
+from firstvec_build.pipeline import build
 from firstvec_build.quality import cosine, evaluation_sentences
+from firstvec_build.recipes import RECIPES
 
-# Texts that tokenizers treat specially and the evaluation sentences lack.
+# The last texts are not among the evaluation sentences, and tokenizers treat them specially.
 TEXTS = [
     *evaluation_sentences(),
     *("  led and followed by blanks \n", "tab\tand\u00a0no-break space", "[SEP] and </s> as text", "\x00", "\u200b"),
@@ -31,7 +33,7 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Built:
-    """A model, its bundle, and what sentence-transformers makes of `TEXTS`."""
+    """A model, its bundle, and the vectors that sentence-transformers computes of `TEXTS`."""
 
     folder: Path
     manifest: Manifest
@@ -40,7 +42,7 @@ class Built:
 
 
 def save_with_dense(folder: Path) -> Path:
-    """BERT, a Dense layer behind the pooling that changes the dimension, then normalisation."""
+    """BERT, then a Dense layer that changes the dimension, then normalization."""
     return save_variant(folder, lambda modules, kinds: [*modules[:2], kinds.Dense(32, 16), *modules[2:]])
 
 
@@ -65,7 +67,7 @@ def save_variant(folder: Path, change: Callable[[list[Any], Any], list[Any]]) ->
 
 
 def save(name: str) -> Callable[[Path], Path]:
-    """The function of that name in tests.tiny, which imports the toolchain: not at collection."""
+    """Return the function of that name in tests.tiny. It is imported late, because tests.tiny imports the toolchain."""
 
     def call(folder: Path) -> Path:
         import tests.tiny
@@ -83,8 +85,8 @@ def save_bert_cls(folder: Path) -> Path:
 
 MODELS: dict[str, Callable[[Path], Path]] = {
     "bert": save("save_bert"),
-    "bert-cls-unnormalised": save_bert_cls,
-    "distilbert-cls-unnormalised": save("save_distilbert"),
+    "bert-cls-unnormalized": save_bert_cls,
+    "distilbert-cls-unnormalized": save("save_distilbert"),
     "mpnet": save("save_mpnet"),
     "roberta-byte-level": save("save_roberta"),
     "bert-dense": save_with_dense,
@@ -106,14 +108,19 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Built(folder, manifest, model, model.encode(TEXTS))
 
 
-def opened(manifest: Manifest, artifact_id: str) -> EmbeddingProvider:
-    """The artifact in the runtime, or a skip if this machine cannot run it."""
+def open_provider(manifest: Manifest, artifact_id: str) -> EmbeddingProvider:
+    """Open the artifact in the runtime, or skip the test if this machine cannot run the artifact."""
     artifact = next(artifact for artifact in manifest.artifacts if artifact.id == artifact_id)
     if reason := cannot_run(artifact, ResourceProfile.detect()):
         pytest.skip(reason)
-    opener = Opener(manifest, artifact, "cpu")
+    verified = verify_artifact(manifest, artifact)
+
+    def open_session() -> Any:
+        return open_artifact(verified).session
+
     tokenizer = open_tokenizer(manifest.replace(wordpiece=None))
-    return EmbeddingProvider(manifest, artifact, "cpu", tokenizer, opener.open(), opener.open)
+    sessions = SessionInUse(artifact.id, open_session(), open_session)
+    return EmbeddingProvider(manifest, artifact, "cpu", tokenizer, sessions)
 
 
 def relative_difference(vectors: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
@@ -122,15 +129,15 @@ def relative_difference(vectors: npt.NDArray[np.float32], reference: npt.NDArray
 
 
 def test_random_model_tells_texts_apart(built: Built) -> None:
-    # Otherwise the comparisons below would prove nothing.
+    # If all vectors were alike, the comparisons below would prove nothing.
     unit = built.reference / np.linalg.norm(built.reference, axis=1, keepdims=True)
     others = ~np.eye(len(unit), dtype=bool)
     assert (unit @ unit.T)[others].mean() < 0.95
 
 
-@pytest.mark.parametrize("artifact_id", ARTIFACT_IDS)
+@pytest.mark.parametrize("artifact_id", RECIPES)
 def test_every_artifact_gives_the_reference_vectors(built: Built, artifact_id: str) -> None:
-    provider = opened(built.manifest, artifact_id)
+    provider = open_provider(built.manifest, artifact_id)
     vectors = provider.encode(TEXTS)
     assert vectors.dtype == np.float32
     assert vectors.shape == built.reference.shape
@@ -156,11 +163,11 @@ def test_loader_gives_the_reference_vectors(built: Built, strategy: str, precisi
 
 
 def test_tokens_are_those_of_the_reference(built: Built) -> None:
-    provider = opened(built.manifest, "onnx-fp32")
+    provider = open_provider(built.manifest, "onnx-fp32")
     expected = built.model.tokenizer(TEXTS, truncation=True, max_length=built.model.max_seq_length)["input_ids"]
     assert provider.count_tokens(TEXTS) == [len(ids) for ids in expected]
     assert max(map(len, expected)) == built.model.max_seq_length == 128  # some are truncated
-    assert open_tokenizer(built.manifest.replace(wordpiece=None)).encode(TEXTS) == expected
+    assert open_tokenizer(built.manifest.replace(wordpiece=None)).tokenize(TEXTS) == expected
 
 
 def test_manifest_describes_the_model(built: Built) -> None:

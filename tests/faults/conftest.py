@@ -1,4 +1,4 @@
-"""Campaigns: the same test, a few points of it in `make test` and all of them in `make faults`."""
+"""Campaigns: one test each, at a few points in `make test` and at all points in `make faults`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ FIGURES = REPOSITORY / "build" / "faults" / "figures.json"
 
 
 class Campaign:
-    """How far to go, and what was found."""
+    """How many points a test tries, and the figures that it finds."""
 
     def __init__(self, *, full: bool) -> None:
         self.full = full
         self.figures: dict[str, dict[str, Any]] = {}
 
     def size(self, few: int, all_of_them: int) -> int:
-        """How many points to try: ``few`` in `make test`, ``all_of_them`` in `make faults`."""
+        """Return how many points to try: ``few`` in `make test`, ``all_of_them`` in `make faults`."""
         return all_of_them if self.full else few
 
     def record(self, promise: str, **figures: Any) -> None:
-        """Keep what was measured, for docs/reliability.md: ``record("kill -9 of a build", points=1200, lost=0)``."""
+        """Keep figures for docs/reliability.md: ``record("kill -9 of a build", points=1200, lost=0)``."""
         self.figures.setdefault(promise, {}).update(figures)
 
 
 @pytest.fixture(scope="session")
 def campaign(request: pytest.FixtureRequest) -> Iterator[Campaign]:
-    """This run's campaign. At its end `make faults` leaves the figures in build/faults/figures.json."""
+    """The campaign of this run. At the end of `make faults` its figures are in build/faults/figures.json."""
     campaign = Campaign(full=request.config.getoption("--faults"))
     yield campaign
     if campaign.full:

@@ -1,4 +1,4 @@
-"""Fresh processes that get a signal, and the judgement of how they end."""
+"""Start fresh processes, send them a signal, and report how they ended."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-TIMEOUT = 30.0
-"""Seconds after which a process counts as hanging: hundreds of times what it takes."""
+TIMEOUT = 120.0
+"""Seconds after which a process counts as hanging. A loaded machine takes a hundredth of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class Ended:
     """How a process ended."""
 
     code: int
-    """Exit code; minus the signal that killed it."""
+    """Exit code. Of a process that a signal killed: minus the signal's number."""
     stdout: str
     stderr: str
 
@@ -35,10 +35,17 @@ def run(
     number: int = signal.SIGINT,
     timeout: float = TIMEOUT,
 ) -> Ended:
-    """Run a program, code or a file, in a fresh process; ``after`` it printed ``ready`` by so many seconds, signal it.
+    """Run a program in a fresh process, and send it a signal if ``after`` is given.
+
+    Args:
+        code: the program's code, or its file.
+        arguments: the program's arguments.
+        after: seconds from the line ``ready`` of the program to the signal. None: no signal is sent.
+        number: the signal.
+        timeout: seconds after which the process counts as hanging.
 
     Raises:
-        AssertionError: it hangs; its stacks are on stderr if it asked for `faulthandler`.
+        AssertionError: the process hangs. The message has its stacks if the program enabled `faulthandler`.
     """
     process = subprocess.Popen(
         [sys.executable, *(["-c", code] if isinstance(code, str) else [str(code)]), *map(str, arguments)],
@@ -46,14 +53,14 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A process of its own group: what it forks and forgets is found, too.
+        # The process leads a group, so that children that it forks and forgets are killed, too.
         start_new_session=True,
     )
     try:
         first = ""
         if after is not None:
             assert process.stdout is not None
-            assert select.select([process.stdout], [], [], TIMEOUT)[0], "it did not begin"
+            assert select.select([process.stdout], [], [], TIMEOUT)[0], "the program did not get ready"
             first = process.stdout.readline()
             time.sleep(after)
             process.send_signal(number)
@@ -62,7 +69,7 @@ def run(
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
-        raise AssertionError(f"it hangs: {arguments}, signal after {after}\n{stdout}\n{stderr}") from None
+        raise AssertionError(f"a hang: {arguments}, signal after {after}\n{stdout}\n{stderr}") from None
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -70,8 +77,8 @@ def run(
             pass
 
 
-def crashed(ended: Ended) -> bool:
-    """Whether it ended as no program ought to, whatever it was sent."""
+def has_crashed(ended: Ended) -> bool:
+    """Return whether the process crashed: no signal that it was sent excuses that."""
     return ended.code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE) or any(
         sign in ended.stderr for sign in ("Fatal Python error", "terminate called", "core dumped")
     )

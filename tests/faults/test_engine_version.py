@@ -1,4 +1,4 @@
-"""A file that was built for another version of its engine is passed over, whoever says which version is there."""
+"""An artifact that was built for another version of its engine is passed over, even if the metadata is wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from firstvec import EmbeddingProvider, NoCompatibleArtifact, OptimizedEmbedding
 from tests.conftest import Fresh, edit_manifest
 
 
-def _for_engines(**ranges: tuple[str, str]) -> Any:
+def _with_versions(**ranges: tuple[str, str]) -> Any:
     def change(document: dict[str, Any]) -> None:
         for artifact in document["artifacts"]:
             if artifact["engine"] in ranges:
@@ -20,28 +20,28 @@ def _for_engines(**ranges: tuple[str, str]) -> Any:
     return change
 
 
-def loaded(root: Path, strategy: str = "lazy") -> EmbeddingProvider:
+def load(root: Path, strategy: str = "lazy") -> EmbeddingProvider:
     loader = OptimizedEmbeddingLoader(str(root), strategy=strategy)
     loader.start_loading()
-    return loader.get_provider(timeout=60)
+    return loader.get_provider(timeout=120)
 
 
 @pytest.mark.parametrize("wanted", [("99", "100"), ("0.1", "0.2")], ids=["newer", "older"])
 def test_an_artifact_for_another_engine_version_is_passed_over(wanted: tuple[str, str], tiny_bundle: Path) -> None:
-    edit_manifest(tiny_bundle, _for_engines(onnxruntime=wanted))
-    assert loaded(tiny_bundle).artifact.id == "torchscript-fp32"
+    edit_manifest(tiny_bundle, _with_versions(onnxruntime=wanted))
+    assert load(tiny_bundle).artifact.id == "torchscript-fp32"
     with pytest.raises(NoCompatibleArtifact, match=f"needs >={wanted[0]},<{wanted[1]}, .* is installed"):
-        loaded(tiny_bundle, "quantized")
-    edit_manifest(tiny_bundle, _for_engines(torch=wanted))
+        load(tiny_bundle, "quantized")
+    edit_manifest(tiny_bundle, _with_versions(torch=wanted))
     with pytest.raises(NoCompatibleArtifact, match=f"torch: needs >={wanted[0]}"):
-        loaded(tiny_bundle)
+        load(tiny_bundle)
 
 
-def test_an_engine_whose_metadata_lies_is_found_out_when_it_is_imported(
+def test_a_wrong_version_in_an_engines_metadata_is_found_at_its_import(
     tiny_bundle: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
-    (tmp_path / "lies" / "onnxruntime-99.0.dist-info").mkdir(parents=True)
-    edit_manifest(tiny_bundle, _for_engines(onnxruntime=("99", "100")))
+    (tmp_path / "wrong" / "onnxruntime-99.0.dist-info").mkdir(parents=True)
+    edit_manifest(tiny_bundle, _with_versions(onnxruntime=("99", "100")))
     code = """
 import sys
 from firstvec import IncompatibleArtifact, NoCompatibleArtifact, OptimizedEmbeddingLoader, ResourceProfile
@@ -53,6 +53,6 @@ try:
 except (IncompatibleArtifact, NoCompatibleArtifact) as error:
     print(error)
 """
-    done = fresh(code, tiny_bundle, PYTHONPATH=str(tmp_path / "lies"))
+    done = fresh(code, tiny_bundle, PYTHONPATH=str(tmp_path / "wrong"))
     assert "needs onnxruntime >=99,<100, 1." in done.stdout
     assert "was imported" in done.stdout

@@ -1,4 +1,4 @@
-"""kill -9, a full disk and a failing one at every change of a build's files; many builders; awkward folders."""
+"""Builds that are killed, or whose disk is full or fails, at every change of a file; many builders; awkward folders."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 
 from firstvec import EmbeddingProvider, OptimizedEmbeddingLoader
+from firstvec.bundle import MANIFEST_NAME
+from firstvec.bundle.integrity import verify_file
+from firstvec.bundle.manifest import Manifest
 from firstvec.errors import FirstvecError
-from firstvec.integrity import verify
-from firstvec.manifest import FILE_NAME, Manifest
-from firstvec_build import bundle
+from firstvec_build import publishing
 from tests.conftest import REPOSITORY, Fresh
 from tests.faults import tracer
 from tests.faults.conftest import Campaign
@@ -32,11 +33,11 @@ from tests.faults.conftest import Campaign
 NAME = "tiny-bert"
 WORKERS = 2
 SAMPLE = 25
-"""After every so many points a next build is run and the runtime loads what is there; files are checked after each."""
+"""After every so many points a next build runs, and the runtime loads the bundle. Each point verifies the files."""
 
 
 class Zygote:
-    """A process of `tests.faults.zygote`, and a folder of its own to build in."""
+    """A process of `tests.faults.zygote`, and the folder in which only this process builds."""
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
@@ -49,7 +50,8 @@ class Zygote:
             cwd=REPOSITORY,
             env=os.environ | single | {"TOKENIZERS_PARALLELISM": "false", "FIRSTVEC_CACHE": str(cache)},
         )
-        assert self._read() == {"threads": 1}  # or a fork of it would not be what a fresh process is
+        # A fork of a process with threads is not what a fresh process is.
+        assert self._read() == {"threads": 1}
 
     def ask(self, what: str, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -77,7 +79,7 @@ def zygotes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, campaign
     cache = tmp_path_factory.mktemp("zygotes-cache")
     found = [Zygote(tmp_path_factory.mktemp("output"), cache) for _ in range(campaign.size(1, WORKERS))]
     for zygote in found:
-        # What a build imports on its way is imported now, once.
+        # This build imports, once, everything that a build imports on its way.
         outcome = zygote.ask("modules", model=str(tiny_model), output=str(zygote.folder / "warm"), only=[])
         assert outcome["result"] == 1, outcome
         shutil.rmtree(zygote.folder / "warm")
@@ -87,15 +89,15 @@ def zygotes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, campaign
 
 
 class Scenario:
-    """A way in which a build meets a folder, and what was there before."""
+    """A build, and what is in its output folder before it."""
 
     def __init__(self, zygotes: list[Zygote], pristine: Path | None, **request: Any) -> None:
         self.pristine = pristine
         self.request = request
         self.before = None
         if pristine is not None:
-            [place] = [path for path in (pristine / NAME, *pristine.glob(f".{NAME}.old-*/{NAME}")) if path.exists()]
-            self.before = Manifest.read(place).inputs_sha256
+            [root] = [path for path in (pristine / NAME, *pristine.glob(f".{NAME}.old-*/{NAME}")) if path.exists()]
+            self.before = Manifest.read(root).inputs_sha256
         whole = self.run(zygotes[0])
         assert whole["error"] is None, whole
         assert whole["result"]["rebuilt"]
@@ -114,22 +116,22 @@ class Scenario:
         return zygote.ask("build", output=str(zygote.folder), **self.request, **fault)
 
     def inputs_found(self, zygote: Zygote) -> str | None:
-        """The inputs of the bundle that is there, every file of which is checked; None if there is none."""
+        """Verify every file of the bundle, and return its digest of the inputs. None: there is no bundle."""
         target = zygote.folder / NAME
         if not target.exists():
             return None
         manifest = Manifest.read(target)
         for file in manifest.files():
-            verify(str(target), file, remember=False)
+            verify_file(str(target), file, use_markers=False)
         present = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
         assert present == {"firstvec.json", *(file.path for file in manifest.files())}
         return manifest.inputs_sha256
 
     def check(self, zygote: Zygote, point: str) -> None:
-        """After a fault: the previous bundle or the new one, whole, and no lock that is held."""
+        """Check, after a fault, that the previous bundle or the new one is there, whole, and that no lock is held."""
         found = self.inputs_found(zygote)
         if found is None and self.before is not None:
-            # Without an atomic exchange, between two renames: the next build puts it back.
+            # Without an atomic exchange, between two renames, the name is missing. The next build puts the bundle back.
             assert self.request.get("no_exchange"), point
             [moved] = zygote.folder.glob(f".{NAME}.old-*/{NAME}")
             assert Manifest.read(moved).inputs_sha256 == self.before, point
@@ -138,16 +140,16 @@ class Scenario:
         lock = zygote.folder / f".{NAME}.lock"
         if lock.exists():
             with lock.open() as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is stuck
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if the lock is held
 
     def check_next(self, zygote: Zygote, point: str) -> None:
-        """What is there can be used, and the next build succeeds and clears up."""
+        """Check that the bundle can be used, and that the next build succeeds and removes leftovers."""
         if (zygote.folder / NAME).exists():
             check_vector(zygote.folder / NAME)
         following = zygote.ask("build", output=str(zygote.folder), **self.request)
         assert following["error"] is None, (point, following)
         assert self.inputs_found(zygote) == self.after, point
-        # The lock's file, empty and not held, stays if there was nothing to do.
+        # If there was nothing to do, the lock's file stays. It is empty and not held.
         assert {*os.listdir(zygote.folder)} <= {NAME, f".{NAME}.lock"}, point
         check_vector(zygote.folder / NAME)
 
@@ -161,7 +163,7 @@ def check_vector(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def previous(zygotes: list[Zygote], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a bundle that a build with the scenarios' options replaces: its threshold is another."""
+    """A folder with a bundle that the scenarios' builds replace, because it was built with another threshold."""
     folder = tmp_path_factory.mktemp("previous")
     request = {"model": str(tiny_model), "only": ["onnx-fp32"], "fp32_max_abs_diff": 2e-5}
     outcome = zygotes[0].ask("build", output=str(folder), **request)
@@ -173,7 +175,7 @@ def previous(zygotes: list[Zygote], tiny_model: Path, tmp_path_factory: pytest.T
 def interrupted(
     zygotes: list[Zygote], previous: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same after a build was killed between the two renames of a system without an atomic exchange."""
+    """The folder of `previous` after a build was killed between the two renames that replace an atomic exchange."""
     zygote = zygotes[0]
     scenario = Scenario(zygotes, previous, model=str(tiny_model), only=["onnx-fp32"], no_exchange=True)
     renames = [number for number, (name, _) in enumerate(scenario.calls, 1) if name == "rename"]
@@ -207,11 +209,11 @@ def scenario(request: pytest.FixtureRequest, zygotes: list[Zygote], previous: Pa
 def go_through(
     zygotes: list[Zygote], points: list[int], at_point: Callable[[Zygote, int], str], sample: int, scenario: Scenario
 ) -> Counter[str]:
-    """Meet each point, on as many processes as there are; return how often each outcome was met."""
+    """Try each point, on as many processes as there are. Return how often each outcome came."""
     free = list(zygotes)
     outcomes: Counter[str] = Counter()
 
-    def meet(numbered: tuple[int, int]) -> str:
+    def try_point(numbered: tuple[int, int]) -> str:
         index, point = numbered
         zygote = free.pop()
         try:
@@ -226,31 +228,31 @@ def go_through(
 
     with ThreadPoolExecutor(len(zygotes)) as pool:
         try:
-            outcomes.update(pool.map(meet, enumerate(points)))
+            outcomes.update(pool.map(try_point, enumerate(points)))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # one is enough to see
+            pool.shutdown(wait=False, cancel_futures=True)  # one failure is enough
             raise
     return outcomes
 
 
 def spread(few: int, of: list[int]) -> list[int]:
-    """So many of them, from the first to the last; the last ones are where a bundle changes its name."""
+    """Return ``few`` of the points, from the first to the last. At the last points a bundle changes its name."""
     if few >= len(of):
         return of
     return sorted({of[round(index * (len(of) - 1) / (few - 1))] for index in range(few)})
 
 
-def changes_of_names(scenario: Scenario) -> list[int]:
+def points_of_renames(scenario: Scenario) -> list[int]:
     return [number for number, (name, _) in enumerate(scenario.calls, 1) if name.startswith("rename")]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, indirect=True)
-def test_kill_at_every_change_of_a_file(
+def test_a_kill_at_any_change_of_a_file_leaves_a_whole_bundle(
     scenario: Scenario, request: pytest.FixtureRequest, zygotes: list[Zygote], campaign: Campaign
 ) -> None:
     started = time.perf_counter()
     every = list(range(1, len(scenario.calls) + 1))
-    renames = changes_of_names(scenario)
+    renames = points_of_renames(scenario)
     if not campaign.full and request.node.callspec.params["scenario"] in ("ONNX", "TorchScript", "INT8"):
         every = renames
     points = every if campaign.full else sorted({*spread(3, every), *renames[-1:]})
@@ -272,14 +274,14 @@ NOT_WRITES = ("unlink", "unlinkat", "rmdir", "flock")
 
 @pytest.mark.parametrize("scenario", ["all artifacts", "without exchange"], indirect=True)
 @pytest.mark.parametrize("code", ["ENOSPC", "EIO"])
-def test_full_or_failing_disk_at_every_write_is_a_typed_error(
+def test_a_full_or_failing_disk_at_any_write_is_a_typed_error(
     code: str, scenario: Scenario, request: pytest.FixtureRequest, zygotes: list[Zygote], campaign: Campaign
 ) -> None:
     started = time.perf_counter()
     every = [
         number
         for number, (name, _) in enumerate(scenario.calls, 1)
-        # A full disk has room to remove; a failing one may fail anywhere.
+        # A full disk lets files be removed. A failing disk may fail anywhere.
         if not (code == "ENOSPC" and name in NOT_WRITES)
     ]
     points = every if campaign.full else spread(3, every)
@@ -302,7 +304,7 @@ def test_full_or_failing_disk_at_every_write_is_a_typed_error(
 
 
 @pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
-def test_wheel_appears_whole_or_not_at_all(
+def test_a_wheel_appears_whole_or_not_at_all(
     fault: str, zygotes: list[Zygote], previous: Path, campaign: Campaign
 ) -> None:
     zygote = zygotes[0]
@@ -331,19 +333,19 @@ def test_wheel_appears_whole_or_not_at_all(
     campaign.record(f"{fault} of a wheel being packed", points=len(points), lost=0)
 
 
-def test_flushed_before_the_rename_and_the_folder_above_after_it(tiny_built: Path, tmp_path: Path) -> None:
+def test_files_are_flushed_before_the_rename_and_the_folder_above_after_it(tiny_built: Path, tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     target = Path(shutil.copytree(tiny_built, tmp_path / "bundles" / NAME))
     code = f"""
 import shutil
 from pathlib import Path
-from firstvec.manifest import FILE_NAME, Manifest
-from firstvec_build import bundle
+from firstvec.bundle.manifest import Manifest
+from firstvec_build import publishing
 source, target = Path({str(tiny_built)!r}), Path({str(target)!r})
-with bundle.staging(target) as folder:
+with publishing.make_staging_folder(target) as folder:
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    bundle.publish(folder, Manifest.read(source), target)
+    publishing.publish(folder, Manifest.read(source), target)
 """
     trace = tmp_path / "trace"
     calls = "trace=write,pwrite64,writev,sendfile,copy_file_range,fsync,rename,renameat,renameat2"
@@ -366,7 +368,7 @@ with bundle.staging(target) as folder:
     [staged] = {path for path in flushed if Path(path).parent == target.parent}
     below = {path.relative_to(tiny_built).as_posix() for path in tiny_built.rglob("*")}
     assert set(flushed) == {staged, *(f"{staged}/{path}" for path in below)}
-    for path, number in flushed.items():  # what names a file comes after the file
+    for path, number in flushed.items():  # the folder that names a file is flushed after the file
         assert path == staged or number < flushed[os.path.dirname(path)]
     assert [line for line in lines[renamed + 1 :] if "fsync(" in line and f"<{target.parent}>" in line]
 
@@ -394,7 +396,7 @@ def test_builders_at_once_leave_one_whole_bundle(
     campaign.record(f"builders at once, {'no ' * no_locks}locks", builders=count, rebuilt=rebuilt, seconds=seconds)
 
 
-def test_commands_at_once_build_one_bundle(
+def test_build_commands_at_once_build_one_bundle(
     tiny_model: Path, firstvec: Fresh, tmp_path: Path, campaign: Campaign
 ) -> None:
     count = campaign.size(2, 32)
@@ -426,7 +428,7 @@ def vector_of(root: Path) -> list[float]:
 
 
 def without_rights() -> None:
-    """Let the program that is executed next keep to the modes of files, as root too."""
+    """Make the program that is executed next obey the modes of files, even if it runs as root."""
     drop_from_bounding_set, dac_override = 24, 1  # linux/prctl.h, linux/capability.h
     if os.geteuid() == 0:
         ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)
@@ -439,7 +441,7 @@ def run_without_rights(*command: object, **environment: str) -> subprocess.Compl
         text=True,
         errors="surrogateescape",
         check=False,
-        timeout=120,
+        timeout=600,
         env=os.environ | environment,
         preexec_fn=without_rights,
     )
@@ -447,7 +449,7 @@ def run_without_rights(*command: object, **environment: str) -> subprocess.Compl
 
 @pytest.fixture
 def read_only(tiny_bundle: Path) -> Iterator[Path]:
-    """A bundle in which nobody may write."""
+    """A bundle into which nobody may write."""
     paths = [tiny_bundle, *tiny_bundle.rglob("*")]
     for path in paths:
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -466,7 +468,9 @@ def read_only(tiny_bundle: Path) -> Iterator[Path]:
     ],
     ids=["cache", "below", "home", "device"],
 )
-def test_read_only_bundle_is_used_without_a_cache(environment: dict[str, str], read_only: Path, tmp_path: Path) -> None:
+def test_a_read_only_bundle_is_used_without_a_cache(
+    environment: dict[str, str], read_only: Path, tmp_path: Path
+) -> None:
     (tmp_path / "unwritable").mkdir(mode=0o555)
     given = {name: value.format(unwritable=tmp_path / "unwritable") for name, value in environment.items()}
     for _ in range(2):
@@ -476,9 +480,9 @@ def test_read_only_bundle_is_used_without_a_cache(environment: dict[str, str], r
     assert not list((tmp_path / "unwritable").iterdir())
 
 
-def test_bundle_on_a_read_only_mount_is_used_without_a_home(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_on_a_read_only_mount_is_used_without_a_home(tiny_bundle: Path, tmp_path: Path) -> None:
     mount = f"mount --bind '{tiny_bundle}' '{tiny_bundle}' && mount -o remount,ro,bind '{tiny_bundle}'"
-    hidden = "mkdir -p ~/.cache && mount -t tmpfs none ~/.cache"  # where a user without HOME is found to live
+    hidden = "mkdir -p ~/.cache && mount -t tmpfs none ~/.cache"  # without HOME, the user database has this home
     command = ["unshare", "--mount", "sh", "-c", f'{mount} && {hidden} && exec env -u HOME "$@"', "sh"]
     if (
         shutil.which("unshare") is None
@@ -504,7 +508,7 @@ def command_line() -> Path:
     return Path(sys.executable).with_name("firstvec")
 
 
-def test_build_into_a_folder_that_may_not_be_written_is_a_typed_error(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_build_into_a_folder_without_write_permission_is_a_typed_error(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "unwritable").mkdir(mode=0o555)
     for output in (tmp_path / "unwritable", tmp_path / "unwritable" / "new"):
         done = run_without_rights(command_line(), "build", tiny_model, "--output", output)
@@ -521,19 +525,21 @@ def not_utf8(tmp_path: Path) -> Path:
     try:
         folder.mkdir()
     except OSError as error:
-        pytest.skip(f"this file system has UTF-8 names only: {error}")
+        pytest.skip(f"this file system accepts UTF-8 names only: {error}")
     return folder
 
 
-def test_bundle_below_a_name_that_is_not_utf8_is_used(not_utf8: Path, tiny_built: Path, firstvec: Fresh) -> None:
+def test_a_bundle_below_a_folder_whose_name_is_not_utf8_is_used(
+    not_utf8: Path, tiny_built: Path, firstvec: Fresh
+) -> None:
     root = Path(shutil.copytree(tiny_built, not_utf8 / NAME))
     assert vector_of(root) == vector_of(tiny_built)
     for arguments in (
         ("list",),
         ("list", "--json"),
-        ("inspect", root),
-        ("explain", root),
-        ("verify", root),
+        ("inspect", "--model", root),
+        ("explain", "--model", root),
+        ("verify", "--model", root),
         ("encode", "--model", root, "text"),
         ("encode", "--model", root, "--format", "text", "text"),
     ):
@@ -542,7 +548,7 @@ def test_bundle_below_a_name_that_is_not_utf8_is_used(not_utf8: Path, tiny_built
         assert done.stdout
 
 
-def test_errors_about_names_that_are_not_utf8_are_printed(
+def test_an_error_about_a_name_that_is_not_utf8_is_printed(
     not_utf8: Path, tiny_built: Path, tiny_model: Path, firstvec: Fresh
 ) -> None:
     damaged = Path(shutil.copytree(tiny_built, not_utf8 / "damaged"))
@@ -550,7 +556,7 @@ def test_errors_about_names_that_are_not_utf8_are_printed(
     for arguments in (
         ("encode", "--model", not_utf8 / "missing", "text"),
         ("encode", "--model", damaged, "text"),
-        ("verify", damaged),
+        ("verify", "--model", damaged),
         ("build", tiny_model, "--output", not_utf8),
         ("build", tiny_model, "--output", not_utf8 / "new"),
         ("build", not_utf8 / "no-model", "--output", not_utf8.parent),
@@ -563,7 +569,7 @@ def test_errors_about_names_that_are_not_utf8_are_printed(
     assert sorted(path.name for path in not_utf8.iterdir()) == ["damaged"]
 
 
-def test_model_whose_name_is_not_utf8_is_built_or_refused(
+def test_a_model_whose_name_is_not_utf8_is_built_or_refused(
     not_utf8: Path, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
 ) -> None:
     for model in (not_utf8 / NAME, tmp_path / os.fsdecode(b"\xff\xfe")):
@@ -579,7 +585,7 @@ def test_model_whose_name_is_not_utf8_is_built_or_refused(
 
 
 @pytest.mark.parametrize("length", [1000, 3900, 4000, 4090, 5000])
-def test_very_long_output_is_built_in_or_refused(
+def test_a_build_into_a_very_long_path_succeeds_or_is_refused(
     length: int, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
 ) -> None:
     output = str(tmp_path)
@@ -594,7 +600,7 @@ def test_very_long_output_is_built_in_or_refused(
 
 
 @pytest.mark.parametrize("length", [100, 200, 208, 230, 250, 255])
-def test_very_long_name_is_built_or_refused(
+def test_a_model_with_a_very_long_name_is_built_or_refused(
     length: int, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "models" / ("m" * length)))
@@ -609,7 +615,7 @@ def test_very_long_name_is_built_or_refused(
 
 @pytest.fixture(scope="module")
 def other_built(zygotes: list[Zygote], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the same name as `previous`' of which no part fits that one's."""
+    """A bundle of the same name as the one of `previous`. No part of one fits the other."""
     from tests.tiny import save_other_bert
 
     model = save_other_bert(tmp_path_factory.mktemp("other-models") / NAME)
@@ -620,14 +626,14 @@ def other_built(zygotes: list[Zygote], tmp_path_factory: pytest.TempPathFactory)
 
 
 def replace(target: Path, source: Path) -> None:
-    """Publish a copy of ``source`` in ``target``'s place, as a build does."""
-    with bundle.locked(target), bundle.staging(target) as folder:
+    """Replace ``target`` by a copy of ``source``, as a build does."""
+    with publishing.lock(target), publishing.make_staging_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
-        bundle.publish(folder, Manifest.read(source), target)
+        publishing.publish(folder, Manifest.read(source), target)
 
 
 @pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "cached"])
-def test_replaced_bundle_goes_on_serving_and_a_new_loader_takes_the_new_one(
+def test_a_replaced_bundle_goes_on_serving_and_a_new_loader_takes_the_new_one(
     strategy: str, previous: Path, other_built: Path, tmp_path: Path
 ) -> None:
     old, new = vector_of(previous / NAME), vector_of(other_built)
@@ -638,25 +644,26 @@ def test_replaced_bundle_goes_on_serving_and_a_new_loader_takes_the_new_one(
     provider = loader.get_provider()
     np.testing.assert_allclose(provider.embed_query("some text"), old, atol=1e-6)
     replace(target, other_built)
-    deadline = time.perf_counter() + 1.0  # the hand-over of PROGRESSIVE lies in it
-    while time.perf_counter() < deadline:
+    deadline = time.perf_counter() + 1.0
+    # Until the hand-over is done, of the strategies that have one.
+    while time.perf_counter() < deadline or loader.report()["hand_over"] == "waiting":
         np.testing.assert_allclose(provider.embed_query("some text"), old, atol=1e-6)
     np.testing.assert_allclose(provider.embed_batch(["some text"] * 40)[39], old, atol=1e-6)
     np.testing.assert_allclose(vector_of(target), new, atol=1e-6)
 
 
 def exchange(staged: Path, target: Path) -> None:
-    """The end of a build, whose files are on the disk already: the names change, and the previous files are removed."""
-    bundle._take_place(staged, target)
+    """Do what the end of a build does once all files are written: take the place, and remove the previous files."""
+    publishing._replace_folder(staged, target)
     shutil.rmtree(staged)
 
 
 TEXTS = ("some text " * 50, "[MASK] some text")
-"""Longer than one of both models takes; and one for the tokenizers package, which is loaded when it is needed."""
+"""A text that one of the two models truncates, and a text for the tokenizers package, which is loaded when needed."""
 
 
 class Served:
-    """What loads of a bundle gave that was replaced meanwhile."""
+    """The results of loads of a bundle that was replaced meanwhile."""
 
     def __init__(self, previous: Path, new: Path) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -671,8 +678,8 @@ class Served:
         return [provider.embed_query(text) for text in TEXTS]
 
     def begin(self, folder: Path, strategy: str) -> tuple[OptimizedEmbeddingLoader, Path, Path]:
-        """Begin a load; with it the bundle's folder, and that of the one which waits to take its place."""
-        # New folders each time, new to the cache of verified files as well.
+        """Return a loader, the bundle's folder, and the folder of the bundle that will replace it."""
+        # New folders each time, which the cache of verified files does not know either.
         target = Path(shutil.copytree(self._previous, folder / NAME))
         staged = Path(shutil.copytree(self._new, folder / "staged"))
         return OptimizedEmbeddingLoader(str(target), strategy, device="cpu"), target, staged
@@ -680,7 +687,7 @@ class Served:
     def end(
         self, loader: OptimizedEmbeddingLoader, get: Callable[[], EmbeddingProvider], target: Path, point: str
     ) -> None:
-        """One of both bundles' vectors, and the same one's from then on; or a typed error. A next load has the new."""
+        """Check that a load gave one bundle's vectors only, or a typed error. The next load takes the new bundle."""
         try:
             provider = get()
             which = self._which(provider.embed_query(TEXTS[0]), 0, point)
@@ -702,7 +709,7 @@ class Served:
 
 
 @pytest.mark.parametrize("strategy", ["lazy", "background", "progressive"])
-def test_bundle_replaced_before_each_opening_of_a_file_gives_one_of_both_or_a_typed_error(
+def test_a_bundle_replaced_before_a_file_is_opened_gives_one_bundles_vectors_or_a_typed_error(
     strategy: str, previous: Path, other_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = Served(previous / NAME, other_built)
@@ -727,24 +734,25 @@ def test_bundle_replaced_before_each_opening_of_a_file_gives_one_of_both_or_a_ty
                 return loader.get_provider()
             finally:
                 monkeypatch.setattr(os, "open", system_open)
-                if len(opened) < point:  # that was all: replaced when it is loaded
+                if len(opened) < point:  # no opening had that number: replace the bundle after the load
                     exchange(staged, target)
 
         served.end(loader, get, target, f"replaced before opening number {point}")
 
-    load(1000)  # never reached; the self-test is remembered from then on, and hides nothing
+    # No load opens that many files. From now on the self-test is remembered, so that it finds no exchanged file.
+    load(1000)
     assert served.outcomes == {"previous": 1}
     point = 0
     while len(opened) >= point:
         point += 1
         load(point)
-    assert {FILE_NAME, "tokenizer.json", "vocab.txt", "model.onnx", "model.onnx_data"} <= {
+    assert {MANIFEST_NAME, "tokenizer.json", "vocab.txt", "model.onnx", "model.onnx_data"} <= {
         path.rpartition("/")[2] for path in opened
     }
     assert served.outcomes.keys() == {"previous", "new", "IntegrityError"}, served.outcomes
 
 
-def test_bundle_replaced_at_any_moment_of_a_load_gives_one_of_both_or_a_typed_error(
+def test_a_bundle_replaced_at_any_moment_of_a_load_gives_one_bundles_vectors_or_a_typed_error(
     previous: Path, other_built: Path, tmp_path: Path, campaign: Campaign
 ) -> None:
     served = Served(previous / NAME, other_built)
@@ -767,7 +775,7 @@ def test_bundle_replaced_at_any_moment_of_a_load_gives_one_of_both_or_a_typed_er
         exchange(staged, target)
         served.end(loader, loader.get_provider, target, f"replaced after {moment} s")
     assert sum(served.outcomes.values()) == rounds
-    # Or no moment was one of a load; the few in `make test` need not be.
+    # Of many moments, some lie within a load. Of the few in `make test`, none may.
     assert len(served.outcomes) > 1 or not campaign.full, served.outcomes
     campaign.record("bundle replaced during a load", points=rounds, mixed=0, outcomes=dict(served.outcomes))
 
@@ -781,7 +789,7 @@ loader.start_loading()
 provider = loader.get_provider()
 first = provider.embed_query("text")
 os.chdir("/")
-if sys.argv[3] == "replaced":  # by one whose every file is another
+if sys.argv[3] == "replaced":  # by a bundle whose every file has another content
     os.rename(sys.argv[1], sys.argv[1] + ".old")
     for folder, _, names in os.walk(sys.argv[1] + ".old"):
         new = folder.replace(sys.argv[1] + ".old", sys.argv[1])
@@ -790,7 +798,7 @@ if sys.argv[3] == "replaced":  # by one whose every file is another
             open(os.path.join(new, name), "w").write("another bundle's")
     shutil.rmtree(sys.argv[1] + ".old")
 while loader.report()["hand_over"] == "waiting":
-    pass
+    provider.embed_query("some words " * 50)  # LAZY hands over after 4,096 tokens
 assert loader.report()["hand_over"] in (None, "done"), loader.report()
 assert len(provider.embed_query("a text for the tokenizers package: [MASK]")) == 32
 if child := os.fork():
@@ -804,8 +812,8 @@ else:
 
 @pytest.mark.parametrize("what", ["kept", "replaced"])
 @pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized"])
-def test_bundle_that_is_elsewhere_by_then_goes_on_serving(
+def test_a_bundle_goes_on_serving_after_the_process_or_the_bundle_has_moved(
     strategy: str, what: str, tiny_bundle: Path, fresh: Fresh
 ) -> None:
-    """Every text, the hand-over, and forked children: also where the process has gone elsewhere, as daemons do."""
+    """Every text, the hand-over and forked children work after the process has changed its folder, as daemons do."""
     fresh(GONE, tiny_bundle, strategy, what)

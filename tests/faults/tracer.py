@@ -1,7 +1,7 @@
-"""Run code in a forked child and meddle with its n-th change of a folder: ptrace(2) and a seccomp(2) filter.
+"""Run code in a forked child, and let its n-th change of a folder fail, by ptrace(2) and a seccomp(2) filter.
 
-Only calls that change files stop the child, and of these only those below one folder are counted: over all threads,
-in the order in which they happen. x86-64 Linux.
+Only system calls that change files stop the child. Calls below one folder are counted, over all threads, in the order
+in which they happen. This needs Linux on x86-64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# asm/unistd_64.h → (number, where the path or descriptor is: "fd", "path" or "at" with the arguments' positions).
+# Number in asm/unistd_64.h → name, kind of the argument ("fd", "path", or "at" for a folder and a path), its positions.
 CALLS: dict[int, tuple[str, str, tuple[int, ...]]] = {
     1: ("write", "fd", (0,)),
     18: ("pwrite64", "fd", (0,)),
@@ -70,7 +70,7 @@ _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 def why_not() -> str | None:
-    """Why this machine cannot do it; None if it can."""
+    """Return why this machine cannot trace a child. None: it can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "needs Linux on x86-64"
     try:
@@ -81,46 +81,46 @@ def why_not() -> str | None:
 
 
 def run(work: Callable[[], Any], *, root: str, at: int = 0, fault: str = "") -> dict[str, Any]:
-    """Run ``work`` in a child, and tell what became of it.
+    """Run ``work`` in a child, and return how it ended.
 
     Args:
-        work: what the child does; its result must fit into JSON.
-        root: changes of files below it are counted.
-        at: the number, from 1, of the change that meets the fault; 0 for none.
-        fault: ``kill`` for SIGKILL before the call is carried out, or the name of the error that it gives instead.
+        work: the child's work. Its result must fit into JSON.
+        root: changes of files below this folder are counted.
+        at: the number, from 1, of the change that gets the fault. 0: none does.
+        fault: ``kill`` for SIGKILL before the call is carried out, or the name of the error that the call returns.
 
     Returns:
-        A dictionary of ``calls``, the name and path of each change until then; ``status``, the exit code, or the
-        negative signal number; ``result``, what ``work`` returned, None if it did not; ``error``, the class and text of
-        what it raised; ``seconds``.
+        A dictionary. ``calls``: name and path of each change until the fault. ``status``: the exit code, or minus the
+        signal's number. ``result``: the result of ``work``, or None. ``error``: class and text of what ``work`` raised,
+        or None. ``seconds``: the duration.
     """
-    told = os.memfd_create("told")
+    outcome_file = os.memfd_create("outcome")
     waiting, going = os.pipe()
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
         os.close(going)
-        _work(work, waiting, told)
+        _work(work, waiting, outcome_file)
     os.close(waiting)
     try:
         _ptrace(_SEIZE, child, 0, _OPTIONS)
     except OSError:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        os.close(told)
+        os.close(outcome_file)
         os.close(going)
         raise
     os.write(going, b"g")
     os.close(going)
     calls, status = _follow(child, os.fsencode(root), at, fault)
-    with open(told, "rb") as stream:
+    with open(outcome_file, "rb") as stream:
         stream.seek(0)
         data = stream.read()
     result = json.loads(data) if data else {"result": None, "error": None}
     return {"calls": calls, "status": status, "seconds": time.perf_counter() - started, **result}
 
 
-def _work(work: Callable[[], Any], waiting: int, told: int) -> None:
+def _work(work: Callable[[], Any], waiting: int, outcome_file: int) -> None:
     code = 1
     try:
         os.read(waiting, 1)
@@ -130,7 +130,7 @@ def _work(work: Callable[[], Any], waiting: int, told: int) -> None:
         except BaseException as error:
             kinds = [kind.__name__ for kind in type(error).__mro__]
             outcome = {"result": None, "error": {"kinds": kinds, "message": str(error)}}
-        with open(told, "wb", closefd=False) as stream:
+        with open(outcome_file, "wb", closefd=False) as stream:
             stream.write(json.dumps(outcome).encode())
         code = 0
     finally:
@@ -138,7 +138,7 @@ def _work(work: Callable[[], Any], waiting: int, told: int) -> None:
 
 
 def _stop_at_changes() -> None:
-    """Install the filter: calls of `CALLS` stop for the tracer; of openat those that may write."""
+    """Install the filter: the calls of `CALLS` stop for the tracer, and openat only if it may write."""
     load, equal, bits, give = 0x20, 0x15, 0x45, 0x06  # linux/bpf_common.h
     program = [(load, 0, 0, 4), (equal, 1, 0, _X86_64), (give, 0, 0, _RET_ALLOW), (load, 0, 0, 0)]
     for number in CALLS:
@@ -179,17 +179,17 @@ def _follow(child: int, root: bytes, at: int, fault: str) -> tuple[list[tuple[st
         try:
             _ptrace(_CONT, thread, 0, passed_on)
         except ProcessLookupError:
-            continue  # it was killed in the meantime
+            continue  # the thread was killed in the meantime
 
 
 def _fail(thread: int, code: int) -> None:
-    """Leave the call out, and let it give this error."""
+    """Skip the call, and let it return this error."""
     _ptrace(_POKEUSER, thread, _ORIG_RAX, ctypes.c_uint64(-1).value)
     _ptrace(_POKEUSER, thread, _RAX, ctypes.c_uint64(-code).value)
 
 
 def _call(thread: int, root: bytes) -> tuple[str, bytes | None]:
-    """The call at which a thread stopped, and the path that it changes; None for one outside of ``root``."""
+    """Return the call at which a thread stopped, and the path that it changes. None: a path outside of ``root``."""
     buffer = ctypes.create_string_buffer(96)
     try:
         _ptrace(_GET_SYSCALL_INFO, thread, len(buffer), ctypes.addressof(buffer))

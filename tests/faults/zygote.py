@@ -1,7 +1,7 @@
-"""A process that imports the toolchain once, and does each piece of work in a child of its own: six seconds saved.
+"""A process that imports the toolchain once, and does each request in a forked child. That saves six seconds each.
 
-It reads a request a line from stdin and answers in a line of JSON. It starts no threads, so that a fork of it is as
-good as a fresh process.
+Each line of stdin is a request, and each answer is a line of JSON. The process starts no threads, so that a fork of it
+is as good as a fresh process.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import Any
 
 
 def work(request: dict[str, Any]) -> Any:
-    """Build or pack as a command would."""
-    from firstvec.manifest import Manifest
-    from firstvec_build import bundle, pipeline, wheel
+    """Do a request: build a bundle or pack a wheel, as a command would."""
+    from firstvec.bundle.manifest import Manifest
+    from firstvec_build import pipeline, publishing
     from firstvec_build.quality import Thresholds
+    from firstvec_build.shipping import wheel
 
     if request.get("no_exchange"):
-        bundle._exchange = lambda _one, _other: False
+        publishing._exchange = lambda _one, _other: False
     if request["what"] == "modules":
         work(request | {"what": "build"})
         return sorted(sys.modules)
@@ -45,48 +46,48 @@ def work(request: dict[str, Any]) -> Any:
 
 
 def crowd(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """So many builds at once, each in a child; with or without locks that lock."""
+    """Start many builds at once, each in a child. With ``no_locks``, flock does nothing."""
     waiting, going = os.pipe()
     children = []
     for _ in range(request["count"]):
-        told = os.memfd_create("told")
+        answer = os.memfd_create("answer")
         child = os.fork()
         if child == 0:
             try:
                 os.close(going)
-                os.read(waiting, 1)  # until all are there
+                os.read(waiting, 1)  # until all children have been forked
                 if request["no_locks"]:
                     fcntl.flock = lambda _descriptor, _operation: None
                 outcome: dict[str, Any] = {"result": work(request | {"what": "build"}), "error": None}
             except BaseException as error:
                 outcome = {"result": None, "error": f"{type(error).__name__}: {error}"}
-            os.write(told, json.dumps(outcome).encode())
+            os.write(answer, json.dumps(outcome).encode())
             os._exit(0)
-        children.append((child, told))
+        children.append((child, answer))
     os.close(waiting)
     os.close(going)
     outcomes = []
-    for child, told in children:
+    for child, answer in children:
         os.waitpid(child, 0)
-        with open(told, "rb") as stream:
+        with open(answer, "rb") as stream:
             stream.seek(0)
             outcomes.append(json.load(stream))
     return outcomes
 
 
 def main() -> None:
-    """Import, tell how many threads there are, and serve."""
-    from firstvec_build import quality, wordpiece, workbench  # noqa: F401
+    """Import the toolchain, write the number of threads, and serve."""
+    from firstvec_build import quality, quick_tokenizer, workbench  # noqa: F401
     from tests.faults import tracer
 
-    # A matter of time only: what takes it computes, and touches no file.
-    wordpiece._GENERATED = 20
+    # Less work to compute. What is left out touches no file.
+    quick_tokenizer._GENERATED_TEXTS = 20
     sentences = quality.evaluation_sentences()[:16]
     quality.evaluation_sentences = lambda: sentences
     sys.stdout.write(json.dumps({"threads": len(os.listdir("/proc/self/task"))}) + "\n")
     sys.stdout.flush()
     answers = os.dup(1)
-    os.dup2(2, 1)  # what the work prints
+    os.dup2(2, 1)  # the requests' own output goes to stderr
     for line in sys.stdin:
         request = json.loads(line)
         if request["what"] == "crowd":
@@ -103,7 +104,7 @@ def main() -> None:
                 try:
                     importlib.import_module(name)
                 except ImportError:
-                    continue  # the toolchain found it by a path of its own, for a while
+                    continue  # the toolchain had extended sys.path for a while
             outcome["result"] = len(os.listdir("/proc/self/task"))
         os.write(answers, (json.dumps(outcome) + "\n").encode())
 

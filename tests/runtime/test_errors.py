@@ -1,17 +1,13 @@
-"""The error tree, its messages, and the public names."""
+"""The tree of errors, their messages and their attributes."""
 
 from __future__ import annotations
 
-import ast
 import copy
-import importlib
-import inspect
 import pickle
 from collections.abc import Callable
 
 import pytest
 
-import firstvec
 from firstvec import errors
 from firstvec.errors import (
     ArtifactError,
@@ -34,6 +30,7 @@ from firstvec.errors import (
     SignatureError,
     SourceError,
     UnsupportedManifestVersion,
+    printable,
 )
 
 CLASSES = {
@@ -58,7 +55,7 @@ INSTANCES: dict[type[FirstvecError], FirstvecError] = {
         [("onnx-int8", "isa: needs avx512_vnni, this CPU has avx2"), ("torchscript", "torch: not installed")],
         "Install onnxruntime.",
     ),
-    LoadError: LoadError("org/model: the load was not started; call start_loading()"),
+    LoadError: LoadError("org/model could not be loaded: OSError: no space left; free some space"),
     LoadTimeout: LoadTimeout("org/model", 2.5),
     ClosedError: ClosedError("the provider was closed; get a new one"),
     InputError: InputError("is bytes, not str; decode it", 3),
@@ -70,7 +67,6 @@ INSTANCES: dict[type[FirstvecError], FirstvecError] = {
     QualityError: QualityError("onnx-int8", "cosine_min", 0.93, ">=", 0.95),
 }
 
-# What was wrong, where, and what to do next, of every class that words its own message.
 PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
     ManifestError: ("/b/firstvec.json: artifacts[2].files[0].sha256", "is missing", "rebuild", "`firstvec build`"),
     UnsupportedManifestVersion: ("/b/firstvec.json", "format_version 2.0", "reads 1.x", "upgrade firstvec"),
@@ -100,10 +96,11 @@ PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
     MissingDependency: ("convert_to_tensor", "torch", "pip install 'firstvec[torch]'"),
     QualityError: ("onnx-int8", "cosine_min is 0.93", ">= 0.95", "--only", "lower the threshold"),
 }
+"""Class that makes its own message → what was wrong, where, and what to do next."""
 
 
 def drawn_tree() -> dict[str, str | None]:
-    """Class → parent, as the docstring draws them."""
+    """Return class → parent, as the docstring of the module draws them."""
     tree: dict[str, str | None] = {}
     above: list[str] = []
     for line in (errors.__doc__ or "").partition("::\n")[2].splitlines():
@@ -139,9 +136,9 @@ def test_every_class_has_a_representative_here() -> None:
     assert all(type(error) is kind for kind, error in INSTANCES.items())
 
 
-def test_every_class_that_words_its_own_message_is_checked_for_it() -> None:
-    wording = {kind for kind in CLASSES.values() if "__init__" in vars(kind)}
-    assert wording - {ArtifactError} == set(PARTS)
+def test_every_class_that_makes_its_own_message_has_its_parts_here() -> None:
+    own = {kind for kind in CLASSES.values() if "__init__" in vars(kind)}
+    assert own - {ArtifactError} == set(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +151,38 @@ def test_a_message_says_what_where_and_what_next(kind: type[FirstvecError], part
 def test_a_bundle_that_was_looked_for_nowhere_says_so() -> None:
     text = str(BundleNotFound("org/model", []))
     assert "nowhere" in text
-    assert "that are there" not in text
+    assert "are there" not in text
+    assert "These bundles are there: other, another." in str(INSTANCES[BundleNotFound])
+
+
+@pytest.mark.parametrize("path", ["/b", "./b", "~/b"])
+def test_a_path_at_which_there_is_no_bundle_is_not_offered_as_the_model_to_build(path: str) -> None:
+    text = str(BundleNotFound(path, [path]))
+    assert "Build a bundle with `firstvec build`, or set FIRSTVEC_ARTIFACTS" in text
+    assert f"firstvec build {path}" not in text
+
+
+def test_a_file_that_cannot_be_read_is_not_called_another_file() -> None:
+    error = IntegrityError("/b/model.onnx", "10 bytes", "Permission denied", "onnx-fp32", unreadable=True)
+    assert str(error).startswith(
+        "onnx-fp32: /b/model.onnx cannot be read (Permission denied), so firstvec cannot verify it; let this user"
+    )
+    assert "not the file that was built" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("größe 日本 😀", "größe 日本 😀"),
+        ("two\nlines", "two\nlines"),
+        ("red\x1b[31m", "red\\x1b[31m"),
+        ("a\tb\r\n", "a\\tb\\r\n"),
+        ("\x9b\udcff\u202e", "\\x9b\\udcff\\u202e"),
+        ("", ""),
+    ],
+)
+def test_a_text_for_a_terminal_has_its_control_characters_spelled_out(text: str, expected: str) -> None:
+    assert printable(text) == expected
 
 
 def test_an_artifact_error_without_an_artifact_starts_with_the_reason() -> None:
@@ -221,37 +249,3 @@ def test_an_error_survives_the_way_between_processes(
     assert type(back) is kind
     assert str(back) == str(error)
     assert vars(back) == vars(error)
-
-
-def test_all_holds_every_error() -> None:
-    assert set(CLASSES) <= set(firstvec.__all__)
-
-
-def test_all_holds_no_name_twice() -> None:
-    assert len(firstvec.__all__) == len(set(firstvec.__all__))
-
-
-def test_all_the_lazy_names_and_the_type_checkers_imports_are_the_same_names() -> None:
-    imported: dict[str, str] = {}
-    for node in ast.walk(ast.parse(inspect.getsource(firstvec))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("firstvec."):
-            imported |= {alias.name: (node.module or "").removeprefix("firstvec.") for alias in node.names}
-    assert imported == firstvec._MODULE_OF
-    assert set(firstvec.__all__) == set(imported)
-
-
-@pytest.mark.parametrize("name", firstvec.__all__)
-def test_every_public_name_is_the_one_that_its_module_defines(name: str) -> None:
-    module = f"firstvec.{firstvec._MODULE_OF[name]}"
-    assert getattr(firstvec, name) is getattr(importlib.import_module(module), name)
-    assert getattr(firstvec, name).__module__ == module
-    assert getattr(firstvec, name).__doc__
-
-
-def test_dir_lists_every_public_name() -> None:
-    assert set(firstvec.__all__) <= set(dir(firstvec))
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'firstvec' has no attribute 'Nothing'"):
-        firstvec.Nothing  # noqa: B018

@@ -1,58 +1,44 @@
-"""When a model is loaded, by whom, and what is raised if it is not."""
+"""When a model is loaded, by whom, and that a process has one loader for each model and options."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from firstvec import (
     BundleNotFound,
-    EmbeddingProvider,
-    IncompatibleArtifact,
     InputError,
-    IntegrityError,
-    LoadError,
     LoadingStrategy,
-    LoadTimeout,
-    ManifestError,
-    NoCompatibleArtifact,
     OptimizedEmbeddingLoader,
+    SignatureError,
     get_embedding_provider,
     preload_embeddings,
 )
-from firstvec import load as load_module
-from firstvec.integrity import OpenFile
-from firstvec.manifest import Manifest
+from firstvec.loader import _process_loaders
 from tests.conftest import Fresh, edit_manifest
+from tests.keys import make_keys, sign_with_peer
+from tests.loads import ask_at_once, hold_sessions, wait_for
+
+get_instance = OptimizedEmbeddingLoader.get_instance
 
 THREADED = [strategy for strategy in LoadingStrategy if strategy is not LoadingStrategy.LAZY]
 
 
-def flip_byte(path: Path, offset: int = 100) -> None:
-    data = bytearray(path.read_bytes())
-    data[offset] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("strategy", LoadingStrategy)
 def test_each_strategy_gives_the_reference_vector(
-    strategy: LoadingStrategy, bundle: Path, sentence_transformer: object
+    strategy: LoadingStrategy, bundle: Path, sentence_transformer: Any
 ) -> None:
     loader = OptimizedEmbeddingLoader(str(bundle), strategy)
     loader.start_loading()
     provider = loader.get_provider()
-    expected = sentence_transformer.encode("how do I reset my password?")  # type: ignore[attr-defined]
+    expected = sentence_transformer.encode("how do I reset my password?")
     vector = provider.embed_query("how do I reset my password?")
     assert vector.shape == (384,)
     assert vector.dtype == np.float32
@@ -96,40 +82,16 @@ def test_an_unknown_model_raises_bundle_not_found(strategy: LoadingStrategy) -> 
     assert not loader.is_loading()
 
 
-@pytest.mark.parametrize("value", ["fast", "", None, 3])
-def test_an_unknown_strategy_is_refused_with_the_known_ones(value: object) -> None:
-    with pytest.raises(InputError, match="lazy, background, progressive, quantized, cached"):
-        OptimizedEmbeddingLoader(strategy=value)  # type: ignore[arg-type]
+def test_strategies_are_accepted_by_name(tiny_built: Path) -> None:
+    assert OptimizedEmbeddingLoader(str(tiny_built), "LAZY").strategy is LoadingStrategy.LAZY
 
 
-@pytest.mark.parametrize("name", ["", None, b"all-MiniLM-L6-v2"])
-def test_a_model_name_that_is_none_is_refused(name: object) -> None:
-    with pytest.raises(InputError, match="model_name"):
-        OptimizedEmbeddingLoader(name)  # type: ignore[arg-type]
-
-
-def test_an_unknown_device_is_refused() -> None:
-    for device in ("tpu", "cpu:7", "cuda:x", 5, ["cpu"], b"cpu"):
-        with pytest.raises(InputError, match="'cpu', 'cuda', 'cuda:1' or 'mps'"):
-            OptimizedEmbeddingLoader(device=device)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", ["x", float("nan"), 2, -2, True])
-def test_a_min_quality_that_is_no_cosine_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="min_quality"):
-        OptimizedEmbeddingLoader(min_quality=value)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", ["no", "", 1, None])
-def test_an_enable_quantization_that_is_no_boolean_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="enable_quantization"):
-        OptimizedEmbeddingLoader(enable_quantization=value)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("value", ["5", float("nan"), b"1"])
+@pytest.mark.parametrize("value", ["5", float("nan"), b"1", True])
 def test_a_timeout_that_is_no_number_is_refused(value: object, tiny_built: Path) -> None:
-    with pytest.raises(InputError, match="timeout"):
-        OptimizedEmbeddingLoader(str(tiny_built)).get_provider(timeout=value)  # type: ignore[arg-type]
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+    for call in (loader.get_provider, loader.wait_for_provider, lambda timeout: loader.count_tokens("text", timeout)):
+        with pytest.raises(InputError, match="timeout"):
+            call(value)  # type: ignore[operator]
 
 
 def test_an_endless_timeout_is_accepted(tiny_built: Path) -> None:
@@ -137,14 +99,19 @@ def test_an_endless_timeout_is_accepted(tiny_built: Path) -> None:
         assert OptimizedEmbeddingLoader(str(tiny_built)).get_provider(timeout).embedding_dim == 32
 
 
-def test_strategies_are_accepted_by_name(tiny_built: Path) -> None:
-    assert OptimizedEmbeddingLoader(str(tiny_built), "LAZY").strategy is LoadingStrategy.LAZY
+# When a loader loads
 
 
-@pytest.mark.parametrize("strategy", THREADED)
-def test_a_load_that_was_never_started_raises(strategy: LoadingStrategy, tiny_built: Path) -> None:
-    with pytest.raises(LoadError, match=r"start_loading\(\)"):
-        OptimizedEmbeddingLoader(str(tiny_built), strategy).get_provider()
+@pytest.mark.parametrize("method", ["get_provider", "wait_for_provider"])
+@pytest.mark.parametrize("strategy", LoadingStrategy)
+def test_a_load_that_nobody_started_is_started_by_the_call_that_needs_it(
+    strategy: LoadingStrategy, method: str, tiny_built: Path
+) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), strategy=strategy)
+    assert loader.report()["state"] == "idle"
+    provider = getattr(loader, method)()
+    assert provider.embed_query("text").shape == (32,)
+    assert loader.report()["state"] == "loaded"
 
 
 def test_lazy_loads_at_first_use_and_not_before(tiny_built: Path) -> None:
@@ -156,6 +123,20 @@ def test_lazy_loads_at_first_use_and_not_before(tiny_built: Path) -> None:
     assert loader.get_load_time() > 0
 
 
+@pytest.mark.parametrize("strategy", THREADED)
+def test_the_others_load_when_they_are_told_to(
+    strategy: LoadingStrategy, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = hold_sessions(monkeypatch)
+    loader = OptimizedEmbeddingLoader(str(tiny_built), strategy)
+    loader.start_loading()
+    assert loader.is_loading()
+    release.set()
+    wait_for(loader.is_loaded)
+    assert not loader.is_loading()
+    assert loader.get_load_time() > 0
+
+
 def test_the_provider_is_loaded_once(tiny_built: Path) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built))
     assert loader.get_provider() is loader.wait_for_provider()
@@ -163,87 +144,10 @@ def test_the_provider_is_loaded_once(tiny_built: Path) -> None:
     assert loader.get_provider() is loader.get_provider()
 
 
-def slow_open(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Hold every session back until the event is set."""
-    release = threading.Event()
-    real = load_module.Opener.open
-
-    def held(opener: load_module.Opener, **options: bool) -> object:
-        assert release.wait(30)
-        return real(opener, **options)
-
-    monkeypatch.setattr(load_module.Opener, "open", held)
-    return release
-
-
-@pytest.mark.parametrize("strategy", [LoadingStrategy.LAZY, LoadingStrategy.BACKGROUND])
-def test_a_late_load_raises_load_timeout_and_goes_on(
-    strategy: LoadingStrategy, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = slow_open(monkeypatch)
+@pytest.mark.parametrize("strategy", LoadingStrategy)
+def test_threads_that_ask_at_once_get_one_provider(strategy: LoadingStrategy, tiny_built: Path) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built), strategy)
-    loader.start_loading()
-    try:
-        with pytest.raises(LoadTimeout, match=r"0\.05 s; the load goes on"):
-            loader.get_provider(timeout=0.05)
-        assert loader.is_loading()
-        assert loader.get_error() is None
-    finally:
-        release.set()
-    assert loader.get_provider().embed_query("late").shape == (32,)
-
-
-def test_progressive_answers_metadata_and_token_counts_before_the_session_is_up(
-    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release = slow_open(monkeypatch)
-    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.PROGRESSIVE)
-    loader.start_loading()
-    try:
-        assert loader.get_embedding_dim_fast() == 32
-        counts = loader.count_tokens(["", "two words"])
-        assert not loader.is_loaded()
-    finally:
-        release.set()
-    assert counts == loader.get_provider().count_tokens(["", "two words"])
-    assert counts[0] == 2
-
-
-def test_progressive_hands_over_without_changing_a_vector(bundle: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(bundle), LoadingStrategy.PROGRESSIVE)
-    loader.start_loading()
-    provider = loader.get_provider()
-    texts = ["a", "how do I parse a date?", "long " * 300]
-    assert provider.session_kind == "quick-start"
-    before = provider.encode(texts)
-    deadline = time.monotonic() + 30
-    while provider.session_kind == "quick-start" and time.monotonic() < deadline:
-        # Encoding while the sessions change hands is what must not be noticed.
-        np.testing.assert_allclose(provider.encode(texts), before, atol=1e-6)
-    assert provider.session_kind == "throughput"
-    np.testing.assert_allclose(provider.encode(texts), before, atol=1e-6)
-
-
-def test_background_opens_the_session_that_runs_fastest(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
-    loader.start_loading()
-    assert loader.get_provider().session_kind == "throughput"
-
-
-def test_threads_that_ask_at_once_get_one_provider(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built))
-    barrier = threading.Barrier(16)
-    providers: list[EmbeddingProvider] = []
-
-    def ask() -> None:
-        barrier.wait()
-        providers.append(loader.get_provider())
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    providers = ask_at_once(16, loader.get_provider)
     assert len(providers) == 16
     assert len(set(map(id, providers))) == 1
 
@@ -251,19 +155,13 @@ def test_threads_that_ask_at_once_get_one_provider(tiny_built: Path) -> None:
 def test_threads_that_ask_at_once_get_one_error() -> None:
     loader = OptimizedEmbeddingLoader("no/such-model", LoadingStrategy.BACKGROUND)
     loader.start_loading()
-    errors: list[BundleNotFound] = []
 
-    def ask() -> None:
-        try:
+    def ask() -> BundleNotFound:
+        with pytest.raises(BundleNotFound) as caught:
             loader.get_provider()
-        except BundleNotFound as error:
-            errors.append(error)
+        return caught.value
 
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    errors = ask_at_once(16, ask)
     assert len(errors) == 16
     assert len(set(map(id, errors))) == 1
 
@@ -282,243 +180,6 @@ def test_a_failed_load_can_be_retried(strategy: LoadingStrategy, tiny_bundle: Pa
     assert loader.get_error() is None
 
 
-def test_a_damaged_artifact_is_passed_over_with_one_warning(
-    tiny_bundle: Path, caplog: pytest.LogCaptureFixture, sentence_transformer: object
-) -> None:
-    good = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider().embed_query("text")
-    flip_byte(tiny_bundle / "onnx/model.onnx_data")
-    provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-    assert provider.artifact.id == "torchscript-fp32"
-    np.testing.assert_allclose(provider.embed_query("text"), good, atol=1e-5)
-    [record] = [record for record in caplog.records if record.name == "firstvec"]
-    assert "model.onnx_data" in record.getMessage()
-    assert "torchscript-fp32" in record.getMessage()
-
-
-def test_a_damaged_only_candidate_raises_integrity_error(tiny_bundle: Path) -> None:
-    def keep_onnx(document: dict[str, list[dict[str, str]]]) -> None:
-        document["artifacts"] = [item for item in document["artifacts"] if item["id"] == "onnx-fp32"]
-
-    edit_manifest(tiny_bundle, keep_onnx)
-    flip_byte(tiny_bundle / "onnx/model.onnx")
-    with pytest.raises(IntegrityError, match="firstvec build --force"):
-        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-
-
-def test_all_candidates_damaged_lists_every_reason(tiny_bundle: Path) -> None:
-    for name in ("onnx/model.onnx", "torchscript/model.pt"):
-        flip_byte(tiny_bundle / name)
-    with pytest.raises(NoCompatibleArtifact, match=r"(?s)model\.onnx.*model\.pt"):
-        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-
-
-def test_a_damaged_tokenizer_raises_integrity_error(tiny_bundle: Path) -> None:
-    flip_byte(tiny_bundle / "tokenizer.json")
-    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
-        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-
-
-@pytest.mark.parametrize(
-    ("damage", "expected"),
-    [
-        (lambda root: (root / "firstvec.json").write_bytes((root / "firstvec.json").read_bytes()[:500]), "JSON"),
-        (lambda root: edit_manifest(root, lambda document: document.update(format_version="2.0")), "upgrade firstvec"),
-        (lambda root: edit_manifest(root, lambda document: document.pop("model")), "model: is missing"),
-    ],
-    ids=["truncated", "newer", "edited"],
-)
-def test_a_bad_manifest_raises_manifest_error(damage: Callable[[Path], None], expected: str, tiny_bundle: Path) -> None:
-    damage(tiny_bundle)
-    with pytest.raises(ManifestError, match=expected):
-        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-
-
-def test_an_isa_that_no_artifact_fits_raises_with_the_reasons(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.QUANTIZED)
-    loader.resource_profile = loader.resource_profile.replace(isa=(), machine="riscv64")
-    loader.start_loading()
-    with pytest.raises(NoCompatibleArtifact, match="isa: needs avx2, this CPU has riscv64"):
-        loader.get_provider()
-
-
-def test_min_quality_is_enforced_at_load(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.QUANTIZED, min_quality=0.99999)
-    loader.start_loading()
-    with pytest.raises(NoCompatibleArtifact, match=r"quality: cosine_min .* < min_quality 0\.99999"):
-        loader.get_provider()
-
-
-def test_torchscript_is_taken_where_torch_is_loaded_already(bundle: Path, sentence_transformer: object) -> None:
-    loader = OptimizedEmbeddingLoader(str(bundle), LoadingStrategy.CACHED)
-    assert loader.resource_profile.torch_loaded
-    loader.start_loading()
-    provider = loader.get_provider()
-    assert provider.artifact.id == "torchscript-fp32"
-    texts = ["x", "how do I reset my password?", "two " * 400]
-    expected = sentence_transformer.encode(texts)  # type: ignore[attr-defined]
-    np.testing.assert_allclose(provider.encode(texts), expected, atol=1e-5)
-
-
-def test_get_instance_is_one_per_process_until_reset(tiny_built: Path) -> None:
-    first = OptimizedEmbeddingLoader.get_instance(str(tiny_built))
-    assert OptimizedEmbeddingLoader.get_instance() is first
-    assert OptimizedEmbeddingLoader.get_instance(str(tiny_built), "lazy") is first
-    for other in ({"model_name": "other"}, {"strategy": "cached"}, {"enable_quantization": True}, {"output": "list"}):
-        with pytest.raises(InputError, match=rf"{next(iter(other))}=.*reset\(\)"):
-            OptimizedEmbeddingLoader.get_instance(**other)  # type: ignore[arg-type]
-    OptimizedEmbeddingLoader.reset()
-    assert OptimizedEmbeddingLoader.get_instance(str(tiny_built)) is not first
-
-
-def test_get_instance_is_one_for_twenty_threads(tiny_built: Path) -> None:
-    barrier = threading.Barrier(20)
-    found: list[OptimizedEmbeddingLoader] = []
-
-    def ask() -> None:
-        barrier.wait()
-        found.append(OptimizedEmbeddingLoader.get_instance(str(tiny_built)))
-
-    threads = [threading.Thread(target=ask) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(set(map(id, found))) == 1
-
-
-def test_preload_returns_the_loader_that_get_embedding_provider_waits_for(tiny_built: Path) -> None:
-    loader = preload_embeddings(str(tiny_built), strategy=LoadingStrategy.PROGRESSIVE)
-    provider = get_embedding_provider()
-    assert loader.get_provider() is provider
-    assert provider.embed_query("text").shape == (32,)
-
-
-def test_another_model_than_the_preloaded_one_is_an_error_not_that_model(tiny_built: Path) -> None:
-    preload_embeddings(str(tiny_built))
-    with pytest.raises(InputError, match="not 'all-MiniLM-L6-v2'"):
-        get_embedding_provider("all-MiniLM-L6-v2")
-
-
-def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bundle: Path) -> None:
-    edit_manifest(tiny_bundle, lambda document: document["model"].update(embedding_dim=33))
-    for way in ("capi", "binding"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("FIRSTVEC_ONNXRUNTIME", way)
-            provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-            with pytest.raises(IncompatibleArtifact, match="rebuild the bundle"):
-                provider.embed_query("text")
-
-
-POOL_AFTER_PRELOAD = """
-import multiprocessing, sys, time
-from firstvec import get_embedding_provider, preload_embeddings
-def work(text):
-    return len(get_embedding_provider().embed_query(text))
-if __name__ == "__main__":
-    preload_embeddings(sys.argv[1], sys.argv[2])
-    time.sleep(float(sys.argv[3]))
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(work, ["text"] * 8).get(60) == [32] * 8
-"""
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.01, 0.02, 0.04])
-@pytest.mark.parametrize("strategy", [LoadingStrategy.PROGRESSIVE, LoadingStrategy.BACKGROUND])
-def test_a_pool_may_be_forked_right_after_the_preload(
-    strategy: LoadingStrategy, seconds: float, tiny_built: Path, fresh: Fresh
-) -> None:
-    fresh(POOL_AFTER_PRELOAD, tiny_built, strategy.value, seconds)
-
-
-def test_get_embedding_provider_starts_the_load_that_nobody_started(tiny_built: Path) -> None:
-    assert get_embedding_provider(str(tiny_built)).embed_chunk("text").shape == (32,)
-
-
-EXIT_DURING_LOAD = """
-import sys, time
-from firstvec import preload_embeddings
-preload_embeddings(sys.argv[1], sys.argv[2])
-time.sleep(float(sys.argv[3]))
-"""
-
-
-@pytest.mark.parametrize("strategy", THREADED)
-@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.08, 0.15])
-def test_the_interpreter_exits_cleanly_during_a_load(
-    strategy: LoadingStrategy, seconds: float, bundle: Path, fresh: Fresh
-) -> None:
-    fresh(EXIT_DURING_LOAD, bundle, strategy.value, seconds)
-
-
-FORK = """
-import os, sys
-import numpy
-from firstvec import OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader(sys.argv[1], "background")
-loader.start_loading()
-if sys.argv[2] == "after":
-    expected = loader.get_provider().embed_query("text")
-child = os.fork()
-provider = loader.get_provider()
-vector = provider.embed_query("text")
-if child == 0:
-    assert vector.shape == (32,)
-    if sys.argv[2] == "after":
-        numpy.testing.assert_allclose(vector, expected, atol=1e-6)
-    sys.exit(0)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-
-
-@pytest.mark.parametrize("moment", ["during", "after"])
-def test_a_forked_child_opens_its_own_session(moment: str, tiny_built: Path, fresh: Fresh) -> None:
-    fresh(FORK, tiny_built, moment)
-
-
-def test_ctrl_c_during_a_load_ends_the_process(bundle: Path, tmp_path: Path) -> None:
-    script = tmp_path / "app.py"
-    # A shell that starts a job in the background lets it ignore SIGINT, and that is inherited.
-    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script.write_text(heed + EXIT_DURING_LOAD.replace("time.sleep", "print('started', flush=True); time.sleep"))
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(bundle), "progressive", "60"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "started\n"
-    for _ in range(30):
-        # Again, as a person would: while another thread has the GIL, CPython may see a signal only after the next call
-        # of its own, which here is the minute of sleep.
-        process.send_signal(signal.SIGINT)
-        try:
-            _, stderr = process.communicate(timeout=2)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    # CPython 3.11 forgets that it was Ctrl-C when another thread executes a module meanwhile: then the code is 1.
-    assert process.returncode in (-signal.SIGINT, 1)
-    assert stderr.rstrip().endswith("KeyboardInterrupt")
-
-
-IMPORT_DURING_LOAD = """
-import sys, time
-from firstvec import preload_embeddings
-loader = preload_embeddings(sys.argv[1], "progressive")
-time.sleep(float(sys.argv[2]))
-import numpy
-assert loader.get_provider().embed_query("text").dtype == numpy.float32
-"""
-
-
-@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.01, 0.02, 0.03, 0.05])
-def test_the_program_may_import_numpy_during_the_load(seconds: float, tiny_built: Path, fresh: Fresh) -> None:
-    # onnxruntime's extension must not meet a half-imported numpy: it did in one run of six.
-    for _ in range(4):
-        fresh(IMPORT_DURING_LOAD, tiny_built, seconds)
-
-
 @pytest.mark.parametrize(("texts", "counts"), [(iter(["a", "b c"]), [3, 4]), (("a", "b c"), [3, 4]), ("a", [3])])
 def test_count_tokens_takes_what_the_provider_takes(texts: object, counts: list[int], tiny_built: Path) -> None:
     assert len(OptimizedEmbeddingLoader(str(tiny_built)).count_tokens(texts)) == len(counts)  # type: ignore[arg-type]
@@ -528,52 +189,6 @@ def test_count_tokens_takes_what_the_provider_takes(texts: object, counts: list[
 def test_count_tokens_refuses_what_the_provider_refuses(texts: object, tiny_built: Path) -> None:
     with pytest.raises(InputError):
         OptimizedEmbeddingLoader(str(tiny_built)).count_tokens(texts)  # type: ignore[arg-type]
-
-
-def test_a_closed_provider_is_reported(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built))
-    assert loader.report()["state"] == "idle"
-    provider = loader.get_provider()
-    report = loader.report()
-    assert (report["state"], report["artifact"], report["error"]) == ("loaded", "onnx-fp32", None)
-    assert {"manifest", "choice", "tokenizer", "verification", "session"} <= {each["name"] for each in report["stages"]}
-    assert all(each["ms"] >= 0 <= each["at_ms"] for each in report["stages"])
-    provider.close()
-    assert (loader.report()["state"], loader.report()["engine"]) == ("closed", None)
-
-
-@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized"])
-def test_a_loader_that_nobody_holds_any_more_frees_all_at_once(strategy: str, tiny_built: Path, fresh: Fresh) -> None:
-    """Not when the garbage collector comes by: until then there would be sessions without number."""
-    fresh(
-        """
-import gc, os, sys, time, weakref
-from firstvec import OptimizedEmbeddingLoader
-
-def use():
-    loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list")
-    loader.start_loading()
-    provider = loader.get_provider()
-    provider.embed_query("text")
-    while loader.report()["hand_over"] == "waiting":
-        time.sleep(0.02)
-    return weakref.ref(provider), weakref.ref(provider.session)
-
-use()
-gc.disable()
-before = len(os.listdir("/proc/self/fd"))
-for _ in range(3):
-    for reference in use():
-        for _ in range(100):  # the thread that made it may still be about to end
-            if reference() is None:
-                break
-            time.sleep(0.01)
-        assert reference() is None, reference
-assert len(os.listdir("/proc/self/fd")) == before
-""",
-        tiny_built,
-        strategy,
-    )
 
 
 @pytest.mark.parametrize("given", ["the argument", "FIRSTVEC_ARTIFACTS"])
@@ -597,44 +212,354 @@ def test_a_relative_path_is_seen_from_where_the_loader_was_made(
         OptimizedEmbeddingLoader(f"./{tiny_built.name}").get_provider()
 
 
-def test_without_proc_libraries_are_given_what_was_proven(
-    tiny_bundle: Path, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+# The options are the same everywhere
+
+WAYS: dict[str, Callable[..., OptimizedEmbeddingLoader[Any, Any]]] = {
+    "OptimizedEmbeddingLoader": OptimizedEmbeddingLoader,
+    "get_instance": get_instance,
+    "preload_embeddings": preload_embeddings,
+    "get_embedding_provider": get_embedding_provider,  # type: ignore[dict-item]
+}
+"""The four ways to give options. The last one returns a provider."""
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Each of the four ways to give options."""
+    return WAYS[request.param]
+
+
+def report_of(found: Any, root: Path, **options: Any) -> dict[str, Any]:
+    """Return the report of what a way returned, loaded."""
+    if not isinstance(found, OptimizedEmbeddingLoader):
+        loader = get_instance(str(root), **options)
+        assert loader.get_provider() is found
+        return loader.report()
+    found.get_provider()
+    return found.report()
+
+
+def test_an_artifact_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
+    for artifact in ("torchscript-fp32", "onnx-fp32"):
+        found = way(str(tiny_built), artifact=artifact)
+        assert report_of(found, tiny_built, artifact=artifact)["artifact"] == artifact
+
+
+def test_a_smallest_quality_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
+    options: dict[str, Any] = {"strategy": "lazy", "enable_quantization": True}
+    found = way(str(tiny_built), **options)
+    assert "int8" in report_of(found, tiny_built, **options)["artifact"]
+    found = way(str(tiny_built), **options, min_quality=0.999999)
+    assert report_of(found, tiny_built, **options, min_quality=0.999999)["artifact"] == "onnx-fp32"
+
+
+def test_a_signature_may_be_required(way: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:
+    keys = make_keys(tmp_path / "keys")
+    options: dict[str, Any] = {"strategy": "lazy", "require_signature": keys.public}
+
+    def loaded() -> dict[str, Any]:
+        return report_of(way(str(tiny_bundle), **options), tiny_bundle, **options)
+
+    with pytest.raises(SignatureError):
+        loaded()
+    sign_with_peer(tiny_bundle, keys.private)
+    assert loaded()["state"] == "loaded"
+
+
+BAD: dict[str, tuple[object, ...]] = {
+    "model_name": ("", 5, b"all-MiniLM-L6-v2", ["all-MiniLM-L6-v2"]),
+    "strategy": ("fast", "", 3, ["lazy"]),
+    "device": ("tpu", "cpu:7", "cuda:x", 5, ["cpu"], b"cpu"),
+    "enable_quantization": ("no", "", 1, 0),
+    "output": ("tensor", "", 3, ["list"]),
+    "min_quality": ("x", float("nan"), 2, -2, True),
+    "require_signature": ("", 3, b"key.pem"),
+    "artifact": ("", 3, ["onnx-fp32"]),
+}
+"""Option → values of another type, or out of its range."""
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_value_that_is_not_usable_is_refused_by_name(name: str, value: object, way: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=name.replace("_", "[_ ]")):
+        way(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["model_name", "strategy", "enable_quantization"])
+def test_none_is_no_value_for_a_loader_of_ones_own(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        OptimizedEmbeddingLoader(**{name: None})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["fast", "", 3])
+def test_an_unknown_strategy_is_refused_with_the_known_ones(value: object, way: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="lazy, background, progressive, quantized, cached"):
+        way(strategy=value)
+
+
+def test_an_unknown_device_is_refused_with_the_known_ones(way: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match="'cpu', 'cuda', 'cuda:1' or 'mps'"):
+        way(device="tpu")
+
+
+@pytest.mark.parametrize("name", ["min_qualitty", "working_folder", "model", "precision"])
+def test_an_unknown_keyword_is_a_type_error(name: str, way: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=name):
+        way(**{name: "x"})
+
+
+# The loaders of the process
+
+
+@pytest.fixture
+def models(smallest_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the installed models ``organization/model-a`` and ``organization/model-b``."""
+    folder = tmp_path / "models"
+    for name in ("model-a", "model-b"):
+        install(smallest_built, folder / name, f"organization/{name}")
+    monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(folder))
+    return folder
+
+
+def install(built: Path, root: Path, name: str) -> None:
+    """Copy a bundle, and give its model a name."""
+    shutil.copytree(built, root)
+    edit_manifest(root, lambda document: document["model"].update(name=name))
+
+
+def model_of(provider: Any) -> str:
+    """Return the name that the provider's manifest has, without the organization."""
+    return str(provider.manifest.model.name).partition("/")[2]
+
+
+def test_two_models_have_two_providers_and_each_stays(models: Path) -> None:
+    first, second = get_embedding_provider("model-a"), get_embedding_provider("model-b")
+    assert (model_of(first), model_of(second)) == ("model-a", "model-b")
+    assert get_embedding_provider("model-a") is first
+    assert get_embedding_provider("model-b") is second
+    assert get_instance("model-a").get_provider() is first
+    assert preload_embeddings("model-b").get_provider() is second
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"strategy": "cached"},
+        {"enable_quantization": True},
+        {"output": "list"},
+        {"device": "cpu"},
+        {"artifact": "onnx-fp32"},
+        {"min_quality": 0.5},
+    ],
+    ids=str,
+)
+def test_other_options_have_a_loader_of_their_own(other: dict[str, Any], models: Path) -> None:
+    first = get_instance("model-a", "lazy")
+    assert get_instance("model-a") is get_instance("model-a", LoadingStrategy.LAZY) is first
+    second = get_instance("model-a", **other)
+    assert second is not first
+    assert get_instance("model-a", **other) is second
+    assert get_instance("model-a", "lazy", enable_quantization=False, output="numpy") is first
+
+
+def test_an_argument_that_is_left_out_fits_every_loader(models: Path) -> None:
+    loader = get_instance("model-a", "quantized", "cpu", True, output="list", min_quality=-1.0)
+    assert get_instance("model-a") is get_instance() is get_instance(output="list", min_quality=-1.0) is loader
+    assert preload_embeddings("model-a", None, None, None, output=None) is loader
+    assert loader.strategy is LoadingStrategy.QUANTIZED
+
+
+def test_get_instance_is_one_for_twenty_threads(models: Path) -> None:
+    found = ask_at_once(20, lambda: get_instance("model-a"))
+    assert len(found) == 20
+    assert len(set(map(id, found))) == 1
+
+
+def test_get_embedding_provider_is_one_for_twenty_threads(models: Path) -> None:
+    found = ask_at_once(20, lambda: get_embedding_provider("model-a"))
+    assert len(found) == 20
+    assert len(set(map(id, found))) == 1
+
+
+def test_get_embedding_provider_starts_the_load_that_nobody_started(tiny_built: Path) -> None:
+    assert get_embedding_provider(str(tiny_built)).embed_chunk("text").shape == (32,)
+
+
+def test_the_default_strategies_are_lazy_and_progressive(models: Path) -> None:
+    assert get_instance("model-a").strategy is LoadingStrategy.LAZY
+    assert preload_embeddings("model-b").strategy is LoadingStrategy.PROGRESSIVE
+    OptimizedEmbeddingLoader.reset()
+    get_embedding_provider("model-a")
+    assert get_instance("model-a").strategy is LoadingStrategy.PROGRESSIVE
+
+
+def test_preload_returns_the_loader_that_get_embedding_provider_waits_for(models: Path) -> None:
+    loader = preload_embeddings("model-a", strategy=LoadingStrategy.PROGRESSIVE)
+    provider = get_embedding_provider()
+    assert loader.get_provider() is provider
+    assert model_of(provider) == "model-a"
+
+
+@pytest.mark.parametrize("name", [preload_embeddings, get_instance], ids=["preload_embeddings", "get_instance"])
+def test_the_one_model_that_a_program_named_is_that_of_calls_without_a_name(
+    name: Callable[..., Any], models: Path
 ) -> None:
-    expected = OptimizedEmbeddingLoader(str(tiny_built), device="cpu").get_provider().embed_query("[MASK] text")
-    monkeypatch.setattr(OpenFile, "alias", None)
-    provider = OptimizedEmbeddingLoader(str(tiny_bundle), device="cpu").get_provider()
-    shutil.rmtree(tiny_bundle)
-    np.testing.assert_array_equal(provider.embed_query("[MASK] text"), expected)
+    get_embedding_provider("model-b")
+    get_embedding_provider("model-a")  # the loader is there already
+    name("model-a")
+    assert model_of(get_embedding_provider()) == "model-a"
+    assert get_instance().get_provider() is preload_embeddings().get_provider() is get_embedding_provider()
 
 
-def test_without_proc_torchscript_is_given_what_was_proven(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest = Manifest.read(tiny_built)
-    artifact = next(each for each in manifest.artifacts if each.engine == "torch")
-    expected = load_module.Opener(manifest, artifact, "cpu").open().run([[2, 5, 3]]).tolist()
-    monkeypatch.setattr(OpenFile, "alias", None)
-    assert load_module.Opener(manifest, artifact, "cpu").open().run([[2, 5, 3]]).tolist() == expected
+def test_a_plugin_that_names_its_model_does_not_change_that_of_the_host(models: Path) -> None:
+    install(models / "model-a", models / "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+    get_embedding_provider("model-b")
+    assert model_of(get_embedding_provider()) == "all-MiniLM-L6-v2"
+    preload_embeddings("model-a")
+    get_embedding_provider("model-b", output="list")
+    assert model_of(get_embedding_provider()) == "model-a"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
-def test_a_daemon_that_becomes_another_user_goes_on_serving_every_text(tiny_bundle: Path, fresh: Fresh) -> None:
-    done = fresh(
-        """
+def test_two_preloaded_models_and_no_name_is_an_error_that_lists_both(models: Path) -> None:
+    preload_embeddings("model-a")
+    preload_embeddings("model-b")
+    for call in (get_embedding_provider, preload_embeddings, get_instance):
+        with pytest.raises(InputError, match=r"loaders of model-a, model-b: say which one with model_name"):
+            call()  # type: ignore[operator]
+    assert model_of(get_embedding_provider("model-b")) == "model-b"
+
+
+def test_a_program_that_named_the_default_model_too_means_it(models: Path) -> None:
+    install(models / "model-a", models / "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+    preload_embeddings()
+    preload_embeddings("model-b")
+    assert model_of(get_embedding_provider()) == "all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("all-MiniLM-L6-v2", "{folder}/all-MiniLM-L6-v2"),
+        ("{folder}/all-MiniLM-L6-v2", "{folder}/../models/all-MiniLM-L6-v2/"),
+    ],
+)
+def test_two_names_of_one_bundle_are_one_loader(one: str, other: str, models: Path) -> None:
+    install(models / "model-a", models / "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
+    one, other = one.format(folder=models), other.format(folder=models)
+    loader = preload_embeddings(one)
+    assert preload_embeddings(other) is get_instance(other) is loader
+    assert get_embedding_provider(other) is get_embedding_provider(one) is get_embedding_provider()
+
+
+def test_one_name_of_two_bundles_is_two_loaders(models: Path, smallest_built: Path) -> None:
+    install(smallest_built, models / "elsewhere" / "model-a", "organization/model-a")
+    paths = (str(models / "model-a"), str(models / "elsewhere" / "model-a"))
+    assert get_instance(paths[0]) is not get_instance(paths[1])
+    assert get_instance("other/model-a") is not get_instance("organization/model-a")
+
+
+def test_a_relative_path_means_a_bundle_of_the_working_folder(
+    models: Path, smallest_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(smallest_built, tmp_path / "other" / "model-a", "organization/model-a")
+    monkeypatch.chdir(models)
+    first = get_embedding_provider("./model-a")
+    monkeypatch.chdir(tmp_path / "other")
+    assert get_embedding_provider("./model-a") is not first
+    monkeypatch.chdir(models)
+    assert get_embedding_provider("./model-a") is first
+
+
+@pytest.mark.parametrize("name", ["./model-a", "organization/model-a"])
+def test_a_program_that_changes_its_folder_keeps_the_model_that_it_preloaded(
+    name: str, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(models)
+    loader = preload_embeddings(name)
+    monkeypatch.chdir(tmp_path)
+    assert get_embedding_provider() is loader.get_provider()
+    if name == "organization/model-a":
+        assert get_instance(name) is loader
+
+
+def test_a_failed_name_does_not_pin_the_process(models: Path) -> None:
+    away = models.parent / "away"
+    (models / "model-a").rename(away)
+    loader = preload_embeddings("model-a")
+    with pytest.raises(BundleNotFound):
+        get_embedding_provider()
+    # The program falls back to a second model.
+    second = preload_embeddings("model-b")
+    assert get_embedding_provider() is get_embedding_provider("model-b") is second.get_provider()
+    # Then the first one is built.
+    away.rename(models / "model-a")
+    first = get_embedding_provider("model-a")
+    assert model_of(first) == "model-a"
+    assert get_embedding_provider("model-a") is first
+    assert isinstance(loader.get_error(), BundleNotFound)  # the loader that failed was forgotten
+    assert get_embedding_provider() is second.get_provider()
+
+
+def test_a_failed_name_that_another_call_has_passed_over_is_forgotten_too(models: Path) -> None:
+    preload_embeddings("no/such-model")
+    with pytest.raises(BundleNotFound):
+        get_embedding_provider()
+    assert model_of(get_embedding_provider("model-a")) == "model-a"
+    with pytest.raises(BundleNotFound):
+        get_embedding_provider()  # the one model that the program has named, tried again
+    get_embedding_provider("model-a", output="list")
+    preload_embeddings("model-b")
+    assert model_of(get_embedding_provider()) == "model-b"
+
+
+def test_a_call_after_a_failure_tries_again(models: Path) -> None:
+    (models / "model-a").rename(models.parent / "away")
+    with pytest.raises(BundleNotFound):
+        get_embedding_provider("model-a")
+    (models.parent / "away").rename(models / "model-a")
+    assert model_of(get_embedding_provider("model-a")) == "model-a"
+
+
+def test_failed_loaders_do_not_pile_up() -> None:
+    for number in range(5):
+        with pytest.raises(BundleNotFound):
+            get_embedding_provider(f"no/such-model-{number}")
+    assert len(_process_loaders._loaders) == 1
+
+
+def test_a_closed_provider_is_loaded_again(models: Path) -> None:
+    provider = get_embedding_provider("model-a")
+    provider.close()
+    again = get_embedding_provider("model-a")
+    assert again is not provider
+    assert len(again.embed_query("text")) == 4
+
+
+def test_reset_forgets_every_loader_and_every_name(models: Path) -> None:
+    loader = preload_embeddings("model-a")
+    provider = loader.get_provider()
+    get_embedding_provider("model-b")
+    OptimizedEmbeddingLoader.reset()
+    with pytest.raises(BundleNotFound, match="all-MiniLM-L6-v2"):
+        get_embedding_provider()
+    assert get_instance("model-a") is not loader
+    assert provider.embed_query("text").shape == (4,)  # what was handed out stays usable
+
+
+FORKED = """
 import os, sys
-import tokenizers  # this user may not read it later; what matters is the bundle
-from firstvec import OptimizedEmbeddingLoader
-provider = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list").get_provider()
-provider.embed_query("text")
-os.chmod(sys.argv[1], 0o700)
-for folder, _, names in os.walk(sys.argv[1]):
-    for name in names:
-        os.chmod(os.path.join(folder, name), 0o600)
-os.setgroups([])
-os.setuid(65534)
-try:
-    open(os.path.join(sys.argv[1], "tokenizer.json"))
-except PermissionError:
-    print(len(provider.embed_query("[MASK] text")))  # needs the whole tokenizer
-""",
-        tiny_bundle,
-    )
-    assert done.stdout == "32\n"
+from firstvec import get_embedding_provider, preload_embeddings
+loader = preload_embeddings("model-a", output="list")
+expected = loader.get_provider().embed_query("text")
+if child := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert preload_embeddings("model-a") is loader
+assert get_embedding_provider() is loader.get_provider()
+assert get_embedding_provider("model-b", output="list").embed_query("text") == expected
+"""
+
+
+def test_a_forked_child_has_the_loaders_of_its_parent(models: Path, fresh: Fresh) -> None:
+    fresh(FORKED)

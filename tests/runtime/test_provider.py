@@ -1,18 +1,30 @@
-"""Text in, vectors out: shapes, order, errors, and agreement with sentence-transformers."""
+"""Texts in, vectors out: shapes, order, errors, and agreement with sentence-transformers."""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import sqlite3
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from firstvec import ClosedError, EmbeddingProvider, FirstvecError, InputError, OptimizedEmbeddingLoader
+from firstvec import (
+    ClosedError,
+    EmbeddingProvider,
+    FirstvecError,
+    IncompatibleArtifact,
+    InputError,
+    OptimizedEmbeddingLoader,
+)
+from firstvec import provider as provider_module
 from firstvec_build.quality import evaluation_sentences
-from tests.conftest import Fresh
+from tests.conftest import Fresh, edit_manifest
+from tests.loads import load
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,7 @@ def test_precisions_agree_with_sentence_transformers(precision: str, provider: E
     assert ours.dtype == theirs.dtype
 
 
-def test_truncated_and_normalised_vectors_agree_with_sentence_transformers(
+def test_truncated_and_normalized_vectors_agree_with_sentence_transformers(
     provider: EmbeddingProvider, sentence_transformer: Any
 ) -> None:
     options: dict[str, Any] = {"truncate_dim": 64, "normalize_embeddings": True}
@@ -230,13 +242,8 @@ def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider) -> None:
     expected = provider.encode("query: text")
     np.testing.assert_array_equal(provider.encode("text", prompt="query: "), expected)
     about = provider.manifest.model.replace(prompts={"query": "query: "})
-    prompted = EmbeddingProvider(
-        provider.manifest.replace(model=about),
-        provider.artifact,
-        "cpu",
-        provider._tokenizer,
-        provider._session,  # type: ignore[arg-type]
-        lambda: None,  # type: ignore[arg-type, return-value]
+    prompted: EmbeddingProvider[Any, Any] = EmbeddingProvider(
+        provider.manifest.replace(model=about), provider.artifact, "cpu", provider._tokenizer, provider._sessions
     )
     np.testing.assert_array_equal(prompted.embed_query("text"), expected)
     np.testing.assert_array_equal(prompted.encode("text", prompt_name="query"), expected)
@@ -249,17 +256,30 @@ def test_oddities_give_finite_unit_vectors(provider: EmbeddingProvider) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
-def test_a_closed_provider_says_so(tiny_built: Path) -> None:
-    provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(embedding_dim=33))
+    for way in ("capi", "binding"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FIRSTVEC_ONNXRUNTIME", way)
+            provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+            with pytest.raises(IncompatibleArtifact, match="rebuild the bundle"):
+                provider.embed_query("text")
+
+
+def test_a_provider_says_what_answers(tiny_built: Path) -> None:
+    provider = load(tiny_built, "quantized").get_provider()
+    assert provider.embedding_dim == 32
+    assert provider.device == "cpu"
+    assert provider.engine.startswith("onnxruntime ")
+    assert provider.session is not None
+    assert (provider.session.engine, provider.session.kind) == (provider.engine, provider.session_kind)
+    assert provider.hand_over_state is None
+    assert not provider.closed
     provider.close()
-    with pytest.raises(ClosedError, match="start_loading"):
-        provider.embed_query("text")
-
-
-def test_a_closed_provider_can_be_loaded_again(tiny_built: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(tiny_built))
-    loader.get_provider().close()
-    assert loader.get_provider().embed_query("text").shape == (32,)
+    assert (provider.closed, provider.session) == (True, None)
+    for read in (lambda: provider.engine, lambda: provider.session_kind):
+        with pytest.raises(ClosedError):
+            read()
 
 
 WITHOUT_TORCH = """
@@ -281,3 +301,129 @@ def test_tensors_without_torch_name_the_extra(tiny_built: Path, fresh: Fresh) ->
 def test_every_error_is_a_firstvec_error() -> None:
     assert issubclass(InputError, FirstvecError)
     assert issubclass(InputError, ValueError)
+
+
+# Many texts: in their order, in runs of bounded size, without holding them all
+
+TEXTS = [f"{'word ' * (index * 7 % 90)}number {index}" for index in range(300)]
+
+
+@pytest.fixture
+def tiny(tiny_built: Path) -> EmbeddingProvider:
+    return OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_module, "_WINDOW", 32)
+
+
+@pytest.fixture
+def runs(tiny: EmbeddingProvider, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Texts and longest text of each run."""
+    seen: list[tuple[int, int]] = []
+    run = tiny._run
+
+    def recorded(lease: Any, rows: Any) -> Any:
+        seen.append((len(rows), max(map(len, rows))))
+        return run(lease, rows)
+
+    monkeypatch.setattr(tiny, "_run", recorded)
+    return seen
+
+
+def test_windows_do_not_change_a_vector(tiny: EmbeddingProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tiny.encode(TEXTS)
+    monkeypatch.setattr(provider_module, "_WINDOW", 32)
+    np.testing.assert_allclose(tiny.encode(TEXTS), whole, atol=1e-6)
+    np.testing.assert_allclose(np.stack(list(tiny.encode_iter(TEXTS))), whole, atol=1e-6)
+
+
+def test_a_run_holds_a_bounded_number_of_tokens(tiny: EmbeddingProvider, runs: list[tuple[int, int]]) -> None:
+    tiny.encode(TEXTS, batch_size=200)
+    assert sum(count for count, _ in runs) == len(TEXTS)
+    assert all(count * longest <= 1024 for count, longest in runs)
+    assert [longest for _, longest in runs] == sorted((longest for _, longest in runs), reverse=True)
+    # As many as fit: no run could have taken the next one's longest text, too.
+    assert all((count + 1) * longest > 1024 for count, longest in runs[:-1])
+
+
+def test_a_run_holds_at_most_batch_size_texts(tiny: EmbeddingProvider, runs: list[tuple[int, int]]) -> None:
+    tiny.encode(TEXTS, batch_size=5)
+    assert max(count for count, _ in runs) == 5
+
+
+@pytest.mark.parametrize("output", ["numpy", "list", "buffer"])
+def test_encode_iter_gives_each_output(output: str, tiny: EmbeddingProvider) -> None:
+    expected = tiny.encode(TEXTS[:5])
+    found = list(tiny.encode_iter(iter(TEXTS[:5]), output=output))
+    assert {type(vector) for vector in found} == {{"numpy": np.ndarray, "list": list, "buffer": memoryview}[output]}
+    np.testing.assert_allclose(np.array([np.asarray(vector) for vector in found]), expected, atol=1e-6)
+
+
+def test_encode_iter_reads_little_ahead(tiny: EmbeddingProvider, small_windows: None) -> None:
+    taken = []
+
+    def source() -> Iterator[str]:
+        for index in itertools.count():
+            taken.append(index)
+            yield f"text {index}"
+
+    vectors = tiny.encode_iter(source())
+    assert taken == []
+    for _ in range(100):
+        next(vectors)
+    assert len(taken) <= 100 + 2 * 32
+
+
+def test_encode_iter_reads_in_the_callers_thread(tiny: EmbeddingProvider, small_windows: None) -> None:
+    connection = sqlite3.connect(":memory:")  # refuses other threads
+    connection.execute("create table texts (text)")
+    connection.executemany("insert into texts values (?)", ((text,) for text in TEXTS))
+    rows = (text for (text,) in connection.execute("select text from texts"))
+    assert len(list(tiny.encode_iter(rows))) == len(TEXTS)
+
+
+def test_encode_iter_of_nothing_is_nothing(tiny: EmbeddingProvider) -> None:
+    assert list(tiny.encode_iter([])) == []
+
+
+@pytest.mark.parametrize("bad", ["one text", b"bytes", None, 5])
+def test_encode_iter_refuses_what_is_no_iterable_of_texts(bad: Any, tiny: EmbeddingProvider) -> None:
+    with pytest.raises(InputError):
+        tiny.encode_iter(bad)
+
+
+def test_encode_iter_says_which_text_is_not_usable(tiny: EmbeddingProvider, small_windows: None) -> None:
+    vectors = tiny.encode_iter(itertools.chain(TEXTS[:100], [None], TEXTS))
+    with pytest.raises(InputError) as caught:
+        list(vectors)
+    assert caught.value.index == 100
+
+
+def test_prompts_are_put_before_each_text(tiny: EmbeddingProvider) -> None:
+    expected = tiny.encode(["query: a", "query: b"])
+    np.testing.assert_allclose(list(tiny.encode_iter(["a", "b"], prompt="query: ")), expected, atol=1e-6)
+
+
+MEMORY = """
+import sys
+from firstvec import OptimizedEmbeddingLoader
+def resident():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:"))) / 1024
+provider = OptimizedEmbeddingLoader(sys.argv[1], output="buffer").get_provider()
+texts = (f"text number {index} of very many" for index in range(int(sys.argv[2])))
+count = 0
+for vector in provider.encode_iter(texts):
+    count += 1
+    if count == 10_000:
+        before = resident()
+print(count, resident() - before)
+"""
+
+
+def test_encode_iter_holds_no_more_for_more_texts(tiny_built: Path, fresh: Fresh) -> None:
+    count, grown = fresh(MEMORY, tiny_built, 60_000).stdout.split()
+    assert count == "60000"
+    # Held, the other 50,000 texts and vectors of 32 components would take some 15 MB.
+    assert float(grown) < 4

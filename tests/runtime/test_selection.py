@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import builtins
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstvec.errors import InputError, NoCompatibleArtifact
-from firstvec.hardware import ResourceProfile
-from firstvec.manifest import DEVICES, ISAS, Artifact, File, Manifest, Model, Quality
-from firstvec.selection import Choice, cannot_run, select, version_fits
-from firstvec.strategy import LoadingStrategy
+from firstvec import OptimizedEmbeddingLoader, __version__
+from firstvec.bundle.manifest import Artifact, File, Manifest, Model, Quality
+from firstvec.engines.table import INSTRUCTION_SETS, known_devices, version_fits
+from firstvec.errors import NoCompatibleArtifact
+from firstvec.machine.profile import ResourceProfile
+from firstvec.options import Options
+from firstvec.selection import (
+    Choice,
+    cannot_run,
+    memory_needed_mb,
+    memory_shortage,
+    select,
+    unknown_part,
+    usable_devices,
+)
+from firstvec.strategy import STRATEGIES
+from tests.conftest import edit_manifest
+from tests.manifests import SHA, UNKNOWN_PARTS, add_what_a_newer_firstvec_may_write, document
 
-SHA = "0123456789abcdef" * 4
-BEST = [LoadingStrategy.LAZY, LoadingStrategy.BACKGROUND, LoadingStrategy.PROGRESSIVE]
+BEST = ["lazy", "background", "progressive"]
+ISAS = [*INSTRUCTION_SETS]
+DEVICES = known_devices()
 
 
 def file(path: str) -> File:
+    """Return the entry of a file."""
     return File(path=path, size=1, sha256=SHA)
 
 
 def artifact(id_: str, *, cosine_min: float = 1.0, **values: Any) -> Artifact:
-    """An fp32 ONNX artifact for the CPU, but for what is given."""
+    """Return an fp32 ONNX artifact for the CPU, with the values that are given."""
     quality = Quality(
         cosine_mean=1.0,
         cosine_min=cosine_min,
@@ -67,7 +84,7 @@ ALL = (TORCHSCRIPT, ONNX, AVX2, VNNI, ARM)
 
 
 def bundle(*artifacts: Artifact) -> Manifest:
-    """A manifest of those artifacts, or of one of each kind."""
+    """Return a manifest of those artifacts, or of one of each kind."""
     model = Model(
         name="org/model",
         revision=None,
@@ -94,7 +111,7 @@ def bundle(*artifacts: Artifact) -> Manifest:
 
 
 def machine(onnxruntime: str | None = "1.32.0", torch: str | None = "2.13.0+cpu", **values: Any) -> ResourceProfile:
-    """A two-core AVX2 machine with both engines, but for what is given."""
+    """Return a two-core AVX2 machine with both engines, with the values that are given."""
     usual: dict[str, Any] = {
         "machine": "x86_64",
         "cpu_count": 2,
@@ -106,7 +123,7 @@ def machine(onnxruntime: str | None = "1.32.0", torch: str | None = "2.13.0+cpu"
         "recommended_batch_size": 32,
         "recommended_device": "cpu",
         "engines": (("onnxruntime", onnxruntime), ("tokenizers", "0.23.2"), ("torch", torch)),
-        "torch_loaded": False,
+        "loaded_engines": (),
     }
     return ResourceProfile(**{**usual, **values})
 
@@ -114,11 +131,18 @@ def machine(onnxruntime: str | None = "1.32.0", torch: str | None = "2.13.0+cpu"
 CUDA = machine(torch="2.13.0+cu130", has_cuda=True, recommended_device="cuda")
 
 
+def choose(manifest: Manifest, profile: ResourceProfile, strategy: str = "lazy", **options: Any) -> Choice:
+    """Select with these options."""
+    return select(manifest, profile, Options(strategy=strategy, **options))
+
+
 def order(choice: Choice) -> list[str]:
+    """Return the ids of the candidates, best first."""
     return [candidate.id for candidate in choice.candidates]
 
 
 def reasons(choice: Choice) -> dict[str, str]:
+    """Return the id of each rejected artifact and the reason against it."""
     return {rejected.id: reason for rejected, reason in choice.rejected}
 
 
@@ -126,8 +150,8 @@ def reasons(choice: Choice) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("strategy", BEST)
-def test_the_best_without_quantization_is_full_precision_onnx_on_a_cpu(strategy: LoadingStrategy) -> None:
-    choice = select(bundle(), machine(), strategy)
+def test_the_best_without_quantization_is_full_precision_onnx_on_a_cpu(strategy: str) -> None:
+    choice = choose(bundle(), machine(), strategy)
     assert order(choice) == ["onnx", "torchscript"]
     assert choice.artifact == ONNX
     assert choice.device == "cpu"
@@ -135,18 +159,18 @@ def test_the_best_without_quantization_is_full_precision_onnx_on_a_cpu(strategy:
 
 
 @pytest.mark.parametrize("strategy", BEST)
-def test_int8_is_taken_by_the_best_only_with_enable_quantization(strategy: LoadingStrategy) -> None:
-    assert reasons(select(bundle(), machine(), strategy))["int8-avx2"] == (
+def test_int8_is_taken_by_the_best_only_with_enable_quantization(strategy: str) -> None:
+    assert reasons(choose(bundle(), machine(), strategy))["int8-avx2"] == (
         "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
     )
-    choice = select(bundle(), machine(), strategy, enable_quantization=True)
+    choice = choose(bundle(), machine(), strategy, enable_quantization=True)
     assert order(choice) == ["int8-avx2", "onnx", "torchscript"]
     assert choice.reason == "INT8 for this CPU (avx2)"
 
 
 @pytest.mark.parametrize("enable_quantization", [False, True])
 def test_quantized_takes_int8_and_nothing_else(enable_quantization: bool) -> None:
-    choice = select(bundle(), machine(), LoadingStrategy.QUANTIZED, enable_quantization=enable_quantization)
+    choice = choose(bundle(), machine(), "quantized", enable_quantization=enable_quantization)
     assert order(choice) == ["int8-avx2"]
     assert reasons(choice)["onnx"] == "precision: fp32, the strategy takes int8"
 
@@ -165,18 +189,18 @@ def test_int8_is_the_one_of_the_cpu_and_vnni_comes_before_avx2(
     isa: tuple[str, ...], machine_name: str, expected: list[str], artifacts: tuple[Artifact, ...]
 ) -> None:
     profile = machine(isa=isa, machine=machine_name)
-    assert order(select(bundle(*artifacts), profile, LoadingStrategy.QUANTIZED)) == expected
+    assert order(choose(bundle(*artifacts), profile, "quantized")) == expected
 
 
 def test_int8_that_runs_anywhere_comes_after_that_of_the_cpu() -> None:
     anywhere = artifact("int8", precision="int8")
-    choice = select(bundle(anywhere, AVX2), machine(), LoadingStrategy.QUANTIZED)
+    choice = choose(bundle(anywhere, AVX2), machine(), "quantized")
     assert order(choice) == ["int8-avx2", "int8"]
-    assert order(select(bundle(anywhere, AVX2), machine(isa=()), LoadingStrategy.QUANTIZED)) == ["int8"]
+    assert order(choose(bundle(anywhere, AVX2), machine(isa=()), "quantized")) == ["int8"]
 
 
 def test_the_isa_reason_names_what_is_needed_and_what_is_there() -> None:
-    assert reasons(select(bundle(), machine(), "quantized"))["int8-vnni"] == "isa: needs avx512_vnni, this CPU has avx2"
+    assert reasons(choose(bundle(), machine(), "quantized"))["int8-vnni"] == "isa: needs avx512_vnni, this CPU has avx2"
 
 
 @pytest.mark.parametrize(
@@ -191,13 +215,13 @@ def test_the_isa_reason_lists_everything_that_the_cpu_has(isa: tuple[str, ...], 
 
 
 def test_an_engine_that_is_not_installed_is_named() -> None:
-    assert reasons(select(bundle(), machine(torch=None)))["torchscript"] == "torch: not installed"
+    assert reasons(choose(bundle(), machine(torch=None)))["torchscript"] == "torch: not installed"
     assert cannot_run(ONNX, machine(onnxruntime=None)) == "onnxruntime: not installed"
 
 
 @pytest.mark.parametrize("version", ["1.22.9", "2.0.0", "1.9"])
 def test_an_engine_version_out_of_range_is_named_with_the_range(version: str) -> None:
-    choice = select(bundle(), machine(onnxruntime=version))
+    choice = choose(bundle(), machine(onnxruntime=version))
     assert order(choice) == ["torchscript"]
     assert reasons(choice)["onnx"] == f"onnxruntime: needs >=1.23,<2, {version} is installed"
     assert choice.reason == "the only full-precision form that runs here"
@@ -205,19 +229,19 @@ def test_an_engine_version_out_of_range_is_named_with_the_range(version: str) ->
 
 def test_an_artifact_below_the_wanted_quality_is_rejected_with_both_figures() -> None:
     profile = machine(isa=("avx2", "avx512_vnni"))
-    choice = select(bundle(), profile, "quantized", min_quality=0.95)
+    choice = choose(bundle(), profile, "quantized", min_quality=0.95)
     assert reasons(choice)["int8-vnni"] == "quality: cosine_min 0.93 < min_quality 0.95"
     assert order(choice) == ["int8-avx2"]
 
 
 @pytest.mark.parametrize(("min_quality", "taken"), [(None, True), (0.0, True), (0.97, True), (0.970001, False)])
 def test_the_wanted_quality_may_be_met_exactly(min_quality: float | None, taken: bool) -> None:
-    choice = select(bundle(), machine(), enable_quantization=True, min_quality=min_quality)
+    choice = choose(bundle(), machine(), enable_quantization=True, min_quality=min_quality)
     assert ("int8-avx2" in order(choice)) is taken
 
 
 def test_the_wanted_quality_holds_for_full_precision_too() -> None:
-    choice = select(bundle(TORCHSCRIPT, artifact("onnx", cosine_min=0.5)), machine(), min_quality=0.9)
+    choice = choose(bundle(TORCHSCRIPT, artifact("onnx", cosine_min=0.5)), machine(), min_quality=0.9)
     assert order(choice) == ["torchscript"]
 
 
@@ -225,72 +249,72 @@ def test_the_wanted_quality_holds_for_full_precision_too() -> None:
     ("profile", "device", "expected", "runs_on"),
     [
         (machine(), None, ["onnx", "torchscript"], "cpu"),
-        (machine(torch_loaded=True), None, ["torchscript", "onnx"], "cpu"),
-        (machine(torch_loaded=True), "cpu", ["torchscript", "onnx"], "cpu"),
+        (machine(loaded_engines=("torch",)), None, ["torchscript", "onnx"], "cpu"),
+        (machine(loaded_engines=("torch",)), "cpu", ["torchscript", "onnx"], "cpu"),
         (CUDA, None, ["torchscript", "onnx"], "cuda"),
         (CUDA, "cpu", ["onnx", "torchscript"], "cpu"),
         (CUDA, "cuda", ["torchscript"], "cuda"),
-        (machine(torch=None, torch_loaded=False), None, ["onnx"], "cpu"),
+        (machine(torch=None), None, ["onnx"], "cpu"),
         (machine(has_mps=True, recommended_device="mps", isa=("arm64",)), None, ["torchscript", "onnx"], "mps"),
     ],
 )
 def test_cached_takes_torchscript_on_an_accelerator_or_where_torch_is_loaded_else_onnx(
     profile: ResourceProfile, device: str | None, expected: list[str], runs_on: str
 ) -> None:
-    choice = select(bundle(), profile, LoadingStrategy.CACHED, device=device, enable_quantization=True)
+    choice = choose(bundle(), profile, "cached", device=device, enable_quantization=True)
     assert order(choice) == expected
     assert choice.device == runs_on
 
 
-def test_cached_says_that_int8_is_not_full_precision() -> None:
-    assert reasons(select(bundle(), machine(), "cached"))["int8-avx2"] == (
+def test_cached_rejects_int8_as_not_of_full_precision() -> None:
+    assert reasons(choose(bundle(), machine(), "cached"))["int8-avx2"] == (
         "precision: int8, the strategy takes full precision"
     )
 
 
 def test_a_loaded_torch_changes_the_choice_of_cached_alone() -> None:
     for strategy in BEST:
-        assert select(bundle(), machine(torch_loaded=True), strategy).artifact == ONNX
-    assert select(bundle(), machine(torch_loaded=True), "cached").reason == "torch is loaded already"
+        assert choose(bundle(), machine(loaded_engines=("torch",)), strategy).artifact == ONNX
+    assert choose(bundle(), machine(loaded_engines=("torch",)), "cached").reason == "torch is loaded already"
 
 
 @pytest.mark.parametrize("strategy", BEST)
 @pytest.mark.parametrize("enable_quantization", [False, True])
 def test_a_recommended_accelerator_takes_torchscript_and_falls_back_to_the_cpus(
-    strategy: LoadingStrategy, enable_quantization: bool
+    strategy: str, enable_quantization: bool
 ) -> None:
-    choice = select(bundle(), CUDA, strategy, enable_quantization=enable_quantization)
+    choice = choose(bundle(), CUDA, strategy, enable_quantization=enable_quantization)
     assert order(choice) == ["torchscript", *(["int8-avx2"] if enable_quantization else []), "onnx"]
     assert choice.device == "cuda"
     assert choice.reason == "runs on cuda"
 
 
-def test_what_does_not_run_on_the_recommended_accelerator_runs_on_the_cpu() -> None:
-    choice = select(bundle(ONNX, AVX2), CUDA, "quantized")
+def test_an_artifact_that_does_not_run_on_the_recommended_accelerator_runs_on_the_cpu() -> None:
+    choice = choose(bundle(ONNX, AVX2), CUDA, "quantized")
     assert (choice.artifact, choice.device) == (AVX2, "cpu")
 
 
 def test_an_artifact_for_another_accelerator_only_is_rejected() -> None:
     only_mps = TORCHSCRIPT.replace(id="mps", devices=("mps",))
     for profile in (machine(), CUDA):
-        choice = select(bundle(only_mps, ONNX), profile)
+        choice = choose(bundle(only_mps, ONNX), profile)
         assert order(choice) == ["onnx"]
         assert reasons(choice)["mps"] == f"device: runs on mps, not on {profile.recommended_device}"
 
 
 def test_a_required_device_rejects_what_does_not_run_there() -> None:
-    choice = select(bundle(), CUDA, device="cuda")
+    choice = choose(bundle(), CUDA, device="cuda")
     assert order(choice) == ["torchscript"]
     assert reasons(choice)["onnx"] == "device: runs on cpu, not on cuda"
 
 
 def test_a_device_number_is_kept() -> None:
-    choice = select(bundle(), CUDA, device="cuda:1")
+    choice = choose(bundle(), CUDA, device="cuda:1")
     assert (choice.artifact, choice.device) == (TORCHSCRIPT, "cuda:1")
 
 
 def test_the_rejected_are_in_the_manifests_order() -> None:
-    assert [rejected.id for rejected, _ in select(bundle(), machine()).rejected] == [
+    assert [rejected.id for rejected, _ in choose(bundle(), machine()).rejected] == [
         "int8-avx2",
         "int8-vnni",
         "int8-arm64",
@@ -299,8 +323,229 @@ def test_the_rejected_are_in_the_manifests_order() -> None:
 
 def test_equally_good_candidates_keep_the_manifests_order() -> None:
     first, second = artifact("first"), artifact("second")
-    assert order(select(bundle(first, second), machine())) == ["first", "second"]
-    assert order(select(bundle(second, first), machine())) == ["second", "first"]
+    assert order(choose(bundle(first, second), machine())) == ["first", "second"]
+    assert order(choose(bundle(second, first), machine())) == ["second", "first"]
+
+
+def test_a_choice_as_json_values_has_the_fallbacks_and_the_reasons() -> None:
+    values = choose(bundle(TORCHSCRIPT, ONNX, AVX2), machine()).to_values()
+    assert values == {
+        "artifact": "onnx",
+        "device": "cpu",
+        "reason": "full precision, starts fastest on a CPU",
+        "fallbacks": ["torchscript"],
+        "rejected": {"int8-avx2": "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"},
+    }
+
+
+def test_without_options_the_default_ones_count() -> None:
+    assert select(bundle(), machine()) == choose(bundle(), machine(), "lazy")
+
+
+# --- Devices that the engine cannot use ------------------------------------------------------------------------------
+
+ONNX_FOR_CUDA = artifact("onnx-for-cuda", devices=("cpu", "cuda"))
+
+
+def test_an_artifact_does_not_run_on_a_device_that_its_engine_cannot_use() -> None:
+    """A newer firstvec may list devices that the engine of this one cannot use."""
+    assert usable_devices(ONNX_FOR_CUDA) == ("cpu",)
+    choice = choose(bundle(ONNX_FOR_CUDA), CUDA)
+    assert (choice.artifact, choice.device) == (ONNX_FOR_CUDA, "cpu")
+    assert choice.reason == "full precision, starts fastest on a CPU"
+    choice = choose(bundle(ONNX_FOR_CUDA, TORCHSCRIPT), CUDA)
+    assert (order(choice), choice.device) == (["torchscript", "onnx-for-cuda"], "cuda")
+    assert choice.device_of(ONNX_FOR_CUDA) == "cpu"
+    assert cannot_run(ONNX_FOR_CUDA, CUDA, "cuda") == "device: runs on cpu, not on cuda"
+
+
+def test_an_artifact_whose_engine_can_use_none_of_its_devices_is_rejected() -> None:
+    only_cuda = artifact("onnx-cuda", devices=("cuda", "mps"))
+    assert cannot_run(only_cuda, CUDA) == "device: onnxruntime does not run on cuda/mps"
+    assert order(choose(bundle(only_cuda, ONNX), CUDA)) == ["onnx"]
+
+
+# --- One artifact by its id ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES])
+@pytest.mark.parametrize("id_", ["torchscript", "onnx", "int8-avx2"])
+def test_the_artifact_that_is_asked_for_is_taken_whatever_the_strategy_takes(strategy: str, id_: str) -> None:
+    choice = choose(bundle(), machine(), strategy, artifact=id_)
+    assert order(choice) == [id_]
+    assert reasons(choice)["int8-vnni"] == "isa: needs avx512_vnni, this CPU has avx2"
+    others = {other: reasons(choice)[other] for other in ("torchscript", "onnx", "int8-avx2") if other != id_}
+    assert set(others.values()) == {f"artifact: only {id_} is asked for"}
+
+
+@pytest.mark.parametrize("id_", ["another", "int8-vnni"])
+def test_an_artifact_that_is_unknown_or_does_not_run_here_is_not_replaced(id_: str) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(bundle(), machine(), artifact=id_)
+    found = dict(caught.value.rejected)
+    assert found["onnx"] == f"artifact: only {id_} is asked for"
+    assert found["int8-vnni"] == "isa: needs avx512_vnni, this CPU has avx2"
+    assert str(caught.value).splitlines()[-1] == "Leave the artifact out: the strategy then chooses one."
+
+
+def test_the_wanted_quality_and_the_memory_count_for_the_artifact_that_is_asked_for() -> None:
+    for profile, options in ((machine(), {"min_quality": 0.98}), (machine(available_memory_mb=10.0), {})):
+        with pytest.raises(NoCompatibleArtifact):
+            choose(bundle(), profile, "quantized", artifact="int8-avx2", **options)
+
+
+# --- Bundles with INT8 only ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", BEST)
+def test_int8_is_taken_where_the_bundle_has_no_full_precision(strategy: str) -> None:
+    choice = choose(bundle(AVX2, ARM), machine(), strategy)
+    assert order(choice) == ["int8-avx2"]
+    assert choice.reason == "INT8 for this CPU (avx2); the bundle has no full precision"
+
+
+def test_cached_never_takes_int8_and_names_the_strategy_that_does() -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(bundle(AVX2, ARM), machine(), "cached")
+    assert dict(caught.value.rejected)["int8-avx2"] == "precision: int8, the strategy takes full precision"
+    assert str(caught.value).splitlines()[-1] == "This bundle has INT8 only: use strategy='quantized'."
+
+
+@pytest.mark.parametrize("strategy", BEST)
+@pytest.mark.parametrize(
+    "full",
+    [
+        ONNX.replace(engine_min="1.99"),
+        TORCHSCRIPT.replace(engine_min="2.99"),
+        artifact("onnx", cosine_min=0.5),
+    ],
+    ids=["onnxruntime is too old", "torch is too old", "quality"],
+)
+def test_int8_is_not_taken_silently_where_full_precision_is_there_and_cannot_be_used(
+    strategy: str, full: Artifact
+) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(bundle(full, AVX2), machine(), strategy, min_quality=0.9)
+    assert dict(caught.value.rejected)["int8-avx2"] == (
+        "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
+    )
+    choice = choose(bundle(full, AVX2), machine(), strategy, min_quality=0.9, enable_quantization=True)
+    assert (choice.artifact, choice.reason) == (AVX2, "INT8 for this CPU (avx2)")
+
+
+def test_int8_is_not_taken_silently_where_full_precision_does_not_fit_into_memory() -> None:
+    full = ONNX.replace(files=(File(path="onnx", size=1 << 40, sha256=SHA),))
+    with pytest.raises(NoCompatibleArtifact, match="precision: int8, taken only with enable_quantization=True"):
+        choose(bundle(full, AVX2), machine(), "background")
+
+
+@pytest.mark.parametrize("part", [*UNKNOWN_PARTS])
+def test_full_precision_of_a_newer_firstvec_does_not_count_as_full_precision(part: str) -> None:
+    unknown = ONNX.replace(id="unknown", **{"devices": ("npu",)} if part == "device" else {part: UNKNOWN_PARTS[part]})
+    choice = choose(bundle(unknown, AVX2), machine())
+    assert (choice.artifact, choice.reason) == (AVX2, "INT8 for this CPU (avx2); the bundle has no full precision")
+    with pytest.raises(NoCompatibleArtifact, match="use strategy='quantized'"):
+        choose(bundle(unknown, AVX2), machine(), "cached")
+
+
+# --- Artifacts of a newer firstvec -----------------------------------------------------------------------------------
+
+
+def newer_manifest() -> Manifest:
+    """Return a manifest of format 1.7 with one artifact for each unknown part, beside three known artifacts."""
+    value = document()
+    add_what_a_newer_firstvec_may_write(value)
+    value["artifacts"][-3] |= {"engine_min": "2.10", "engine_below": "3"}
+    return Manifest.parse(json.dumps(value).encode())
+
+
+UNKNOWN_REASONS = {
+    f"unknown-{part}": f"{part} {value!r} is unknown to firstvec {__version__}: upgrade"
+    for part, value in UNKNOWN_PARTS.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        *((strategy, ["onnx-fp32", "torchscript-fp32"]) for strategy in (*BEST, "cached")),
+        ("quantized", ["onnx-int8-avx2"]),
+    ],
+)
+def test_artifacts_with_an_unknown_part_are_passed_over_and_known_ones_are_taken(
+    strategy: str, expected: list[str]
+) -> None:
+    choice = choose(newer_manifest(), machine(), strategy)
+    assert order(choice) == expected
+    assert {id_: reason for id_, reason in reasons(choice).items() if id_ in UNKNOWN_REASONS} == UNKNOWN_REASONS
+    assert [unknown_part(each) for each in choice.candidates] == [None] * len(expected)
+
+
+def test_the_reason_against_an_unknown_instruction_set_asks_for_an_upgrade() -> None:
+    assert UNKNOWN_REASONS["unknown-isa"] == f"isa 'amx' is unknown to firstvec {__version__}: upgrade"
+    assert unknown_part(AVX2.replace(isa="amx")) == UNKNOWN_REASONS["unknown-isa"]
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "quantized"}, {"strategy": "cached"}, {"device": "cuda"}])
+def test_where_every_artifact_has_an_unknown_part_the_error_asks_for_an_upgrade(options: dict[str, Any]) -> None:
+    manifest = newer_manifest()
+    manifest = manifest.replace(artifacts=manifest.artifacts[: len(UNKNOWN_PARTS)])
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(manifest, machine(), **options)
+    assert dict(caught.value.rejected) == UNKNOWN_REASONS
+    assert str(caught.value).splitlines()[-1] == "Upgrade firstvec (`pip install --upgrade firstvec`)."
+
+
+def test_one_known_device_is_enough() -> None:
+    assert unknown_part(artifact("onnx", devices=("npu", "cpu"))) is None
+    assert order(choose(bundle(artifact("onnx", devices=("npu", "cpu"))), machine())) == ["onnx"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "format_", "reason"),
+    [
+        ("torch", "onnx", "engine: torch does not run onnx"),
+        ("onnxruntime", "torchscript", "engine: onnxruntime does not run torchscript"),
+    ],
+)
+def test_an_engine_that_does_not_run_the_format_is_passed_over(engine: str, format_: str, reason: str) -> None:
+    wrong = artifact("wrong", engine=engine, format=format_, engine_min="1", engine_below="9")
+    assert unknown_part(wrong) is None
+    choice = choose(bundle(wrong, ONNX), machine())
+    assert order(choice) == ["onnx"]
+    assert reasons(choice) == {"wrong": reason}
+    with pytest.raises(NoCompatibleArtifact, match=f"wrong: {reason}"):
+        choose(bundle(wrong), machine())
+
+
+def test_a_bundle_of_a_newer_firstvec_gives_the_vectors_of_its_known_artifacts(
+    tiny_built: Path, tiny_bundle: Path
+) -> None:
+    """The files of the unknown artifacts are not even there: nothing opens them."""
+
+    def load(folder: Path) -> list[float]:
+        loader = OptimizedEmbeddingLoader(str(folder), device="cpu", output="list")
+        vector = loader.get_provider().embed_query("a text")
+        assert loader.report()["artifact"] == "onnx-fp32"
+        return vector
+
+    edit_manifest(tiny_bundle, add_what_a_newer_firstvec_may_write)
+    assert load(tiny_bundle) == load(tiny_built)
+    loader = OptimizedEmbeddingLoader(str(tiny_bundle), device="cpu")
+    assert {id_: reason for id_, reason in reasons(loader.choose()).items() if id_ in UNKNOWN_REASONS} == (
+        UNKNOWN_REASONS
+    )
+
+
+def test_a_bundle_with_unknown_artifacts_only_does_not_load(tiny_bundle: Path) -> None:
+    def keep_the_unknown(manifest: dict[str, Any]) -> None:
+        add_what_a_newer_firstvec_may_write(manifest)
+        del manifest["artifacts"][len(UNKNOWN_PARTS) :]
+
+    edit_manifest(tiny_bundle, keep_the_unknown)
+    with pytest.raises(NoCompatibleArtifact, match="isa 'amx' is unknown to firstvec") as caught:
+        OptimizedEmbeddingLoader(str(tiny_bundle), device="cpu").get_provider()
+    assert dict(caught.value.rejected) == UNKNOWN_REASONS
 
 
 # --- None at all -----------------------------------------------------------------------------------------------------
@@ -371,7 +616,7 @@ def test_when_none_is_left_every_reason_is_listed_with_a_hint(
     profile: ResourceProfile, arguments: dict[str, Any], expected: dict[str, str]
 ) -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
-        select(bundle(), profile, **arguments)
+        choose(bundle(), profile, **arguments)
     error = caught.value
     assert [id_ for id_, _ in error.rejected] == list(expected)
     for id_, reason in error.rejected:
@@ -388,23 +633,17 @@ def test_when_none_is_left_every_reason_is_listed_with_a_hint(
     ("strategy", "hint"),
     [("lazy", "enable_quantization=True"), ("quantized", "full-precision strategy"), ("cached", "onnxruntime")],
 )
-def test_the_hint_is_the_strategys(strategy: str, hint: str) -> None:
+def test_the_hint_is_that_of_the_strategy(strategy: str, hint: str) -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
-        select(bundle(), machine(isa=(), torch=None, onnxruntime=None), strategy)
+        choose(bundle(), machine(isa=(), torch=None, onnxruntime=None), strategy)
     assert hint in str(caught.value).splitlines()[-1]
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda", "cuda:0", "tpu"])
 def test_a_required_device_that_is_not_there_is_never_replaced_by_the_cpu(device: str) -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
-        select(bundle(), machine(), device=device, enable_quantization=True)
+        choose(bundle(), machine(), device=device, enable_quantization=True)
     assert {reason.partition(":")[0] for _, reason in caught.value.rejected} == {"device"}
-
-
-@pytest.mark.parametrize("strategy", ["eager", "", None, 3])
-def test_an_unknown_strategy_is_an_input_error(strategy: Any) -> None:
-    with pytest.raises(InputError, match="unknown strategy"):
-        select(bundle(), machine(), strategy)
 
 
 # --- Always ----------------------------------------------------------------------------------------------------------
@@ -433,7 +672,7 @@ MACHINES = st.builds(
     torch=st.sampled_from([None, "1.13.1", "2.13.0+cpu"]),
     isa=st.lists(st.sampled_from(ISAS), unique=True).map(tuple),
     recommended_device=st.sampled_from(DEVICES),
-    torch_loaded=st.booleans(),
+    loaded_engines=st.sampled_from([(), ("torch",), ("onnxruntime", "torch")]),
 )
 
 
@@ -441,7 +680,7 @@ MACHINES = st.builds(
 @given(
     artifacts=ARTIFACTS,
     profile=MACHINES,
-    strategy=st.sampled_from(LoadingStrategy),
+    strategy=st.sampled_from([*STRATEGIES]),
     device=st.none() | st.sampled_from([*DEVICES, "cuda:1"]),
     enable_quantization=st.booleans(),
     min_quality=st.none() | st.floats(-1, 1),
@@ -449,7 +688,7 @@ MACHINES = st.builds(
 def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reason(
     artifacts: list[Artifact],
     profile: ResourceProfile,
-    strategy: LoadingStrategy,
+    strategy: str,
     device: str | None,
     enable_quantization: bool,
     min_quality: float | None,
@@ -460,8 +699,9 @@ def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reaso
         "min_quality": min_quality,
     }
     ids = [each.id for each in artifacts]
+    is_int8_only = strategy in BEST and all(each.precision == "int8" for each in artifacts)
     try:
-        choice = select(bundle(*artifacts), profile, strategy, **options)
+        choice = choose(bundle(*artifacts), profile, strategy, **options)
     except NoCompatibleArtifact as error:
         rejected = error.rejected
         candidates: tuple[Artifact, ...] = ()
@@ -469,10 +709,11 @@ def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reaso
         rejected = tuple((each.id, reason) for each, reason in choice.rejected)
         candidates = choice.candidates
         assert choice.artifact is candidates[0]
-        assert choice.device.partition(":")[0] in choice.artifact.devices
+        assert choice.device.partition(":")[0] in usable_devices(choice.artifact)
         assert device in (None, choice.device)
         assert choice.reason
-        assert choice == select(bundle(*artifacts), profile, strategy, **options)
+        assert choice == choose(bundle(*artifacts), profile, strategy, **options)
+        assert choice.device_of(choice.artifact) == choice.device
     assert sorted([*(each.id for each in candidates), *(id_ for id_, _ in rejected)]) == sorted(ids)
     assert [id_ for id_, _ in rejected] == [id_ for id_ in ids if id_ in dict(rejected)]
     assert all(reason for _, reason in rejected)
@@ -482,7 +723,7 @@ def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reaso
         assert version_fits(version, each.engine_min, each.engine_below)
         assert each.isa is None or each.isa in profile.isa
         assert min_quality is None or each.quality.cosine_min >= min_quality
-        assert each.precision == "fp32" or enable_quantization or strategy is LoadingStrategy.QUANTIZED
+        assert each.precision == "fp32" or enable_quantization or strategy == "quantized" or is_int8_only
 
 
 def test_selecting_reads_nothing_but_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,15 +737,15 @@ def test_selecting_reads_nothing_but_its_arguments(monkeypatch: pytest.MonkeyPat
         for name in ("stat", "lstat", "open", "listdir", "scandir", "getenv", "getcwd", "uname", "sched_getaffinity"):
             patched.setattr(os, name, touched, raising=False)
         patched.setattr(os, "environ", None)
-        outcomes = [select(manifest, profile, strategy).artifact.id for strategy in LoadingStrategy]
+        outcomes = [choose(manifest, profile, strategy).artifact.id for strategy in STRATEGIES]
         with pytest.raises(NoCompatibleArtifact):
-            select(manifest, missing)
+            choose(manifest, missing)
     assert outcomes == ["onnx", "onnx", "onnx", "int8-avx2", "onnx"]
 
 
 def test_selecting_changes_none_of_its_arguments() -> None:
     manifest, profile = bundle(), machine()
-    select(manifest, profile, "quantized", device="cpu", enable_quantization=True, min_quality=0.5)
+    choose(manifest, profile, "quantized", device="cpu", enable_quantization=True, min_quality=0.5)
     assert manifest == bundle()
     assert profile == machine()
 
@@ -545,9 +786,15 @@ def test_selecting_changes_none_of_its_arguments() -> None:
         ("unknown", "1.23", "2", False),
     ],
 )
-def test_a_version_fits_by_its_numeric_release(version: str, minimum: str, below: str, fits: bool) -> None:
-    assert version_fits(version, minimum, below) is fits
+def test_an_engine_is_used_if_the_numbers_of_its_release_are_in_the_range(
+    version: str, minimum: str, below: str, fits: bool
+) -> None:
+    wanted = ONNX.replace(engine_min=minimum, engine_below=below)
+    expected = None if fits else f"onnxruntime: needs >={minimum},<{below}, {version} is installed"
+    assert cannot_run(wanted, machine(onnxruntime=version)) == expected
 
+
+# --- Memory ----------------------------------------------------------------------------------------------------------
 
 BIG = artifact("onnx").replace(files=(File(path="onnx", size=90 << 20, sha256=SHA),))
 SMALL = artifact("int8-avx2", precision="int8", isa="avx2").replace(files=(File(path="q", size=22 << 20, sha256=SHA),))
@@ -559,11 +806,11 @@ BIG_TORCH = TORCHSCRIPT.replace(files=(File(path="pt", size=90 << 20, sha256=SHA
     [
         ("background", 127.0, "onnx"),
         ("background", 126.0, None),
-        ("lazy", 81.0, "onnx"),  # mapped weights need no memory of their own
+        ("lazy", 81.0, "onnx"),  # mapped weights need no memory
         ("lazy", 79.0, None),
         ("quantized", 81.0, "int8-avx2"),
         ("quantized", 79.0, None),
-        ("background", 0.0, "onnx"),  # the system does not tell
+        ("background", 0.0, "onnx"),  # the system does not say
     ],
 )
 def test_an_artifact_that_does_not_fit_into_memory_is_rejected(
@@ -571,23 +818,23 @@ def test_an_artifact_that_does_not_fit_into_memory_is_rejected(
 ) -> None:
     here = machine(available_memory_mb=available, isa=("avx2",))
     if expected is not None:
-        assert select(bundle(BIG, SMALL), here, strategy).artifact.id == expected
+        assert choose(bundle(BIG, SMALL), here, strategy).artifact.id == expected
         return
     with pytest.raises(
         NoCompatibleArtifact, match=rf"memory: needs about \d+ MB, {available:.0f} MB can be used"
     ) as caught:
-        select(bundle(BIG, SMALL), here, strategy)
+        choose(bundle(BIG, SMALL), here, strategy)
     assert "Give the process more memory" in str(caught.value)
 
 
 def test_the_memory_needed_is_enough_for_a_larger_model() -> None:
-    """Of BERT-base's shape: sessions were killed in control groups of 103 and 448 MB, see `memory_needed_mb`."""
+    """Sessions of BERT-base's shape were killed in control groups of 103 and 448 MB: see `memory_needed_mb`."""
     larger = bundle(BIG.replace(files=(File(path="onnx", size=415 << 20, sha256=SHA),)))
     larger = larger.replace(model=larger.model.replace(embedding_dim=768, max_seq_length=512))
 
     def fits(strategy: str, available: float) -> bool:
         try:
-            return bool(select(larger, machine(available_memory_mb=available), strategy))
+            return bool(choose(larger, machine(available_memory_mb=available), strategy))
         except NoCompatibleArtifact:
             return False
 
@@ -597,8 +844,23 @@ def test_the_memory_needed_is_enough_for_a_larger_model() -> None:
 
 def test_the_smaller_artifact_is_taken_where_the_better_one_does_not_fit() -> None:
     def chosen(available: float) -> str:
-        here = machine(available_memory_mb=available, torch_loaded=True)
-        return select(bundle(BIG_TORCH, BIG), here, "cached").artifact.id
+        here = machine(available_memory_mb=available, loaded_engines=("torch",))
+        return choose(bundle(BIG_TORCH, BIG), here, "cached").artifact.id
 
     assert chosen(171.0) == "torchscript"
     assert chosen(169.0) == "onnx"
+
+
+def test_the_shortage_is_told_in_whole_megabytes_and_an_unknown_amount_is_enough() -> None:
+    model = bundle().model
+    needed = memory_needed_mb(model, BIG, machine(), quick_start=False)
+    assert memory_shortage(model, BIG, machine(available_memory_mb=needed), quick_start=False) is None
+    assert memory_shortage(model, BIG, machine(available_memory_mb=0.0), quick_start=False) is None
+    short = memory_shortage(model, BIG, machine(available_memory_mb=needed - 1), quick_start=False)
+    assert short == f"memory: needs about {needed:.0f} MB, {needed - 1:.0f} MB can be used"
+
+
+def test_an_engine_that_is_loaded_needs_less_memory() -> None:
+    model = bundle().model
+    loaded = memory_needed_mb(model, BIG_TORCH, machine(loaded_engines=("torch",)), quick_start=True)
+    assert loaded == memory_needed_mb(model, BIG_TORCH, machine(), quick_start=True) - 120

@@ -4,62 +4,55 @@ from __future__ import annotations
 
 import pytest
 
+from firstvec.enums import LoadingStrategy
 from firstvec.errors import InputError
-from firstvec.plans import PLANS, Plan
-from firstvec.strategy import LoadingStrategy
-
-
-def test_the_strategies_are_the_five_of_the_loader_that_this_one_replaces() -> None:
-    assert {member.name: member.value for member in LoadingStrategy} == {
-        "LAZY": "lazy",
-        "BACKGROUND": "background",
-        "PROGRESSIVE": "progressive",
-        "QUANTIZED": "quantized",
-        "CACHED": "cached",
-    }
-
-
-@pytest.mark.parametrize("member", LoadingStrategy)
-@pytest.mark.parametrize("spell", [str.lower, str.upper, str.title])
-def test_a_strategy_is_parsed_from_its_name_in_any_case(member: LoadingStrategy, spell: type[str]) -> None:
-    assert LoadingStrategy.parse(spell(member.value)) is member
-
-
-@pytest.mark.parametrize("member", LoadingStrategy)
-def test_a_member_is_parsed_as_itself(member: LoadingStrategy) -> None:
-    assert LoadingStrategy.parse(member) is member
-
-
-@pytest.mark.parametrize("value", ["eager", "", " lazy", "LoadingStrategy.LAZY", None, 1, b"lazy", ["lazy"], {}])
-def test_anything_else_is_an_input_error_that_names_the_value_and_the_choices(value: object) -> None:
-    with pytest.raises(InputError) as caught:
-        LoadingStrategy.parse(value)  # type: ignore[arg-type]
-    text = str(caught.value)
-    assert f"unknown strategy {value!r}" in text
-    assert all(member.value in text for member in LoadingStrategy)
+from firstvec.strategy import STRATEGIES, Strategy, strategy_name
+from tests.conftest import Fresh
 
 
 @pytest.mark.parametrize(
-    ("member", "in_thread", "quick_start", "hands_over", "prefers"),
+    ("name", "in_background", "quick_start", "hand_over_after", "takes"),
     [
-        (LoadingStrategy.LAZY, False, True, False, "best"),
-        (LoadingStrategy.BACKGROUND, True, False, False, "best"),
-        (LoadingStrategy.PROGRESSIVE, True, True, True, "best"),
-        (LoadingStrategy.QUANTIZED, True, True, False, "int8"),
-        (LoadingStrategy.CACHED, True, True, False, "precompiled"),
+        ("lazy", False, True, 4096, "best"),
+        ("background", True, False, None, "best"),
+        ("progressive", True, True, 1, "best"),
+        ("quantized", True, True, None, "int8"),
+        ("cached", True, True, None, "full"),
     ],
 )
-def test_each_plan_is_the_one_of_the_design(
-    member: LoadingStrategy, in_thread: bool, quick_start: bool, hands_over: bool, prefers: str
+def test_each_row_is_that_of_the_design(
+    name: str, in_background: bool, quick_start: bool, hand_over_after: int | None, takes: str
 ) -> None:
-    assert PLANS[member.value] == Plan(
-        in_thread=in_thread, quick_start=quick_start, hands_over=hands_over, prefers=prefers
+    assert STRATEGIES[name] == Strategy(
+        in_background=in_background, quick_start=quick_start, hand_over_after=hand_over_after, takes=takes
     )
 
 
-def test_every_strategy_has_a_plan() -> None:
-    assert [*PLANS] == [member.value for member in LoadingStrategy]
+def test_there_are_five_strategies() -> None:
+    assert [*STRATEGIES] == ["lazy", "background", "progressive", "quantized", "cached"]
 
 
-def test_only_a_plan_that_starts_quickly_in_a_thread_hands_over() -> None:
-    assert all(plan.quick_start and plan.in_thread for plan in PLANS.values() if plan.hands_over)
+def test_only_a_strategy_that_starts_quickly_hands_over() -> None:
+    assert all(row.quick_start for row in STRATEGIES.values() if row.hand_over_after is not None)
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES])
+def test_a_name_in_any_case_and_a_member_give_the_key_of_the_table(name: str) -> None:
+    for spelled in (name, name.upper(), name.title(), LoadingStrategy(name)):
+        assert strategy_name(spelled) == name
+
+
+@pytest.mark.parametrize("value", ["eager", "", " lazy", "LoadingStrategy.LAZY", None, 1, b"lazy", ["lazy"], {}])
+def test_any_other_value_is_an_input_error_that_names_the_value_and_the_choices(value: object) -> None:
+    with pytest.raises(InputError) as caught:
+        strategy_name(value)
+    assert f"unknown strategy {value!r}" in str(caught.value)
+    assert all(name in str(caught.value) for name in STRATEGIES)
+
+
+def test_the_table_does_not_import_enum(fresh: Fresh) -> None:
+    """A load reads the table on the way to the first vector, and ``import enum`` takes 3 ms."""
+    code = "import sys; {}; print(*sys.modules)"
+    before, after = (set(fresh(code.format(do)).stdout.split()) for do in ("pass", "import firstvec.strategy"))
+    assert "firstvec.strategy" in after - before
+    assert "enum" not in after - before

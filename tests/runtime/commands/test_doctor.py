@@ -1,0 +1,306 @@
+"""`firstvec doctor`. What its self-tests find is in `tests/runtime/loading/test_self_test.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firstvec import LoadingStrategy, __version__
+from firstvec.bundle.manifest import Manifest
+from firstvec.commands import doctor as doctor_module
+from firstvec.commands.doctor import Diagnosis, EngineUse, Missing, SelfTestResult, examine
+from firstvec.errors import BundleNotFound, ManifestError
+from firstvec.machine.profile import ResourceProfile
+from tests.conftest import Fresh, edit_manifest
+from tests.runtime.commands.conftest import PROGRAM
+
+
+def row(text: str, name: str) -> str:
+    """The value of a row of the first table."""
+    (found,) = re.findall(rf"^{name}  +(.*)$", text, re.MULTILINE)
+    return str(found)
+
+
+def test_the_machine_and_each_strategy_are_shown(bundle: Path, firstvec: Fresh) -> None:
+    done = firstvec("doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(strategy.name in done.stdout for strategy in LoadingStrategy)
+    assert done.stdout.endswith("\nno problem was found\n")
+    values = json.loads(firstvec("doctor", "--json").stdout)
+    assert (values["healthy"], values["problems"]) == (True, [])
+    assert values["machine"]["engines"]["onnxruntime"]
+    assert values["engines"]["onnxruntime"]["description"].startswith("through its C API: ")
+    binding = firstvec("doctor", "--quick", "--json", FIRSTVEC_ONNXRUNTIME="binding")
+    assert json.loads(binding.stdout)["engines"] == {
+        "onnxruntime": {"description": "through its Python binding: FIRSTVEC_ONNXRUNTIME=binding", "crashed": False}
+    }
+    assert values["bundles"][str(bundle)]["lazy"]["artifact"] == "onnx-fp32"
+    assert values["firstvec"] == __version__
+
+
+def test_the_text_has_what_the_json_has(tiny_built: Path, firstvec: Fresh) -> None:
+    environment = {"FIRSTVEC_ARTIFACTS": str(tiny_built)}
+    values = json.loads(firstvec("doctor", "--json", **environment).stdout)
+    text = firstvec("doctor", **environment).stdout
+    assert row(text, "firstvec") == f"{values['firstvec']}, Python {values['python']}"
+    assert row(text, "cache") == values["cache"]
+    assert row(text, "onnxruntime") == values["engines"]["onnxruntime"]["description"]
+    assert row(text, "bundles from") == values["searched"][0]
+    (strategies,) = values["bundles"].values()
+    for strategy, choice in strategies.items():
+        assert re.search(rf"^  {strategy.upper()} +{choice['artifact']} +", text, re.MULTILINE)
+    (tests,) = values["self_tests"].values()
+    for artifact, test in tests.items():
+        assert f"{test['status']}: " in text
+        assert re.search(rf"^  self-test +{artifact} +{test['status']}: ", text, re.MULTILINE)
+
+
+def test_a_model_restricts_the_examination(tiny_bundle: Path, tmp_path: Path, firstvec: Fresh) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(tiny_bundle, place / "one")
+    broken = Path(shutil.copytree(tiny_bundle, place / "two"))
+    (broken / "firstvec.json").write_text("{")
+    environment = {"FIRSTVEC_ARTIFACTS": str(place)}
+    every = firstvec("doctor", "--quick", **environment)
+    assert every.returncode == 1
+    assert str(broken) in every.stdout
+    one = firstvec("doctor", "--quick", "--model", place / "one", **environment)
+    assert one.returncode == 0
+    assert "no problem was found" in one.stdout
+    assert str(broken) not in one.stdout
+    other = firstvec("doctor", "-m", tiny_bundle, "--quick", "--json", **environment)
+    assert [*json.loads(other.stdout)["bundles"]] == [str(tiny_bundle)]
+    for model in (broken, "no/such"):
+        done = firstvec("doctor", "-m", model, **environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+    with pytest.raises(BundleNotFound):
+        examine("no/such")
+    with pytest.raises(ManifestError):
+        examine(str(broken))
+
+
+def test_without_a_bundle_it_says_what_to_do_and_fails(tmp_path: Path, firstvec: Fresh) -> None:
+    done = firstvec("doctor", FIRSTVEC_ARTIFACTS=str(tmp_path))
+    assert done.returncode == 1
+    assert "\n1 problem\n  -  no bundle was found: build one with `firstvec build`, or set FIRSTVEC" in done.stdout
+    values = json.loads(firstvec("doctor", "--json", FIRSTVEC_ARTIFACTS=str(tmp_path)).stdout)
+    assert values["healthy"] is False
+    assert len(values["problems"]) == 1
+
+
+def test_a_broken_bundle_is_shown(tiny_bundle: Path, firstvec: Fresh) -> None:
+    edit_manifest(tiny_bundle, lambda document: document.update(format_version="9.0"))
+    done = firstvec("doctor", FIRSTVEC_ARTIFACTS=str(tiny_bundle.parent))
+    assert done.returncode == 1
+    assert "broken bundle: " in done.stdout
+    assert "upgrade firstvec" in " ".join(done.stdout.split())
+
+
+def test_a_bundle_of_which_nothing_can_be_taken_is_a_problem(tiny_bundle: Path, firstvec: Fresh) -> None:
+    def other_engine(document: dict[str, Any]) -> None:
+        for artifact in document["artifacts"]:
+            artifact.update(engine="from_the_future")
+
+    edit_manifest(tiny_bundle, other_engine)
+    done = firstvec("doctor", FIRSTVEC_ARTIFACTS=str(tiny_bundle))
+    assert done.returncode == 1
+    assert f"{tiny_bundle}: no strategy can take an artifact on this machine" in done.stdout
+    assert re.search(r"^  LAZY +none +no artifact of ", done.stdout, re.MULTILINE)
+    assert "not run: engine" in done.stdout
+
+
+def test_a_strategy_without_an_artifact_is_no_problem(tiny_bundle: Path, firstvec: Fresh) -> None:
+    """A bundle without INT8 is whole, and QUANTIZED has nothing to take."""
+    edit_manifest(
+        tiny_bundle,
+        lambda document: document.update(artifacts=[a for a in document["artifacts"] if a["id"] == "onnx-fp32"]),
+    )
+    done = firstvec("doctor", "--quick", FIRSTVEC_ARTIFACTS=str(tiny_bundle))
+    assert done.returncode == 0
+    assert re.search(r"^  QUANTIZED +none +no artifact of ", done.stdout, re.MULTILINE)
+
+
+def test_a_cache_that_remembers_nothing_is_shown(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
+    shared, file = tmp_path / "shared", tmp_path / "file"
+    (shared / "verified").mkdir(parents=True)
+    (shared / "verified").chmod(0o777)
+    file.touch()
+    for cache, reason in ((shared, "can be written by others"), (file, "cannot be written")):
+        environment = {"FIRSTVEC_ARTIFACTS": str(tiny_built), "FIRSTVEC_CACHE": str(cache)}
+        done = firstvec("doctor", "--quick", **environment)
+        assert done.returncode == 0  # slower starts are no fault
+        values = json.loads(firstvec("doctor", "--quick", "--json", **environment).stdout)
+        assert values["cache"] == row(done.stdout, "cache") == str(cache)
+        assert reason in values["cache_problem"]
+        assert f"{cache}\n{' ' * 18}{values['cache_problem']}\n" in done.stdout
+    (shared / "verified").chmod(0o700)
+    done = firstvec("doctor", "--quick", "--json", FIRSTVEC_ARTIFACTS=str(tiny_built), FIRSTVEC_CACHE=str(shared))
+    assert json.loads(done.stdout)["cache_problem"] is None
+
+
+def test_a_user_without_a_home_is_examined(tiny_built: Path) -> None:
+    """HOME is not set, and the user database does not know the user."""
+    code = """
+import os, pwd, sys
+def unknown(uid): raise KeyError(uid)
+pwd.getpwuid = unknown
+from firstvec.commands.main import main
+main(sys.argv[1:])
+"""
+    python = str(Path(PROGRAM).with_name("python"))
+    for command in ([PROGRAM], [python, "-c", code]):
+        environment = {"FIRSTVEC_ARTIFACTS": str(tiny_built), "PATH": os.defpath}
+        done = subprocess.run(
+            [*command, "doctor", "--json"], capture_output=True, text=True, check=False, timeout=120, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        values = json.loads(done.stdout)
+        assert values["healthy"] is True
+        assert "passed" in {test["status"] for test in values["self_tests"][str(tiny_built)].values()}
+        assert os.path.isabs(values["cache"])
+
+
+def test_an_engine_that_crashes_is_a_problem(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
+    """The child that loads onnxruntime is killed. The report still has everything else."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, sys\nif 'describe_use' in ' '.join(sys.orig_argv): os.kill(os.getpid(), {signal.SIGSEGV.value})\n",
+        "utf-8",
+    )
+    environment = {"FIRSTVEC_ARTIFACTS": str(tiny_built), "PYTHONPATH": str(tmp_path)}
+    done = firstvec("doctor", "--quick", "--json", **environment)
+    assert done.returncode == 1
+    values = json.loads(done.stdout)
+    assert values["engines"]["onnxruntime"]["crashed"] is True
+    assert "killed by SIGSEGV" in values["engines"]["onnxruntime"]["description"]
+    (problem,) = values["problems"]
+    assert problem.startswith("onnxruntime crashed: its process ended with no answer: killed by SIGSEGV")
+    assert "FIRSTVEC_ONNXRUNTIME=binding" in problem
+    assert values["bundles"][str(tiny_built)]["lazy"]["artifact"] == "onnx-fp32"
+    text = firstvec("doctor", "--quick", **environment).stdout
+    assert row(text, "onnxruntime").startswith("crashed: ")
+    assert "\n1 problem\n  -  onnxruntime crashed: " in text
+
+
+def test_a_wrong_variable_is_reported_by_the_engine(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("doctor", "--quick", FIRSTVEC_ARTIFACTS=str(tiny_built), FIRSTVEC_ONNXRUNTIME="nonsense")
+    assert done.returncode == 1
+    assert "use 'binding' or 'capi', or unset it" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_engine_that_never_answers_is_a_problem(
+    tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif 'describe_use' in ' '.join(sys.orig_argv): time.sleep(60)\n", "utf-8"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor_module, "_TIME_LIMIT", 1.0)
+    diagnosis = examine(str(tiny_built), run_self_tests=False)
+    assert diagnosis.engines["onnxruntime"].description.startswith("crashed: no answer within 1 s")
+    assert not diagnosis.healthy
+
+
+def healthy(root: str) -> Diagnosis:
+    return Diagnosis(
+        profile=ResourceProfile.detect(),
+        engines={"onnxruntime": EngineUse(description="through its C API: x")},
+        cache_folder="/cache",
+        cache_problem=None,
+        searched=(root,),
+        choices={root: {"lazy": examine(root, run_self_tests=False).choices[root]["lazy"]}},
+        self_tests={root: (SelfTestResult(artifact="a", status="passed", details=""),)},
+        broken={},
+        missing=(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"missing": (Missing(install="tokenizers", needed_for="turns text into tokens", required=True),)},
+            "tokenizers is missing, which turns text into tokens: pip install 'tokenizers'",
+        ),
+        ({"engines": {"onnxruntime": EngineUse(description="crashed: x", crashed=True)}}, "onnxruntime crashed: x"),
+        ({"broken": {"/b": "/b/firstvec.json: is no JSON"}}, "broken bundle: /b/firstvec.json: is no JSON"),
+        ({"choices": {}}, "no bundle was found: "),
+        (
+            {"self_tests": {"/b": (SelfTestResult(artifact="a", status="failed", details="x"),)}},
+            "/b: the self-test of a failed",
+        ),
+        (
+            {"self_tests": {"/b": (SelfTestResult(artifact="a", status="crashed", details="x"),)}},
+            "/b: the self-test of a crashed",
+        ),
+    ],
+    ids=["missing", "engine", "broken", "no bundle", "failed", "crashed"],
+)
+def test_each_problem_is_named_and_is_not_healthy(changes: dict[str, Any], problem: str, tiny_built: Path) -> None:
+    whole = healthy(str(tiny_built))
+    assert (whole.problems, whole.healthy) == ((), True)
+    found = whole.replace(**changes)
+    assert len(found.problems) == 1
+    assert found.problems[0].startswith(problem)
+    assert (found.healthy, found.to_values()["healthy"]) == (False, False)
+    assert found.to_values()["problems"] == list(found.problems)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"missing": (Missing(install="firstvec[torch]", needed_for="x", required=False),)},
+        {"self_tests": {"/b": (SelfTestResult(artifact="a", status="not run", details="isa: needs arm64"),)}},
+        {"self_tests": {}},
+        {"cache_problem": "cannot be written"},
+    ],
+    ids=["optional", "not run", "quick", "cache"],
+)
+def test_what_is_no_problem(changes: dict[str, Any], tiny_built: Path) -> None:
+    assert healthy(str(tiny_built)).replace(**changes).problems == ()
+
+
+def test_what_is_missing_is_what_cannot_be_imported(tiny_built: Path, fresh: Fresh) -> None:
+    code = """
+import json, sys
+for name in sys.argv[2:]:
+    sys.modules[name] = None
+from firstvec.commands.doctor import examine
+print(json.dumps([each.install for each in examine(sys.argv[1], run_self_tests=False).missing]))
+"""
+    for names, missing in (
+        ((), []),
+        (("typer",), ["firstvec[cli]"]),
+        (("cryptography",), ["firstvec[verify]"]),
+        (("optimum",), ["firstvec[build]"]),
+    ):
+        assert json.loads(fresh(code, tiny_built, *names).stdout) == missing
+
+
+def test_what_is_optional_is_shown(tiny_built: Path, bare: Fresh) -> None:
+    done = bare("doctor", "--quick", FIRSTVEC_ARTIFACTS=str(tiny_built))
+    assert done.returncode == 0
+    assert "\noptional, and not installed\n  pip install 'firstvec[cli]'  " in done.stdout
+
+
+def test_every_artifact_has_a_row_of_its_self_test(tiny_built: Path) -> None:
+    diagnosis = examine(str(tiny_built))
+    found = [test.artifact for test in diagnosis.self_tests[str(tiny_built)]]
+    assert found == [artifact.id for artifact in Manifest.read(tiny_built).artifacts]
+
+
+def test_a_bundle_without_a_self_test_says_so(tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, lambda document: document.pop("self_test"))
+    diagnosis = examine(str(tiny_bundle))
+    here = {test.details for test in diagnosis.self_tests[str(tiny_bundle)] if not test.details.startswith("isa: ")}
+    assert here == {"the bundle has none: rebuild it"}
+    assert diagnosis.healthy

@@ -1,0 +1,295 @@
+"""`firstvec encode`: texts from arguments and stdin, vectors to stdout and files."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import select
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstvec import OptimizedEmbeddingLoader
+from tests.conftest import Fresh
+from tests.runtime.commands.conftest import PROGRAM, Shell
+
+
+@pytest.fixture
+def vectors(tiny_built: Path) -> np.ndarray:
+    return OptimizedEmbeddingLoader(str(tiny_built)).get_provider().encode(["one", "two words"])
+
+
+def vector_of(bundle: Path, text: str) -> list[float]:
+    """A vector as `encode --format json` prints it."""
+    vector = OptimizedEmbeddingLoader(str(bundle)).get_provider().encode([text])[0]
+    return [float(f"{value:.8g}") for value in vector]
+
+
+def test_json_is_printed(tiny_built: Path, firstvec: Fresh, vectors: np.ndarray) -> None:
+    done = firstvec("encode", "--model", tiny_built, "one", "two words")
+    assert (done.returncode, done.stderr) == (0, "")
+    values = json.loads(done.stdout)
+    assert (values["artifact"], values["embedding_dim"]) == ("onnx-fp32", 32)
+    np.testing.assert_allclose(values["vectors"], vectors, atol=1e-6)
+
+
+def test_text_is_a_line_a_vector(tiny_built: Path, firstvec: Fresh, vectors: np.ndarray) -> None:
+    done = firstvec("encode", "--model", tiny_built, "--format", "text", "one", "two words")
+    np.testing.assert_allclose(np.loadtxt(io.StringIO(done.stdout)), vectors, atol=1e-6)
+
+
+@pytest.mark.parametrize("dash", [[], ["-"]])
+def test_stdin_is_a_text_a_line(dash: list[str], tiny_built: Path, firstvec: Fresh, vectors: np.ndarray) -> None:
+    done = firstvec("encode", "-m", tiny_built, "-f", "text", *dash, stdin="one\ntwo words\n")
+    np.testing.assert_allclose(np.loadtxt(io.StringIO(done.stdout)), vectors, atol=1e-6)
+
+
+def test_only_newlines_end_a_text_on_stdin(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, "-f", "text", stdin="a\x0cb\u2028c\u0085d\r\n\nlast".encode())
+    assert len(done.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_behind_two_dashes_every_argument_is_a_text(
+    quick: bool, tiny_built: Path, firstvec: Fresh, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the quick parser and with typer, which alone understands a value that is glued to its option."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("other\n")
+    model = ["-m", tiny_built] if quick else [f"-m{tiny_built}"]
+    for text in ("-", "-text", "--help", "a.csv", "--"):
+        done = firstvec("encode", *model, "--", text, stdin="other\n")
+        assert (done.returncode, done.stderr) == (0, ""), text
+        np.testing.assert_allclose(json.loads(done.stdout)["vectors"], [vector_of(tiny_built, text)], atol=1e-6)
+
+
+def test_a_dash_beside_other_texts_is_a_text(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, "-", "one", stdin="other\n")
+    np.testing.assert_allclose(json.loads(done.stdout)["vectors"][0], vector_of(tiny_built, "-"), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "./notes", "b c.txt", "it's.txt"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_name_of_a_file_alone_is_refused_with_both_ways_out(
+    name: str, quick: bool, tiny_built: Path, shell: Shell, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("one\ntwo words\n")
+    form = "-f text" if quick else "-ftext"
+    done = shell(f'cd $2; $F encode {form} -m $1 "$3"', tiny_built, tmp_path, name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{name!r} is a file" in done.stderr
+    # Both ways are command lines that work as they are printed.
+    ways = [line.partition(": firstvec encode ")[2] for line in done.stderr.splitlines()]
+    assert [way[:2] for way in ways] == ["< ", "--"]
+    lines = [shell(f"cd $2; $F encode -f text -m $1 {way}", tiny_built, tmp_path).stdout for way in ways]
+    assert [text.count("\n") for text in lines] == [2, 1]
+
+
+def test_a_file_is_refused_before_the_model_is_looked_for(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one\n")
+    done = shell("cd $1; $F encode -m no/such a.csv", tmp_path)
+    assert "is a file" in done.stderr
+    assert "no/such" not in done.stderr
+
+
+def test_what_is_no_file_is_a_text(tiny_built: Path, shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one\n")
+    (tmp_path / "README").write_text("one\n")
+    (tmp_path / "folder.d").mkdir()
+    for texts in ("a.csv b", "b.csv", "README", "folder.d", "'What is a.csv?'", "x/y", f"{'x' * 300}.csv"):
+        done = shell(f"cd $2; $F encode -m $1 {texts}", tiny_built, tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), texts
+    assert len(json.loads(shell("cd $2; $F encode -m $1 a.csv b", tiny_built, tmp_path).stdout)["vectors"]) == 2
+
+
+def on_a_terminal(arguments: list[object], typed: bytes) -> tuple[int, str]:
+    """Run `firstvec` on a terminal and type. Returns the exit code and what the terminal shows."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(PROGRAM, ["firstvec", *map(str, arguments)])
+    shown = b""
+    try:
+        os.write(terminal, typed)
+        end = time.monotonic() + 60
+        while time.monotonic() < end and select.select([terminal], [], [], 60)[0]:
+            data = os.read(terminal, 1 << 16)
+            if not data:
+                break
+            shown += data
+    except OSError:
+        pass  # Linux reports the end of the other side as an error
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()
+
+
+def test_a_forgotten_text_does_not_wait_at_a_terminal(tiny_built: Path) -> None:
+    code, shown = on_a_terminal(["encode", "-m", tiny_built], b"")
+    assert code == 1
+    assert "error: there is no text" in shown
+
+
+def test_a_dash_reads_what_is_typed_at_a_terminal(tiny_built: Path) -> None:
+    code, shown = on_a_terminal(["encode", "-m", tiny_built, "-f", "text", "-"], b"one\ntwo words\n\x04")
+    assert code == 0
+    assert len([line for line in shown.splitlines() if len(line.split()) == 32]) == 2
+
+
+def test_npy_does_not_go_to_a_terminal(tiny_built: Path) -> None:
+    code, shown = on_a_terminal(["encode", "-m", tiny_built, "-f", "npy", "one"], b"")
+    assert code == 1
+    assert "add --output FILE" in shown
+
+
+def test_npy_goes_to_a_file_and_to_a_pipe(
+    tiny_built: Path, tmp_path: Path, firstvec: Fresh, vectors: np.ndarray
+) -> None:
+    target = tmp_path / "vectors.npy"
+    assert firstvec("encode", "-m", tiny_built, "-f", "npy", "-o", target, "one", "two words").returncode == 0
+    np.testing.assert_array_equal(np.load(target), vectors)
+    assert np.load(target).dtype == np.float32
+    assert [path.name for path in tmp_path.iterdir() if "vectors" in path.name] == ["vectors.npy"]
+    piped = firstvec("encode", "-m", tiny_built, "-f", "npy", stdin=b"one\ntwo words")
+    np.testing.assert_array_equal(np.load(io.BytesIO(piped.stdout)), vectors)
+
+
+def form_of(data: bytes) -> str:
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    return "json" if data.startswith(b"{") else "text"
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "written"),
+    [
+        ("x.npy", None, "npy"),
+        ("x.NPY", None, "npy"),
+        ("x.txt", None, "text"),
+        ("x.json", None, "json"),
+        ("x", None, "json"),
+        ("x.out", None, "json"),
+        (".npy", None, "json"),
+        ("x.npy", "text", "text"),
+        ("x.txt", "json", "json"),
+        ("x.json", "npy", "npy"),
+        ("x.csv", "text", "text"),
+        ("x.parquet", "npy", "npy"),
+    ],
+)
+def test_the_ending_of_the_output_chooses_the_format_unless_it_is_given(
+    name: str, form: str | None, written: str, tiny_built: Path, tmp_path: Path, firstvec: Fresh
+) -> None:
+    done = firstvec(
+        "encode", "-m", tiny_built, "-o", tmp_path / name, *(["--format", form] if form is not None else []), "one"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert form_of((tmp_path / name).read_bytes()) == written
+
+
+@pytest.mark.parametrize(
+    "ending", ["parquet", "csv", "PARQUET", "jsonl", "npz", "pkl", "json.gz", "safetensors", "zip"]
+)
+def test_an_ending_of_another_format_is_refused_before_the_model_is_looked_for(
+    ending: str, tmp_path: Path, firstvec: Fresh
+) -> None:
+    done = firstvec("encode", "-m", "no/such", "-o", tmp_path / f"x.{ending}", "one")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"encode writes json, npy and text, and not {ending.lower().rpartition('.')[2]}" in done.stderr
+    assert "choose another --output, or give the --format" in done.stderr
+    assert "no/such" not in done.stderr
+    assert [*tmp_path.glob("x*")] == []
+
+
+def test_the_strategy_and_its_options_choose_the_artifact(tiny_built: Path, firstvec: Fresh) -> None:
+    for options, artifact in (
+        (["-s", "quantized"], "onnx-int8-"),
+        (["-s", "QUANTIZED"], "onnx-int8-"),
+        (["--enable-quantization"], "onnx-int8-"),
+        (["--artifact", "torchscript-fp32"], "torchscript-fp32"),
+        (["--enable-quantization", "--min-quality", "1"], "onnx-fp32"),
+    ):
+        done = firstvec("encode", "-m", tiny_built, *options, "one")
+        assert json.loads(done.stdout)["artifact"].startswith(artifact), options
+
+
+@pytest.mark.parametrize(("stdin", "message"), [("", "there is no text"), (b"\xff\xfe", "not UTF-8")])
+def test_without_a_usable_text_it_fails(stdin: str | bytes, message: str, tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, stdin=stdin)
+    assert done.returncode == 1
+    assert message in str(done.stderr)
+    assert "Traceback" not in str(done.stderr)
+
+
+def test_an_argument_that_is_not_utf8_is_named(tiny_built: Path, shell: Shell) -> None:
+    done = shell(r"$F encode -m $1 one $'\xff'", tiny_built)
+    assert done.returncode == 1
+    assert "text 1: has a lone surrogate" in done.stderr
+
+
+@pytest.mark.parametrize(("form", "numpy"), [("json", False), ("text", False), ("npy", True)])
+def test_only_what_is_needed_is_imported(
+    form: str, numpy: bool, tiny_built: Path, tmp_path: Path, fresh: Fresh
+) -> None:
+    code = """
+import sys
+from firstvec.commands.main import main
+main(["encode", "-m", sys.argv[1], "-f", sys.argv[2], "-o", sys.argv[3], "text"])
+print(sorted({"typer", "rich", "click", "numpy", "tokenizers", "onnxruntime", "argparse", "enum"} & set(sys.modules)))
+"""
+    imported = fresh(code, tiny_built, form, tmp_path / "vectors").stdout
+    assert ("numpy" in imported, "typer" in imported, "rich" in imported) == (numpy, False, False)
+    assert (tmp_path / "vectors").stat().st_size > 32 * 4
+
+
+def test_what_is_no_regular_file_is_written_through(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert firstvec("encode", "-m", tiny_built, "-o", link, "text").returncode == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["embedding_dim"] == 32
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert firstvec("encode", "-m", tiny_built, "-o", "/dev/null", "text").returncode == 0
+    assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("redirected", ["-o /dev/stdout | cat", "-o >(cat)", "-o /dev/stdout", "-o /dev/fd/1 | cat"])
+def test_a_pipe_is_written_to(redirected: str, tiny_built: Path, shell: Shell) -> None:
+    done = shell(f"$F encode -m $1 text {redirected}", tiny_built)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["embedding_dim"] == 32
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-"])
+def test_a_file_is_written_with_a_closed_stream(closed: str, tiny_built: Path, tmp_path: Path, shell: Shell) -> None:
+    assert shell(f"$F encode -m $1 text -o $2 {closed}", tiny_built, tmp_path / "out").returncode == 0
+    assert json.loads((tmp_path / "out").read_text())["embedding_dim"] == 32
+
+
+def test_a_closed_stdin_has_no_text(tiny_built: Path, shell: Shell) -> None:
+    for dash in ("", "-"):
+        done = shell(f"$F encode -m $1 {dash} <&-", tiny_built)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "there is no text" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 250 + ".json", "ä b.json", ".hidden"])
+def test_any_name_that_the_file_system_takes(name: str, tiny_built: Path, tmp_path: Path, shell: Shell) -> None:
+    done = shell('$F encode -m $1 text -o "$2"', tiny_built, tmp_path / name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("output", ["''", "/no/such/folder/file", "/proc/nonexistent/x.json", "/tmp", "new/", "loop"])
+def test_an_output_that_cannot_be_written_is_named(output: str, tiny_built: Path, tmp_path: Path, shell: Shell) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = shell(f"cd $2; $F encode -m $1 text -o {output}", tiny_built, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "choose another --output" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]

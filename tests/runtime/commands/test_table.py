@@ -1,0 +1,242 @@
+"""The table of commands: the quick parser gives a command exactly what typer gives it, or leaves it to typer."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from firstvec.commands import app as app_module
+from firstvec.commands.app import make_app
+from firstvec.commands.table import COMMANDS, Command, Option, ends_options, parse
+from firstvec.options import make_options
+
+OPTIONS = [
+    pytest.param(command, option, id=f"{command.name} {' '.join(option.names) or option.field}")
+    for command in COMMANDS.values()
+    for option in command.options
+]
+
+
+def pass_quickly(command: str, arguments: list[str]) -> dict[str, Any] | None:
+    """What `firstvec.commands.main` gives the command's function. None: typer decides."""
+    values = parse(COMMANDS[command], arguments)
+    if values is not None and "texts" in values:
+        values["texts_are_literal"] = ends_options(COMMANDS[command], arguments)
+    return values
+
+
+def pass_by_typer(command: str, arguments: list[str]) -> dict[str, Any] | None:
+    """What typer gives the command's function. None: typer refuses the arguments, or prints help."""
+    passed: list[tuple[str, str, dict[str, Any]]] = []
+    with (
+        patch.object(app_module, "run_command", lambda *call: passed.append(call)),
+        patch.object(app_module, "entry_points", lambda group: ()),
+    ):
+        try:
+            make_app([command, *arguments])([command, *arguments], standalone_mode=False)
+        except Exception as error:
+            # The classes of usage errors have moved between versions of typer. All have the exit code.
+            if getattr(error, "exit_code", None) != 2:
+                raise
+            return None
+    if not passed:
+        return None
+    ((module, function, values),) = passed
+    assert (module, function) == (COMMANDS[command].module, COMMANDS[command].function)
+    return values
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether names, values and their types are the same. 1, 1.0 and True are equal in Python."""
+    return one == other and all(repr(one[name]) == repr(other[name]) for name in one)
+
+
+PLAIN = [
+    ["encode"],
+    ["encode", "one"],
+    ["encode", "one", "two words", ""],
+    ["encode", "-"],
+    ["encode", "-m", "model", "one"],
+    ["encode", "--model=a=b", "one", "--strategy", "QUANTIZED"],
+    ["encode", "one", "-s", "cached", "-f", "text", "-o", "file", "--batch-size", "7"],
+    ["encode", "--enable-quantization", "--min-quality", "-0.5", "--device=cpu", "one", "--format=npy"],
+    ["encode", "-f", "text", "-f", "json", "one"],
+    ["encode", "--format", "JSON"],
+    ["encode", "--require-signature", "signer.pub", "one"],
+    ["encode", "--artifact", "onnx-fp32", "one"],
+    ["encode", "-m", "--", "a.csv"],
+    ["encode", "--"],
+    ["encode", "--", "-text"],
+    ["encode", "--", "--help"],
+    ["encode", "--", "-"],
+    ["encode", "one", "--", "--", "two"],
+    ["encode", "-m", "-h", "one"],
+    ["encode", "-o", "\udcff.json", "\udcff"],
+    ["encode", "--batch-size", "+007", "--min-quality=1e-3", "x"],
+    ["list"],
+    ["list", "--json"],
+    ["list", "--"],
+    ["inspect", "--model", "model", "--json"],
+    ["inspect", "-m", ""],
+    ["explain", "-s", "Lazy", "-m", "model", "--min-quality=.5"],
+    ["explain", "--device", "cuda:1", "--enable-quantization", "--artifact=x", "--json"],
+    ["verify"],
+    ["verify", "--strict", "--public-key", "key.pub", "--json", "--model=x"],
+    ["doctor", "--quick", "--model", "x", "--json"],
+]
+
+
+@pytest.mark.parametrize("line", PLAIN, ids=" ".join)
+def test_what_is_parsed_is_what_typer_passes(line: list[str]) -> None:
+    command, *arguments = line
+    quick, full = pass_quickly(command, arguments), pass_by_typer(command, arguments)
+    assert quick is not None
+    assert full is not None
+    assert same(quick, full), (quick, full)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["encode", "--help"],
+        ["encode", "-h"],
+        ["encode", "--unknown"],
+        ["encode", "-mmodel"],
+        ["encode", "-m"],
+        ["encode", "-m=model"],
+        ["encode", "--enable-quantization=yes"],
+        ["encode", "--strategy", "eager"],
+        ["encode", "--format", "xml"],
+        ["encode", "--batch-size", "0"],
+        ["encode", "--batch-size", "many"],
+        ["encode", "--batch-size", "1_0"],
+        ["encode", "--batch-size", " 7"],
+        ["encode", "--batch-size", "٣"],
+        ["encode", "--batch-size", ""],
+        ["encode", "--batch-size", "9" * 5000],
+        ["encode", "--min-quality", "2"],
+        ["encode", "--min-quality", "nan"],
+        ["encode", "--min-quality", "0_0.5"],
+        ["encode", "one", "--output"],
+        ["encode", "--mod", "model"],
+        ["list", "here"],
+        ["list", "-m", "model"],
+        ["list", "--json=yes"],
+        ["inspect", "model"],
+        ["explain", "model"],
+        ["explain", "--", "model"],
+        ["explain", "--strategy"],
+        ["verify", "-"],
+        ["doctor", "model"],
+        ["doctor", ""],
+    ],
+    ids=lambda line: " ".join(line)[:40],
+)
+def test_what_is_not_plain_is_left_to_typer(line: list[str]) -> None:
+    assert parse(COMMANDS[line[0]], line[1:]) is None
+
+
+def _values(option: Option) -> st.SearchStrategy[str]:
+    """Values of an option, right ones and wrong ones."""
+    numbers = st.integers(-2, 70).map(str) | st.floats(-2, 2).map(str)
+    odd = st.sampled_from(
+        [
+            *("", "-", "--", "-m", "-h", "--json", "nan", "inf", "-0", "1e400", ".5", "5.", "7.0", "+7", "0x7", "1_0"),
+            *(" 7", "7\n", "٣", "½", "lazy", "LAZY", "bac\u212aground", "\u017faved", "ca\u017fhed", "Json", "NPY"),
+        ]
+    )
+    return st.sampled_from(option.choices or ("value",)) | numbers | odd | st.text(max_size=4)
+
+
+def lines() -> st.SearchStrategy[tuple[str, list[str]]]:
+    """A command and arguments for it: options with and without values, texts, and what nobody would type."""
+
+    def arguments(command: Command) -> st.SearchStrategy[list[str]]:
+        pieces: list[st.SearchStrategy[list[str]]] = [
+            st.sampled_from(["text", "-", "", "two words", "a.csv", "ü", "\udcff", "="]).map(lambda each: [each]),
+            st.sampled_from(["--", "-x", "--x", "--x=y", "-", "---", "-=", "--=", "-é"]).map(lambda each: [each]),
+        ]
+        for option in command.options:
+            for name in option.names:
+                if option.kind == "flag":
+                    pieces += [st.just([name]), st.just([name]), _values(option).map(lambda v, n=name: [f"{n}={v}"])]
+                else:
+                    pieces += [
+                        _values(option).map(lambda value, name=name: [name, value]),
+                        _values(option).map(lambda value, name=name: [f"{name}={value}"]),
+                        _values(option).map(lambda value, name=name: [f"{name}{value}"]),
+                        st.just([name]),
+                    ]
+        return st.lists(st.one_of(pieces), max_size=5).map(lambda lists: [word for words in lists for word in words])
+
+    return st.sampled_from([*COMMANDS]).flatmap(lambda name: st.tuples(st.just(name), arguments(COMMANDS[name])))
+
+
+@settings(max_examples=400, deadline=None)
+@given(lines())
+@example(("encode", ["-s", "bac\u212aground"]))
+@example(("encode", ["--batch-size", "7.0"]))
+@example(("encode", ["--min-quality", "-0"]))
+@example(("encode", ["-m", "--", "--", "x"]))
+def test_whatever_is_parsed_is_what_typer_passes(line: tuple[str, list[str]]) -> None:
+    command, arguments = line
+    quick = pass_quickly(command, arguments)
+    if quick is None:
+        return
+    full = pass_by_typer(command, arguments)
+    assert full is not None, "the quick parser accepts what typer refuses"
+    assert same(quick, full), (quick, full)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.sampled_from(["--", "-m", "-mx", "--model", "--model=x", "--json", "text", "-f", "json"]), max_size=6)
+)
+def test_where_options_end_is_where_typer_ends_them(arguments: list[str]) -> None:
+    """Behind the end a word that typer would refuse as an option is a text."""
+    passed = pass_by_typer("encode", [*arguments, "--nonsense"])
+    if passed is not None:
+        assert ("--nonsense" in passed["texts"]) is ends_options(COMMANDS["encode"], arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=[*COMMANDS])
+def test_a_command_gets_every_option_that_its_function_takes(command: Command) -> None:
+    function = getattr(import_module(f"firstvec.commands.{command.module}"), command.function)
+    taken = inspect.signature(function).parameters
+    fields = {option.field for option in command.options}
+    if command.name == "encode":
+        fields.add("texts_are_literal")
+    named = {name for name, each in taken.items() if each.kind is not each.VAR_KEYWORD}
+    assert named <= fields
+    if len(named) < len(taken):
+        assert fields - named <= {*inspect.signature(make_options).parameters}
+    else:
+        assert named == fields
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS)
+def test_an_option_is_declared_whole(command: Command, option: Option) -> None:
+    names = [name for each in command.options for name in each.names]
+    assert len(names) == len({*names})
+    assert option.kind in ("text", "flag", "integer", "number", "texts")
+    assert option.help.endswith(".")
+    assert (option.metavar is None) is (option.kind == "flag")
+    assert all(name.startswith("--") for name in option.names[:1])
+    if option.choices:
+        assert all(choice == choice.lower() for choice in option.choices)
+        assert option.default is None or option.default in option.choices
+
+
+def test_every_command_about_a_bundle_names_it_the_same_way() -> None:
+    named = {
+        name: [option.names for option in command.options if option.field == "model"]
+        for name, command in COMMANDS.items()
+    }
+    assert named.pop("list") == []
+    assert {*map(tuple, named.values())} == {(("--model", "-m"),)}

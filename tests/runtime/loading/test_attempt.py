@@ -1,0 +1,421 @@
+"""One attempt to load: what it waits for, what it falls back to, how it fails, and how it ends with the process."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firstvec import (
+    BundleNotFound,
+    IntegrityError,
+    LoadError,
+    LoadingStrategy,
+    LoadTimeout,
+    ManifestError,
+    NoCompatibleArtifact,
+    OptimizedEmbeddingLoader,
+)
+from firstvec.loading.attempt import Load
+from firstvec.process import threads
+from tests.conftest import Fresh, edit_manifest
+from tests.loads import flip_byte, hold_sessions, keep_only, load, wait_for_tasks
+
+
+@pytest.mark.parametrize("strategy", [LoadingStrategy.LAZY, LoadingStrategy.BACKGROUND])
+def test_a_late_load_raises_load_timeout_and_goes_on(
+    strategy: LoadingStrategy, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = hold_sessions(monkeypatch)
+    loader = OptimizedEmbeddingLoader(str(tiny_built), strategy)
+    loader.start_loading()
+    try:
+        with pytest.raises(LoadTimeout, match=r"0\.05 s; the load goes on"):
+            loader.get_provider(timeout=0.05)
+        assert loader.is_loading()
+        assert loader.get_error() is None
+    finally:
+        release.set()
+    assert loader.get_provider().embed_query("late").shape == (32,)
+
+
+def test_progressive_answers_metadata_and_token_counts_before_the_session_is_up(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = hold_sessions(monkeypatch)
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.PROGRESSIVE)
+    loader.start_loading()
+    try:
+        assert loader.get_embedding_dim_fast() == 32
+        counts = loader.count_tokens(["", "two words"])
+        assert not loader.is_loaded()
+    finally:
+        release.set()
+    assert counts == loader.get_provider().count_tokens(["", "two words"])
+    assert counts[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("lazy", "quick-start"),
+        ("background", "throughput"),
+        ("progressive", "quick-start"),
+        ("quantized", "quick-start"),
+        ("cached", "quick-start"),
+    ],
+)
+def test_each_strategy_opens_its_kind_of_session(strategy: str, kind: str, tiny_built: Path) -> None:
+    assert load(tiny_built, strategy).get_provider().session_kind == kind
+
+
+# Artifacts and bundles that cannot be used
+
+
+def test_a_damaged_artifact_is_passed_over_with_one_warning(
+    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider().embed_query("text")
+    flip_byte(tiny_bundle / "onnx/model.onnx_data")
+    provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+    assert provider.artifact.id == "torchscript-fp32"
+    np.testing.assert_allclose(provider.embed_query("text"), good, atol=1e-5)
+    [record] = [record for record in caplog.records if record.name == "firstvec"]
+    assert "model.onnx_data" in record.getMessage()
+    assert "torchscript-fp32" in record.getMessage()
+
+
+def test_a_damaged_only_candidate_raises_integrity_error(tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, keep_only(["onnx-fp32"]))
+    flip_byte(tiny_bundle / "onnx/model.onnx")
+    with pytest.raises(IntegrityError, match="firstvec build --force"):
+        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+
+
+def test_all_candidates_damaged_lists_every_reason(tiny_bundle: Path) -> None:
+    for name in ("onnx/model.onnx", "torchscript/model.pt"):
+        flip_byte(tiny_bundle / name)
+    with pytest.raises(NoCompatibleArtifact, match=r"(?s)model\.onnx.*model\.pt.*firstvec verify"):
+        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+
+
+def test_a_damaged_tokenizer_raises_integrity_error(tiny_bundle: Path) -> None:
+    flip_byte(tiny_bundle / "tokenizer.json")
+    with pytest.raises(IntegrityError, match=r"tokenizer\.json"):
+        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda root: (root / "firstvec.json").write_bytes((root / "firstvec.json").read_bytes()[:500]), "JSON"),
+        (lambda root: edit_manifest(root, lambda document: document.update(format_version="2.0")), "upgrade firstvec"),
+        (lambda root: edit_manifest(root, lambda document: document.pop("model")), "model: is missing"),
+    ],
+    ids=["truncated", "newer", "edited"],
+)
+def test_a_bad_manifest_raises_manifest_error(damage: Callable[[Path], None], expected: str, tiny_bundle: Path) -> None:
+    damage(tiny_bundle)
+    with pytest.raises(ManifestError, match=expected):
+        OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+
+
+def test_an_isa_that_no_artifact_fits_raises_with_the_reasons(tiny_built: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.QUANTIZED)
+    loader.resource_profile = loader.resource_profile.replace(isa=(), machine="riscv64")
+    loader.start_loading()
+    with pytest.raises(NoCompatibleArtifact, match="isa: needs avx2, this CPU has riscv64"):
+        loader.get_provider()
+
+
+def test_min_quality_is_enforced_at_load(tiny_built: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.QUANTIZED, min_quality=0.99999)
+    loader.start_loading()
+    with pytest.raises(NoCompatibleArtifact, match=r"quality: cosine_min .* < min_quality 0\.99999"):
+        loader.get_provider()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ZeroDivisionError("an error of Python"), r"ZeroDivisionError: an error of Python; run `firstvec doctor`"),
+        (OSError(errno.EMFILE, "Too many open files"), r"Too many open files; close some files, or raise the limit"),
+    ],
+)
+def test_an_error_that_nobody_expects_is_a_load_error_with_its_cause(
+    error: Exception, message: str, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+    with monkeypatch.context() as patch:
+        patch.setattr(Load, "_load", fail)
+        with pytest.raises(LoadError, match=message) as caught:
+            loader.get_provider()
+        assert caught.value.__cause__ is error
+        assert loader.get_error() is caught.value
+    assert loader.get_provider().embed_query("text").shape == (32,)
+
+
+# Ctrl-C
+
+INTERRUPTED = """
+import signal, sys
+from firstvec import OptimizedEmbeddingLoader
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+loader = OptimizedEmbeddingLoader(sys.argv[1])
+signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
+try:
+    loader.get_provider(timeout=None)
+except KeyboardInterrupt:
+    # "idle": the interrupt came before the loader had got hold of the load.
+    assert loader.report()["state"] in ("idle", "loading", "loaded"), loader.report()
+    assert loader.get_error() is None
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert loader.get_provider(timeout=None).embed_query("text").shape == (384,)
+assert loader.report()["state"] == "loaded"
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.002, 0.01, 0.02, 0.03])
+def test_a_wait_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle: Path, fresh: Fresh) -> None:
+    fresh(INTERRUPTED, bundle, seconds)
+
+
+def test_ctrl_c_while_a_load_is_started_leaves_a_loader_that_loads(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "start_new_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.start_loading()
+    assert not loader.is_loading()
+    loader.start_loading()
+    assert loader.get_provider(timeout=30).embedding_dim == 32
+
+
+def test_ctrl_c_in_a_load_without_threads_reaches_the_program(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    loader = OptimizedEmbeddingLoader(str(tiny_built))
+    monkeypatch.setattr(threads, "start_new_thread", refused)
+    with monkeypatch.context() as patch:
+        patch.setattr(Load, "_open_candidate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.get_provider()
+    assert loader.get_provider(timeout=30).embed_query("text").shape == (32,)
+
+
+# A load in a process that exits, and in a forked child
+
+STOPPED = """
+import atexit, logging, sys, threading
+logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.loading import opening
+from firstvec.process.threads import exiting
+verify_artifact, begun = opening.verify_artifact, threading.Event()
+def held(*arguments):
+    begun.set()
+    assert exiting.wait(30)
+    return verify_artifact(*arguments)
+opening.verify_artifact = held
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output=sys.argv[3])
+loader._start()
+assert begun.wait(30)
+def last():
+    error, report = loader.get_error(), loader.report()
+    print(type(error).__name__, report["state"], report["error"])
+    print(sorted({each["name"] for each in report["stages"]} & {"verification", "engine", "session", "self-test"}))
+from firstvec.process.threads import before_exit
+atexit._clear()
+atexit.register(last)
+atexit.register(before_exit)
+"""
+
+
+@pytest.mark.parametrize("output", ["list", "numpy"])
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive"])
+def test_a_load_that_is_under_way_when_the_process_exits_stops_between_stages_and_warns_of_nothing(
+    strategy: str, output: str, tiny_built: Path, fresh: Fresh
+) -> None:
+    began = time.monotonic()
+    done = fresh(STOPPED, tiny_built, strategy, output)
+    assert time.monotonic() - began < 10
+    assert done.stdout.splitlines() == [
+        "ProcessExiting failed the process is exiting, so the load was stopped",
+        "[]",
+    ]
+
+
+AT_EXIT = """
+import atexit, sys
+def last():
+    provider = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], output=sys.argv[3]).get_provider()
+    print(len(provider.embed_query("text")))
+atexit.register(last)  # before firstvec's own, so it is called after it
+from firstvec import OptimizedEmbeddingLoader
+import firstvec.loader
+"""
+
+
+@pytest.mark.parametrize("output", ["list", "numpy"])
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive"])
+def test_a_function_that_the_exit_calls_may_load_a_model(
+    strategy: str, output: str, tiny_built: Path, fresh: Fresh
+) -> None:
+    assert fresh(AT_EXIT, tiny_built, strategy, output).stdout == "32\n"
+
+
+LOST = """
+import os, sys, threading
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.loading import opening
+from firstvec.process import threads
+open_artifact, go_on = opening.open_artifact, threading.Event()
+def held(*arguments, **options):
+    assert go_on.wait(30)
+    return open_artifact(*arguments, **options)
+opening.open_artifact = held
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list")
+loader._start()
+counts = loader.count_tokens("text")  # the load is at its session
+assert loader.is_loading() and loader.report()["state"] == "loading"
+threads._PATIENCE = 0.1
+child = os.fork()
+if child:
+    go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+else:
+    opening.open_artifact = open_artifact
+    assert not loader.is_loading() and not loader.is_loaded() and loader.get_error() is None
+    assert loader.report()["state"] == "idle"
+    if sys.argv[3] == "count":
+        assert loader.count_tokens("text", timeout=10) == counts
+assert len(loader.get_provider(timeout=10).embed_query("text")) == 32
+"""
+
+
+@pytest.mark.parametrize("call", ["count", "load"])
+@pytest.mark.parametrize("strategy", ["lazy", "background"])
+def test_a_load_that_a_fork_did_not_wait_for_is_started_again_in_the_child(
+    strategy: str, call: str, tiny_built: Path, fresh: Fresh
+) -> None:
+    fresh(LOST, tiny_built, strategy, call)
+
+
+# What a load leaves behind
+
+
+def test_a_failed_load_leaves_no_descriptor_and_no_thread(tiny_bundle: Path) -> None:
+    def count() -> int:
+        wait_for_tasks()
+        return len(os.listdir("/proc/self/fd"))
+
+    edit_manifest(tiny_bundle, keep_only(["onnx-fp32"]))
+    load(tiny_bundle)
+    flip_byte(tiny_bundle / "onnx/model.onnx")
+
+    def fail() -> None:
+        loader = OptimizedEmbeddingLoader(str(tiny_bundle), device="cpu")
+        with pytest.raises(IntegrityError):
+            loader.get_provider()
+
+    fail()
+    gc.collect()
+    before = count()
+    for _ in range(10):
+        fail()
+    gc.collect()  # an error refers to the frames that it came through
+    assert count() <= before
+
+
+WITHOUT_COLLECTOR = """
+import gc, logging, os, sys, weakref
+logging.disable()
+from firstvec import NoCompatibleArtifact, OptimizedEmbeddingLoader
+from firstvec.process import threads
+
+def open_files():
+    links = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:  # that of the list itself
+            continue
+    return [link for link in links if link.startswith(sys.argv[1] + "/") and not link.endswith("tokenizer.json")]
+
+def use():
+    loader = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list")
+    try:
+        provider = loader.get_provider()
+    except NoCompatibleArtifact:
+        return None
+    provider.embed_query("text")
+    return weakref.ref(provider.session)
+
+use()  # the import of an engine leaves cycles of its own
+gc.collect()
+gc.disable()
+for _ in range(3):
+    session = use()
+    threads._wait_for_tasks()
+    print(session is not None, session is not None and session() is not None, open_files())
+"""
+
+
+def test_after_a_fallback_the_session_is_freed_with_its_provider(tiny_bundle: Path, fresh: Fresh) -> None:
+    """Not when the garbage collector comes by: the fallback is the larger artifact, of torch."""
+    flip_byte(tiny_bundle / "onnx/model.onnx_data")
+    assert fresh(WITHOUT_COLLECTOR, tiny_bundle).stdout == "True False []\n" * 3
+
+
+COMPUTES_WRONG = """
+from firstvec.loading import self_test
+def compare(artifact, session, golden):
+    raise self_test.SelfTestError(artifact.id, session.engine, 1.0, 0.001)
+self_test.compare = compare
+"""
+
+
+def test_a_failed_load_closes_the_files_of_the_artifacts_at_once(
+    tiny_bundle: Path, fresh: Fresh, tmp_path: Path
+) -> None:
+    code = COMPUTES_WRONG + WITHOUT_COLLECTOR
+    cache = str(tmp_path / "cache")  # no self-test has passed before
+    assert fresh(code, tiny_bundle, FIRSTVEC_CACHE=cache).stdout == "False False []\n" * 3
+
+
+def test_the_traceback_of_the_error_does_not_grow_with_the_calls() -> None:
+    loader = OptimizedEmbeddingLoader("no/such-model", "background")
+    loader.start_loading()
+
+    def lines() -> list[str]:
+        with pytest.raises(BundleNotFound) as caught:
+            loader.get_provider()
+        return [f"{entry.name}:{entry.lineno}" for entry in traceback.extract_tb(caught.value.__traceback__)]
+
+    first = lines()
+    assert any(line.startswith("find_bundle:") for line in first)
+    assert [lines() for _ in range(3)] == [first] * 3
