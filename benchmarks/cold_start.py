@@ -1,9 +1,9 @@
-"""Time to first vector: fresh processes measured from outside, from exec to exit, against their peers in the same run.
+"""Measure the time to the first vector: fresh processes from outside, from exec to exit, beside their peers.
 
-Every round starts each program once, in the order of the table, so that whatever else the machine does meets all alike;
-ratios are taken inside a round, and their median is shown. The page cache, the compiled bytecode and firstvec's record
-of verified files are warm, as on the second start of an installed app; with --cold the page cache is dropped before
-each process.
+Every round starts each program once, in the order of the table, so other load of the machine meets all programs alike.
+Ratios are taken inside a round, and the tables show the median of the rounds' ratios. The page cache, the compiled
+bytecode and firstvec's record of verified files are warm, as on the second start of an installed app. With --cold the
+page cache is dropped before each process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from statistics import median
 from typing import Any
 
 from programs import FLOOR, PEER, PICTURED, PROGRAMS, TEXT, Program
-from record import machine, markdown_list, markdown_table, write
-from waterfall import draw
+from record import DASH, Stage, machine, markdown_list, markdown_table, markdown_timeline, write
 
+from firstvec.bundle.manifest import Manifest
 from firstvec.errors import FirstvecError
-from firstvec.hardware import ResourceProfile
-from firstvec.manifest import Manifest
+from firstvec.machine.profile import ResourceProfile
+from firstvec.options import make_options
 from firstvec.selection import select
 from firstvec_build.source import resolve
 
@@ -40,23 +40,22 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One process from exec to exit, and what it says of itself. MB is 10^6 bytes."""
+    """One process from exec to exit, and what the process measured of itself. MB is 10^6 bytes."""
 
     ms: float
     peak_mb: float
     cosine: float | None = None
     """Of its vector to the peer's."""
     figures: dict[str, float] = field(default_factory=dict)
-    stages: list[tuple[str, float, float]] = field(default_factory=list)
-    """Name, begin and end in milliseconds from exec."""
+    stages: list[Stage] = field(default_factory=list)
 
 
 Combine = Callable[[float, float], float]
 Results = dict[str, list[Sample]]
 Figures = dict[str, dict[str, float | None]]
 
-# exec hands the peak memory of the process that forked on to the new program (Linux, fs/exec.c: exec_mmap), so a bare
-# interpreter starts each case, not this one with all its modules.
+# On Linux a program inherits the peak memory of the process that forked (fs/exec.c, exec_mmap). So a bare interpreter
+# starts each program, because this one has all its modules.
 LAUNCHER = """
 import os, sys, time
 if sys.argv[1] == "cold":
@@ -72,7 +71,7 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
 
 
 def main() -> None:
-    """Run the benchmark and print its table."""
+    """Run the benchmark, print its table and write the files that were asked for."""
     options = parse()
     cache_state = "dropped before each process" if options.cold else "warm"
     facts = {"rounds": options.rounds, "page cache": cache_state, **machine()}
@@ -81,31 +80,24 @@ def main() -> None:
             inputs = prepare(options.bundle, cache)
         except FirstvecError as error:
             sys.exit(f"error: {error} (`make artifacts` builds the default bundle)")
+        bundle = Path(inputs["bundle"])
+        facts["bundle"] = bundle.name
+        artifacts = {precision: str(Path(inputs[precision]).relative_to(bundle)) for precision in MIN_COSINE}
         programs = [each for each in PROGRAMS if each.installed and (not options.only or each.name in options.only)]
         results = run_rounds(programs, options.rounds, inputs, environment(inputs, cache), cold=options.cold)
-    figures = {each.name: summarise(each.name, results) for each in programs}
+    figures = {each.name: summarize(each.name, results) for each in programs}
     derived = derive(results)
     rows = [["program", *COLUMNS]]
     for name, values in figures.items():
-        rows.append([name, *("–" if (value := values[heading]) is None else f"{value:.2f}" for heading in COLUMNS)])
+        rows.append([name, *(DASH if (value := values[heading]) is None else f"{value:.2f}" for heading in COLUMNS)])
     print(as_text(rows, derived))
     if options.json:
-        document = {"run": facts, "inputs": inputs, "derived": derived, "figures": figures, "samples": results}
+        document = {
+            "run": facts, "artifacts": artifacts, "derived": derived, "figures": figures, "samples": results
+        }  # fmt: skip
         write(options.json, json.dumps(document, ensure_ascii=False, default=asdict) + "\n")
     if options.markdown:
-        write(options.markdown, as_markdown(rows, derived, facts))
-    if options.waterfall:
-        write(options.waterfall, picture(results))
-
-
-def picture(results: Results) -> str:
-    """Draw, of each program of `PICTURED`, the process of median duration."""
-    typical = {
-        name: sorted(results[name], key=lambda sample: sample.ms)[len(results[name]) // 2]
-        for name in PICTURED
-        if name in results
-    }
-    return draw({name: (sample.ms, sample.stages) for name, sample in typical.items()})
+        write(options.markdown, as_markdown(rows, derived, facts, results))
 
 
 def parse() -> argparse.Namespace:
@@ -117,8 +109,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of: {'; '.join(names)}")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each process (Linux, root)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample, and the machine")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table, and the machine")
-    parser.add_argument("--waterfall", type=Path, metavar="FILE", help="write a picture (SVG) of where the time goes")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables, the timeline, and the machine")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -128,9 +119,10 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(bundle: Path, cache: str) -> dict[str, str]:
-    """Return what the programs are formatted with; fetch the pinned source if need be."""
+    """Return what the programs are formatted with. Fetch the pinned source if need be."""
     manifest = Manifest.read(bundle := bundle.resolve())
-    artifact = select(manifest, ResourceProfile.detect(), "quantized", device="cpu").artifact
+    options = make_options(str(bundle), "quantized", "cpu")
+    artifact = select(manifest, ResourceProfile.detect(), options).artifact
     return {
         "python": sys.executable,
         "firstvec": str(Path(sys.executable).with_name("firstvec")),
@@ -145,8 +137,8 @@ def prepare(bundle: Path, cache: str) -> dict[str, str]:
 
 
 def environment(inputs: dict[str, str], cache: str) -> dict[str, str]:
-    """Return the environment of every case: offline, with compiled bytecode, and a cache that the rounds share."""
-    # PYTHONOPTIMIZE would skip the assertions of the cases.
+    """Return the environment of every program: offline, with compiled bytecode, and a cache that the rounds share."""
+    # PYTHONOPTIMIZE would skip the assertions of the programs.
     unset = ("PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "TOKENIZERS_PARALLELISM")
     ours = {"FIRSTVEC_ARTIFACTS": os.path.dirname(inputs["bundle"]), "FIRSTVEC_CACHE": cache}
     quiet = {"HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
@@ -156,7 +148,7 @@ def environment(inputs: dict[str, str], cache: str) -> dict[str, str]:
 def run_rounds(
     programs: Sequence[Program], rounds: int, inputs: dict[str, str], environ: dict[str, str], *, cold: bool
 ) -> Results:
-    """Measure every program once a round; the first round warms up and does not count."""
+    """Measure every program once a round. The first round warms up and does not count."""
     peer = next(each for each in PROGRAMS if each.name == PEER)
     reference: list[float] = launch(peer, inputs, environ, cold=False)[1]
     measured: list[list[Sample]] = []
@@ -184,7 +176,7 @@ def measure(
 def launch(
     program: Program, inputs: dict[str, str], environ: dict[str, str], *, cold: bool
 ) -> tuple[Sample, list[float]]:
-    """Run one program; return what was measured, and the vector that it printed."""
+    """Run one program. Return what was measured, and the vector that the program printed."""
     code = program.code.format(**inputs)
     parts = (part.format(code=code, **inputs) for part in program.command)
     command = [sys.executable, "-I", "-S", "-c", LAUNCHER, "cold" if cold else "warm", *parts]
@@ -199,7 +191,7 @@ def launch(
     if printed[-1].startswith("{"):
         return sample, json.loads(printed[-1])["vectors"][0]
     vector, stages, figures = ast.literal_eval(printed[-1])
-    spans = [(name, 1e3 * (begin - started), 1e3 * (end - started)) for name, begin, end, _lane in stages]
+    spans = [(name, 1e3 * (begin - started), 1e3 * (end - started)) for name, begin, end in stages]
     if spans:
         spans = [("interpreter", 0.0, min(begin for _, begin, _ in spans)), *spans]
         spans.append(("print, exit", max(end for _, _, end in spans), ms))
@@ -207,13 +199,13 @@ def launch(
 
 
 def paired(a: str, b: str, results: Results, combine: Combine = operator.truediv) -> float | None:
-    """Return the median over the rounds of ``combine(a, b)`` of two cases' milliseconds; None if one was not run."""
+    """Return the median over the rounds of ``combine(a, b)`` of two programs' milliseconds. None: one was not run."""
     if a not in results or b not in results:
         return None
     return median(combine(x.ms, y.ms) for x, y in zip(results[a], results[b], strict=True))
 
 
-def summarise(name: str, results: Results) -> dict[str, float | None]:
+def summarize(name: str, results: Results) -> dict[str, float | None]:
     """Return a program's figures: those of `COLUMNS`."""
     ms = [sample.ms for sample in results[name]]
     peak_mb = median(sample.peak_mb for sample in results[name])
@@ -222,7 +214,7 @@ def summarise(name: str, results: Results) -> dict[str, float | None]:
 
 
 def derive(results: Results) -> dict[str, float]:
-    """Return the figures that sum up the run, of those whose programs were run."""
+    """Return the figures that sum up the run, as far as their programs were run."""
     derived: dict[str, float | None] = {
         "import firstvec - bare interpreter, ms": paired("import firstvec", "bare interpreter", results, operator.sub),
         "first constructor, ms": inside("first loader", "constructor, ms", results),
@@ -244,7 +236,7 @@ def derive(results: Results) -> dict[str, float]:
 
 
 def inside(name: str, figure: str, results: Results) -> float | None:
-    """Return the median of what a program measured of itself."""
+    """Return the median of what a program measured of itself. None: it was not run."""
     return median(sample.figures[figure] for sample in results[name]) if name in results else None
 
 
@@ -255,10 +247,19 @@ def as_text(rows: Sequence[Sequence[str]], derived: dict[str, float]) -> str:
     return "\n".join([*lines, "", *(f"{name}: {value:.2f}" for name, value in derived.items())])
 
 
-def as_markdown(rows: Sequence[Sequence[str]], derived: dict[str, float], facts: dict[str, Any]) -> str:
-    """Return the table, the derived figures, and what was run where."""
+def as_markdown(
+    rows: Sequence[Sequence[str]], derived: dict[str, float], facts: dict[str, Any], results: Results
+) -> str:
+    """Return the table, the derived figures, the timeline of `PICTURED`, and what was run where."""
     figures = markdown_list({name: f"{value:.2f}" for name, value in derived.items()})
-    return "\n".join([markdown_table(rows), figures, markdown_list(facts)])
+    return "\n".join([markdown_table(rows), figures, timeline(results), markdown_list(facts)])
+
+
+def timeline(results: Results) -> str:
+    """Return, for each program of `PICTURED`, the stages of the process of median duration."""
+    middle = {name: sorted(results[name], key=lambda sample: sample.ms) for name in PICTURED if name in results}
+    typical = {name: samples[len(samples) // 2] for name, samples in middle.items()}
+    return markdown_timeline({name: (sample.ms, sample.stages) for name, sample in typical.items()})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of `make bench`: texts per second, × sentence-transformers and the worst cosine; a column a case."""
+"""The table of `make bench`: texts per second, the ratio to sentence-transformers, and the worst cosine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record import machine, markdown_list, markdown_table, write
+from record import DASH, machine, markdown_list, markdown_table, write
 from subjects import PEER
 
 FACTS = pytest.StashKey[dict[str, Any]]()
@@ -40,9 +40,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def cell(figures: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
-    """What the table shows of one program in one case; a dash for what was not run."""
+    """Return what the table shows of one program in one case: a dash for what was not run."""
     if figures is None:
-        return "–"
+        return DASH
     speed = figures["texts per second"]
-    ratio = f"{speed / peer['texts per second']:.2f} ×" if peer else "–"
+    ratio = f"{speed / peer['texts per second']:.2f} ×" if peer else DASH
     return f"{speed:.0f} ({ratio}; {figures['worst cosine']:.4f})"

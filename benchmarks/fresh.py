@@ -1,4 +1,4 @@
-"""Timing inside fresh processes: the first call of something in a process can be measured only once in each."""
+"""Measure fresh processes: a whole process from outside, or one statement from inside of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
-BUNDLE = Path("artifacts/all-MiniLM-L6-v2").resolve()
+BUNDLE = Path(__file__).parents[1] / "artifacts/all-MiniLM-L6-v2"
+"""The default bundle, which `make artifacts` builds."""
 TIMED = """
 {setup}
 import time
@@ -20,29 +24,62 @@ print(_seconds)
 """
 
 
+class ProcessFailed(Exception):
+    """A measured process failed. The message says with which exit status, and what it printed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One process, from exec to exit."""
+
+    seconds: float
+    processor_seconds: float
+    """User time and system time of all its threads. Other programs of the machine change it little."""
+    output: str
+
+
 def environment() -> dict[str, str]:
-    """As an installed app's: offline, with compiled bytecode, the bundle where it is looked for."""
+    """Return the environment of an installed app: offline, with compiled bytecode, and with the default bundle."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    unset = ("PYTHONDONTWRITEBYTECODE", "FIRSTVEC_TRACE")
+    own = {name: value for name, value in os.environ.items() if name not in unset}
     return {**own, **quiet, "FIRSTVEC_ARTIFACTS": str(BUNDLE.parent)}
 
 
-def run(code: str) -> str:
+def measure(command: Sequence[str], environ: Mapping[str, str] | None = None) -> Usage:
+    """Run a command and return what it took.
+
+    Raises:
+        ProcessFailed: it ended with another exit status than 0.
+    """
+    environ = environment() if environ is None else environ
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environ)
+        assert process.stdout is not None
+        with process.stdout:
+            output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            reason = errors.read().strip()[-1000:]
+            raise ProcessFailed(f"a measured process ended with {process.returncode}: {reason}")
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, output)
+
+
+def run(code: str, environ: Mapping[str, str] | None = None) -> str:
     """Run code in a fresh process and return what it prints.
 
     Raises:
-        RuntimeError: it failed.
+        ProcessFailed: it failed.
     """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment(), timeout=120
-    )
-    if done.returncode:
-        raise RuntimeError(f"a measured process ended with {done.returncode}: {done.stderr.strip()[-1000:]}")
-    return done.stdout
+    return measure((sys.executable, "-c", code), environ).output
 
 
 def seconds(statement: str, setup: str = "", afterwards: str = "") -> float:
-    """How long ``statement`` takes in a fresh process after ``setup``, as the process itself measures it."""
+    """Return how long ``statement`` takes in a fresh process after ``setup``, as the process itself measures it."""
     return float(run(TIMED.format(setup=setup, statement=statement, afterwards=afterwards)).splitlines()[-1])
 
 

@@ -1,6 +1,6 @@
-"""A BERT's GGUF file with 8-bit weights, as llama.cpp's own convert_hf_to_gguf.py writes it with --outtype q8_0.
+"""Write a BERT's GGUF file with 8-bit weights, as llama.cpp's convert_hf_to_gguf.py does with --outtype q8_0.
 
-That script is not part of llama-cpp-python, only of its sources; the package gguf is.
+That script comes with the sources of llama.cpp, and not with the package llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def write(source: Path, path: Path) -> None:
     _add_vocabulary(writer, json.loads((source / "tokenizer.json").read_text("utf-8")), gguf)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
     for name, weights in load_file(source / "model.safetensors").items():
-        if name == "embeddings.position_ids" or name.startswith("pooler."):  # not used for embeddings
+        if name == "embeddings.position_ids" or name.startswith("pooler."):  # embeddings do not use them
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if weights.ndim == 2 and not target.startswith(("position_embd", "token_types")):
-            quantised = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(target, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            quantized = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(target, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(target, weights.astype(np.float32))
     writer.write_header_to_file()
@@ -48,12 +48,12 @@ def write(source: Path, path: Path) -> None:
 
 
 def _add_vocabulary(writer: Any, tokenizer: dict[str, Any], gguf: Any) -> None:
-    """WordPiece as llama.cpp has it: ``▁`` before what begins a word, no ``##`` before what goes on."""
+    """Add the WordPiece vocabulary as llama.cpp spells it: ``▁`` begins a word, and ``##`` is left out."""
     ids: dict[str, int] = tokenizer["model"]["vocab"]
     special = {token["content"] for token in tokenizer["added_tokens"]}
     tokens = sorted(ids, key=ids.__getitem__)
     writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("jina-v2-en")  # as BERT's
+    writer.add_tokenizer_pre("jina-v2-en")  # the rules of BERT
     writer.add_token_list(
         [token if token in special else token[2:] if token.startswith("##") else f"\u2581{token}" for token in tokens]
     )

@@ -1,7 +1,7 @@
-"""PROGRESSIVE after its hand-over beside a session that was prepacked from the start: throughput and memory.
+"""Compare PROGRESSIVE after its hand-over with a throughput session from the start (BACKGROUND): speed and memory.
 
-Both providers live in one process and take turns on the same texts; the ratio is taken in each round. Memory is
-measured in processes of their own.
+Both providers live in one process and take turns on the same texts. The ratio is taken in each round. Memory is
+measured in fresh processes, on Linux.
 """
 
 from __future__ import annotations
@@ -38,22 +38,24 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--rounds", type=int, default=15, help="of each provider, after one that warms up")
     options = parser.parse_args()
-    handed_over, prepacked = provider(options.bundle, "progressive"), provider(options.bundle, "background")
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    handed_over, throughput = load(options.bundle, "progressive"), load(options.bundle, "background")
     handed_over.embed_query("a text")
     while handed_over.session_kind != "throughput":
         time.sleep(0.01)
     texts = evaluation_sentences()
-    rounds = [(seconds(handed_over, texts), seconds(prepacked, texts)) for _ in range(options.rounds + 1)][1:]
+    rounds = [(seconds(handed_over, texts), seconds(throughput, texts)) for _ in range(options.rounds + 1)][1:]
     figures: dict[str, float] = {
         "texts per second, PROGRESSIVE after the hand-over": len(texts) / statistics.median(ours for ours, _ in rounds),
-        "texts per second, prepacked from the start": len(texts) / statistics.median(theirs for _, theirs in rounds),
+        "texts per second, BACKGROUND": len(texts) / statistics.median(theirs for _, theirs in rounds),
         "ratio": statistics.median(theirs / ours for ours, theirs in rounds),
     }
     if sys.platform == "linux":
         for name, strategy, kind in (
             ("resident MB, PROGRESSIVE after the hand-over", "progressive", "throughput"),
-            ("resident MB, prepacked from the start", "background", "throughput"),
-            ("resident MB, quick-start session alone", "lazy", "quick-start"),
+            ("resident MB, BACKGROUND", "background", "throughput"),
+            ("resident MB, quick-start session alone (CACHED)", "cached", "quick-start"),
         ):
             command = [sys.executable, "-c", MEMORY, str(options.bundle), strategy, kind]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -61,15 +63,15 @@ def main() -> None:
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}, indent=1))
 
 
-def provider(bundle: Path, strategy: str) -> EmbeddingProvider:
-    """Load by a strategy."""
+def load(bundle: Path, strategy: str) -> EmbeddingProvider:
+    """Load the bundle by a strategy and return the provider."""
     loader = OptimizedEmbeddingLoader(str(bundle.resolve()), strategy, device="cpu")
     loader.start_loading()
     return loader.get_provider()
 
 
 def seconds(provider: EmbeddingProvider, texts: list[str]) -> float:
-    """How long a provider takes for the texts."""
+    """Return how long a provider takes for the texts."""
     started = time.perf_counter()
     provider.encode(texts)
     return time.perf_counter() - started

@@ -1,7 +1,7 @@
-"""The programs whose start is measured: each a fresh process, most of which compute the vector of one sentence.
+"""The programs whose start is measured: each is a fresh process. Most of them compute the vector of one sentence.
 
-A program prints one line, a Python literal: None, or (vector, stages, figures). A stage is (name, start, end, lane) in
-seconds of ``time.perf_counter()``, whose clock all processes of the machine share; lanes are threads.
+A program prints nothing, or one line: a Python literal of (vector, stages, figures). A stage is (name, start, end), in
+seconds of ``time.perf_counter()``. All processes of the machine share the clock.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Program:
     code: str = ""
     command: tuple[str, ...] = ("{python}", "-c", "{code}")
     vector: str | None = None
-    """Precision of the vector that it prints, ``fp32`` or ``int8``; None if it prints none."""
+    """Precision of the vector that the program prints, ``fp32`` or ``int8``. None: it prints none."""
     needs: str | None = None
-    """A package without which it is left out."""
+    """A package without which the program is left out."""
 
     @property
     def installed(self) -> bool:
-        """Whether what it needs is there."""
+        """Whether the package that the program needs is there."""
         return self.needs is None or find_spec(self.needs) is not None
 
 
@@ -38,7 +38,7 @@ began = time.perf_counter()
 stages, figures, vector = [], {{}}, None
 def stage(name, start):
     end = time.perf_counter()
-    stages.append((name, start, end, 0))
+    stages.append((name, start, end))
     return end
 """
 PRINT = """
@@ -47,11 +47,11 @@ print((vector, stages, figures))
 
 
 def program(name: str, body: str, *, vector: str | None = None, needs: str | None = None) -> Program:
-    """A program that keeps time: ``now`` is when its last stage ended."""
+    """Return a program that keeps time: ``now`` is when its last stage ended."""
     return Program(name, f"{TRACE}now = began\n{body}{PRINT}", vector=vector, needs=needs)
 
 
-# On the CPU as the peer: what is compared is not an accelerator.
+# On the CPU, as the peers, because the benchmark does not compare accelerators.
 OURS = """
 from firstvec import OptimizedEmbeddingLoader
 now = stage("import firstvec", now)
@@ -62,19 +62,17 @@ figures["start_loading, ms"] = 1e3 * (time.perf_counter() - now)
 provider = loader.get_provider()
 now = time.perf_counter()
 vector = provider.embed_query({text!r})
-now = stage("tokenise, run", now)
+now = stage("tokenize, run", now)
 vector = vector.tolist() if "OUTPUT" != "list" else vector
 report = loader.report()
-lanes = dict()
 for each in report["stages"]:
     start = report["started"] + each["at_ms"] / 1e3
-    lane = lanes.setdefault(each["thread"], 1 + len(lanes))
-    stages.append((each["name"], start, start + each["ms"] / 1e3, lane))
+    stages.append((each["name"], start, start + each["ms"] / 1e3))
 """
 
 
 def ours(strategy: str, output: str) -> Program:
-    """firstvec by a strategy, with an output."""
+    """Return the program that loads firstvec by a strategy, with an output."""
     precision = "int8" if strategy == "quantized" else "fp32"
     body = OURS.replace("STRATEGY", strategy).replace("OUTPUT", output)
     return program(f"{strategy.upper()}, {output}", body, vector=precision)
@@ -164,7 +162,7 @@ from firstvec import get_embedding_provider
 now = time.perf_counter()
 vector = get_embedding_provider({bundle!r}, "background", device="cpu", output="buffer").embed_query({text!r}).tolist()
 figures["waited for the vector, ms"] = 1e3 * (time.perf_counter() - now)
-now = stage("wait, tokenise, run", now)
+now = stage("wait, tokenize, run", now)
 """
 
 PROGRAMS = (
@@ -196,4 +194,4 @@ PICTURED = (
     *("QUANTIZED, buffer", "QUANTIZED, numpy", "PROGRESSIVE, buffer", "plain onnxruntime binding, INT8"),
     *("fastembed, fp32", "openvino, fp32", PEER),
 )
-"""Those in the waterfall."""
+"""The programs in the timeline."""

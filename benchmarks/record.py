@@ -1,4 +1,4 @@
-"""What every benchmark writes down: the machine, the versions, and tables in Markdown."""
+"""What every benchmark writes: the machine, the versions, tables and timelines in Markdown."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from typing import Any
 
 import psutil
 
-from firstvec.hardware import ResourceProfile
+from firstvec.machine.profile import ResourceProfile
 
 PACKAGES = (
     *("firstvec", "numpy", "onnxruntime", "tokenizers", "torch", "transformers", "sentence-transformers"),
     *("fastembed", "openvino", "llama-cpp-python"),
 )
+DASH = "–"
+Stage = tuple[str, float, float]
+"""Name, begin and end, in milliseconds from the start of the process."""
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: machine, versions, and what else runs as the benchmark begins."""
+    """Return what the figures depend on: the machine, the versions, and the load as the benchmark begins."""
     cpuinfo = Path("/proc/cpuinfo").read_text("utf-8") if sys.platform == "linux" else ""
     profile = ResourceProfile.detect()
     return {
@@ -31,7 +34,7 @@ def machine() -> dict[str, Any]:
         "cores": profile.cpu_count,
         "flags": ", ".join(profile.isa),
         "memory_mb": psutil.virtual_memory().total // 10**6,
-        "load_average": psutil.getloadavg()[0],
+        "load_average": round(psutil.getloadavg()[0], 2),
         "python": platform.python_version(),
         "packages": ", ".join(filter(None, map(installed, PACKAGES))),
     }
@@ -46,18 +49,52 @@ def installed(package: str) -> str | None:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table, the first row its heading, the first column names, the others figures."""
-    heading, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    """Return a table. The first row is its heading, the first column has names, the others have figures."""
+    heading, *body = ("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows)
     return "\n".join([heading, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body, ""])
 
 
 def markdown_list(facts: Mapping[str, Any]) -> str:
     """Return a list of names and values."""
-    return "".join(f"- {name}: {fact}\n" for name, fact in facts.items())
+    return "".join(f"- {name}: {markdown_text(str(fact))}\n" for name, fact in facts.items())
+
+
+def markdown_text(text: str) -> str:
+    """Return a text in one line, without what a table or HTML would take for its own."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def markdown_timeline(programs: Mapping[str, tuple[float, Sequence[Stage]]]) -> str:
+    """Return Gantt charts in mermaid, which GitHub and mkdocs-material draw: a bar for each stage of each program.
+
+    Programs of a second and more have a chart of their own, because they need another scale.
+
+    Args:
+        programs: name → milliseconds of the whole process, and its stages.
+    """
+    charts = []
+    for title, is_long in (("Milliseconds from exec", False), ("Milliseconds from exec, slower programs", True)):
+        chosen = {name: found for name, found in programs.items() if (found[0] >= 1000) is is_long and found[1]}
+        if not chosen:
+            continue
+        # Milliseconds of the Unix epoch, read (x) and shown (%Q). A marker of today would be far to the right.
+        lines = ["gantt", f"title {title}", "dateFormat x", "axisFormat %Q", "todayMarker off"]
+        for name, (ms, stages) in chosen.items():
+            lines.append(f"section {_mermaid_text(name)}, {ms:.0f} ms")
+            for stage, begin, end in sorted(stages, key=lambda each: each[1]):
+                first, last = round(begin), max(round(end), round(begin) + 1)
+                lines.append(f"{_mermaid_text(stage)}, {end - begin:.1f} ms :{first}, {last}")
+        charts.append("\n".join(["```mermaid", *lines, "```", ""]))
+    return "\n".join(charts)
+
+
+def _mermaid_text(text: str) -> str:
+    """Return a text without the characters that mermaid takes for its own, in a section's or a bar's name."""
+    return " ".join(re.sub(r"[:;#%{}<>`\"]", " ", text).split())
 
 
 def write(path: Path, text: str) -> None:
-    """Write a report, and say where."""
+    """Write a file, and say where on stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     print(f"wrote {path}", file=sys.stderr)

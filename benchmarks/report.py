@@ -1,81 +1,392 @@
-"""The report: one HTML page, and the same as Markdown, of what the benchmarks measured.
+"""Write one Markdown report and one JSON file of what the benchmarks measured.
 
-An input that is not given is left out, and the page says so. Every figure is one of the inputs'.
+Both hold the same tables, but the Markdown report draws the stages of the cold start. Every figure comes from an input,
+or is a ratio of two samples of one round of an input. An input that is not given is left out, and the report names the
+command that measures it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import json
+import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from measurements import ReportError, read_cold_start, read_operations, read_throughput
-from page import as_html, as_markdown
-from sections import compose
+from programs import FLOOR, PEER, PICTURED, PROGRAMS
+from record import DASH, Stage, markdown_text, markdown_timeline, write
 
+from firstvec.bundle.json_reader import CheckedObject, parse_object
+from firstvec.bundle.manifest import Artifact, Manifest
 from firstvec.errors import ManifestError
-from firstvec.manifest import Manifest
+
+COMMANDS = {"cold start": "make bench-cold", "throughput": "make bench", "operations": "make bench-operations"}
+"""Input → the command that measures it."""
+FEW_ROUNDS = 5
+Value = str | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table. The JSON file has its values as they are, the Markdown report has them rounded."""
+
+    caption: str
+    columns: dict[str, str]
+    """Heading → format of its numbers. Empty: the column has texts."""
+    rows: list[list[Value]]
+
+    def to_markdown(self) -> str:
+        """Return the table in Markdown. Columns of numbers are aligned to the right."""
+        lines = ["".join(f"| {markdown_text(heading)} " for heading in self.columns) + "|"]
+        lines.append("".join("|---:" if form else "|---" for form in self.columns.values()) + "|")
+        for row in self.rows:
+            cells = map(_cell, row, self.columns.values())
+            lines.append("".join(f"| {markdown_text(cell)} " for cell in cells) + "|")
+        return "\n".join([f"### {self.caption}", "", *lines, ""])
+
+
+def _cell(value: Value, form: str) -> str:
+    if value is None:
+        return DASH
+    return value if isinstance(value, str) else form.format(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures that were measured in the same way."""
+
+    title: str
+    how: str
+    """How they were measured, by which command."""
+    tables: list[Table]
+    picture: str = ""
+    """A timeline in Markdown, which shows what the tables hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that is shown."""
+
+    title: str
+    notes: list[str]
+    """What is missing, and what the reader must know of how it was measured."""
+    sections: list[Section]
+
+    def to_markdown(self) -> str:
+        """Return the report in Markdown."""
+        parts = [f"# {self.title}", ""]
+        if self.notes:
+            parts += [*(f"- {note}" for note in self.notes), ""]
+        for section in self.sections:
+            parts += [f"## {section.title}", "", section.how, ""]
+            parts += [section.picture] if section.picture else [table.to_markdown() for table in section.tables]
+        return "\n".join(parts)
+
+    def to_values(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        sections = [
+            {
+                "title": section.title,
+                "how": section.how,
+                "tables": [
+                    {"caption": table.caption, "columns": list(table.columns), "rows": table.rows}
+                    for table in section.tables
+                ],
+            }
+            for section in self.sections
+        ]
+        return {"title": self.title, "notes": self.notes, "sections": sections}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A file that a benchmark wrote."""
+
+    name: str
+    """Key of `COMMANDS`."""
+    top: CheckedObject
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The machine and the versions, as the benchmark recorded them, without the machine's own name."""
+        if self.name == "cold start":
+            run = self.top.child("run").value
+            return {name: str(value) for name, value in run.items() if value not in (None, "")}
+        machine, commit = self.top.child("machine_info").value, self.top.child("commit_info").value
+        cpu = machine.get("cpu") if isinstance(machine.get("cpu"), Mapping) else {}
+        dirty = ", with changes" if commit.get("dirty") else ""
+        facts = {
+            "date": self.top.value.get("datetime"),
+            "cpu": cpu.get("brand_raw"),
+            "cores": cpu.get("count"),
+            "python": machine.get("python_version"),
+            "commit": f"{commit['id'][:12]}{dirty}" if isinstance(commit.get("id"), str) else None,
+        }
+        return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+
+    def benchmarks(self, mark: str) -> list[CheckedObject]:
+        """Return the benchmarks of pytest-benchmark whose extra_info has the key ``mark``.
+
+        Raises:
+            ManifestError: there are none.
+        """
+        found = [each for each in self.top.children("benchmarks") if mark in each.child("extra_info").value]
+        if not found:
+            raise self.top.error("benchmarks", f"holds none whose extra_info has {mark!r}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of the cold start."""
+
+    ms: float
+    stages: tuple[Stage, ...]
 
 
 def main() -> None:
-    """Read the inputs, write the outputs."""
-    options = parse()
+    """Read the inputs and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    written_by = "JSON that pytest-benchmark wrote of"
+    parser.add_argument("--cold", type=Path, metavar="FILE", help="JSON that cold_start.py wrote")
+    parser.add_argument("--throughput", type=Path, metavar="FILE", help=f"{written_by} test_throughput.py")
+    parser.add_argument("--operations", type=Path, metavar="FILE", help=f"{written_by} test_operations.py")
+    parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
+    parser.add_argument("--markdown", type=Path, required=True, metavar="FILE", help="where to write the report")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the same as JSON")
+    options = parser.parse_args()
+    paths = {"cold start": options.cold, "throughput": options.throughput, "operations": options.operations}
     try:
         manifest = Manifest.read(options.bundle)
-        report = compose(
-            manifest,
-            read_cold_start(options.cold) if options.cold else None,
-            read_throughput(options.throughput) if options.throughput else None,
-            read_operations(options.operations) if options.operations else None,
-        )
-        texts = {options.html: as_html(report), options.markdown: as_markdown(report)}
-        written = {path: text for path, text in texts.items() if path}
-        write(written)
     except ManifestError as error:
         sys.exit(f"error: {error} (`make artifacts` builds the default bundle)")
-    except ReportError as error:
-        sys.exit(f"error: {error}")
+    given = {name: path for name, path in paths.items() if path is not None}
+    try:
+        inputs = {name: Input(name, parse_object(path.read_bytes(), str(path))) for name, path in given.items()}
+        report = compose(manifest, inputs)
+    except OSError as error:
+        sys.exit(f"error: {error.filename} cannot be read: {error.strerror}")
+    except ManifestError as error:
+        command = next(COMMANDS[name] for name, path in given.items() if error.path.startswith(str(path)))
+        sys.exit(f"error: {error.path}: {error.reason} (`{command}` writes such a file)")
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
-    for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+    try:
+        write(options.markdown, report.to_markdown())
+        write(options.json, json.dumps(report.to_values(), ensure_ascii=False, indent=1) + "\n")
+    except OSError as error:
+        sys.exit(f"error: {error.filename} cannot be written: {error.strerror}")
 
 
-def parse() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    benchmarks = "what pytest-benchmark wrote of"
-    parser.add_argument("--cold", type=Path, metavar="FILE", help="what cold_start.py --json wrote")
-    parser.add_argument("--throughput", type=Path, metavar="FILE", help=f"{benchmarks} test_throughput.py")
-    parser.add_argument("--operations", type=Path, metavar="FILE", help=f"{benchmarks} test_operations.py")
-    parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the page")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the same tables as Markdown")
-    options = parser.parse_args()
-    if not (options.html or options.markdown):
-        parser.error("nothing to write: give --html or --markdown")
-    return options
-
-
-def write(texts: dict[Path, str]) -> None:
-    """Write the files, each whole in the place of the one that was there; none is replaced before all are written.
+def compose(manifest: Manifest, inputs: Mapping[str, Input]) -> Report:
+    """Choose what the report shows of the inputs that there are.
 
     Raises:
-        ReportError: one could not be written.
+        ManifestError: an input is not what its command writes.
     """
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in texts}
+    cold, throughput, operations = (inputs.get(name) for name in COMMANDS)
+    sections = [
+        *(_cold_start(cold) if cold else []),
+        *([_throughput(throughput)] if throughput else []),
+        _accuracy(manifest),
+        *([_operations(operations)] if operations else []),
+        _machine(manifest, inputs),
+    ]
+    return Report(f"firstvec, measured: {manifest.model.name}", _notes(inputs), sections)
+
+
+def _notes(inputs: Mapping[str, Input]) -> list[str]:
+    notes = [
+        f"There is no {name} here. `{command}` measures it." for name, command in COMMANDS.items() if name not in inputs
+    ]
+    if "cold start" in inputs:
+        run = inputs["cold start"].top.child("run")
+        rounds, cores = run.integer("rounds", 1, 10**6), run.integer("cores", 1, 10**6)
+        if (load := run.number("load_average", 0, math.inf)) > cores:
+            notes.append(f"The machine was busy as the cold start began: load average {load:.1f} on {cores} cores.")
+        if rounds < FEW_ROUNDS:
+            notes.append(f"The cold start was measured in {rounds} rounds only.")
+    for fact in ("cpu", "python"):
+        values = {each.facts[fact] for each in inputs.values() if fact in each.facts}
+        if len(values) > 1:
+            notes.append(
+                f"The inputs are of different machines or versions: {fact} was {' and '.join(sorted(values))}."
+            )
+    return notes
+
+
+def _cold_start(cold: Input) -> list[Section]:
+    top = cold.top
+    run, figures = top.child("run"), top.child("figures")
+    rounds, page_cache = run.integer("rounds", 1, 10**6), run.text("page cache")
+    samples = {name: _processes(top.child("samples"), name, rounds) for name in figures.value}
+    headings = [*dict.fromkeys(heading for name in figures.value for heading in figures.child(name).value)]
+    numbers = {heading: "{:,.2f}" if heading.startswith("÷") else "{:,.1f}" for heading in headings}
+    rows: list[list[Value]] = [
+        [name, *(_number(figures.child(name), heading) for heading in headings)] for name in figures.value
+    ]
+    tables = [Table("All programs", {"program": "", **numbers}, rows)]
+    kinds = {each.name: each for each in PROGRAMS if each.vector and each.name in samples}
+    peers = [name for name, each in kinds.items() if "firstvec" not in " ".join((each.code, *each.command))]
+    if peers and len(peers) < len(kinds):
+        ratios: list[list[Value]] = [
+            [name, *(_ratio(samples[peer], samples[name]) for peer in peers)] for name in kinds if name not in peers
+        ]
+        tables.append(Table("Times sooner than each peer", {"program": "", **dict.fromkeys(peers, "{:,.1f}")}, ratios))
+    derived = top.numbers("derived")
+    if derived:
+        tables.append(Table("Summed up", {"what": "", "figure": "{:,.2f}"}, [[*each] for each in derived.items()]))
+    how = (
+        f"`{COMMANDS['cold start']}`: wall time of fresh processes from exec to exit, {rounds} rounds, page cache "
+        f"{page_cache}. Each round runs each program once. A ratio is taken inside a round, and the median of the "
+        f"rounds' ratios is shown. × is how many times sooner. ÷ is the share of the {FLOOR}, which is `import numpy, "
+        "onnxruntime, tokenizers`. MB is 10^6 bytes."
+    )
+    sections = [Section("Time to the first vector", how, tables)]
+    typical = {}
+    for name in PICTURED:
+        if name in samples and samples[name][0].stages:
+            typical[name] = sorted(samples[name], key=lambda process: process.ms)[len(samples[name]) // 2]
+    if typical:
+        stages: list[list[Value]] = [
+            [name, *stage] for name, process in typical.items() for stage in sorted(process.stages, key=lambda s: s[1])
+        ]
+        columns = {"program": "", "stage": "", "from, ms": "{:,.1f}", "to, ms": "{:,.1f}"}
+        how = (
+            f"`{COMMANDS['cold start']}`: of each program the process of median duration. Its stages are as the "
+            "process timed them itself. Stages of different threads overlap."
+        )
+        picture = markdown_timeline({name: (process.ms, process.stages) for name, process in typical.items()})
+        sections.append(Section("Where the milliseconds go", how, [Table("Stages", columns, stages)], picture))
+    return sections
+
+
+def _processes(samples: CheckedObject, name: str, rounds: int) -> list[Process]:
+    items = samples.children(name)
+    if len(items) != rounds:
+        raise samples.error(name, f"holds {len(items)} processes, not one for each of {rounds} rounds")
+    return [Process(item.number("ms", 1e-6, math.inf), _stages(item)) for item in items]
+
+
+def _stages(item: CheckedObject) -> tuple[Stage, ...]:
     try:
-        for path, draft in drafts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(texts[path], "utf-8", errors="backslashreplace")  # a lone surrogate in an input
-        for path, draft in drafts.items():
-            os.replace(draft, path)
-    except OSError as error:
-        raise ReportError(f"{error.filename2 or error.filename} cannot be written: {error.strerror}") from error
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+        stages = tuple((str(name), float(begin), float(end)) for name, begin, end in item.value.get("stages") or ())
+    except (TypeError, ValueError):
+        raise item.error("stages", "is not an array of [name, begin, end]") from None
+    if not all(0 <= begin <= end < math.inf for _, begin, end in stages):
+        raise item.error("stages", "holds one that does not end after it begins")
+    return stages
+
+
+def _ratio(above: Sequence[Process], below: Sequence[Process]) -> float:
+    return median(x.ms / y.ms for x, y in zip(above, below, strict=True))
+
+
+def _number(item: CheckedObject, key: str) -> float | None:
+    return item.optional(key, lambda name: item.number(name, -math.inf, math.inf))
+
+
+def _throughput(throughput: Input) -> Section:
+    speeds: dict[str, dict[str, CheckedObject]] = {}
+    for each in throughput.benchmarks("subject"):
+        extra = each.child("extra_info")
+        speeds.setdefault(extra.text("subject"), {})[each.text("group")] = extra
+    cases = [*dict.fromkeys(case for found in speeds.values() for case in found)]
+    columns, rows = {"program": ""}, []
+    for case in cases:
+        columns |= {f"{case}, texts/s": "{:,.1f}", f"{case}, worst cosine": "{:.5f}"}
+    for subject, found in speeds.items():
+        row: list[Value] = [subject]
+        for case in cases:
+            extra = found.get(case)
+            row += [extra.number(key, -1, math.inf) if extra else None for key in ("texts per second", "worst cosine")]
+        rows.append(row)
+    how = (
+        f"`{COMMANDS['throughput']}`: warm models, each program's rounds one after the other. The worst cosine is to "
+        f"the vectors of {PEER} of the same texts."
+    )
+    return Section("Throughput", how, [Table("Texts per second and worst cosine", columns, rows)])
+
+
+def _accuracy(manifest: Manifest) -> Section:
+    # Heading → format, and figure of an artifact.
+    figures: dict[str, tuple[str, Callable[[Artifact], Value]]] = {
+        "MB": ("{:,.1f}", lambda each: each.size / 1e6),
+        "cosine, mean": ("{:.5f}", lambda each: each.quality.cosine_mean),
+        "cosine, 1st percentile": ("{:.5f}", lambda each: each.quality.cosine_p1),
+        "cosine, worst": ("{:.5f}", lambda each: each.quality.cosine_min),
+        "largest difference": ("{:.1e}", lambda each: each.quality.max_abs_diff),
+        "same neighbors, %": ("{:.2f}", lambda each: 100 * each.quality.neighbour_overlap),
+        "cosine, alone to in a batch": ("{:.6f}", lambda each: each.quality.batch_cosine_min),
+        "Spearman × 100": ("{:.2f}", lambda each: each.quality.spearman),
+        "sentences": ("{:,}", lambda each: each.quality.sentences),
+        "measured with": ("", lambda each: each.quality.measured_with),
+    }
+    columns = {"artifact": "", **{heading: form for heading, (form, _) in figures.items()}}
+    rows: list[list[Value]] = [
+        [each.id, *(figure(each) for _, figure in figures.values())] for each in manifest.artifacts
+    ]
+    how = (
+        "`firstvec build` ran each artifact on sentences and compared the vectors with those of "
+        "`SentenceTransformer.encode`. The figures are those of the bundle's manifest."
+    )
+    return Section("Accuracy", how, [Table("The artifacts of the bundle", columns, rows)])
+
+
+def _operations(operations: Input) -> Section:
+    rows: list[list[Value]] = []
+    for each in operations.benchmarks("row"):
+        extra, stats = each.child("extra_info"), each.child("stats")
+        unit = extra.text("unit")
+        if unit not in _UNITS:
+            raise extra.error("unit", f"is {unit!r}, not one of {', '.join(_UNITS)}")
+        name, a_second = _UNITS[unit]
+        if unit == "bytes":
+            figures = [extra.number("value", 0, math.inf)] * 3
+            bar = _number(extra, "bar")
+        else:
+            figures = [a_second * stats.number(key, 0, math.inf) for key in ("median", "min", "max")]
+            bar_us = _number(extra, "bar_us")
+            bar = None if bar_us is None else bar_us * a_second / 1e6
+        words = (extra.text("row"), each.text("group"), extra.text("when"))
+        claimed = extra.optional("claimed", extra.text)
+        rows.append([*words, *figures, bar, name, stats.integer("rounds", 1, 10**9), claimed])
+    number = "{:,.2f}"
+    columns = {"what": "", "category": "", "when": "", **dict.fromkeys(("median", "min", "max", "at most"), number)}
+    columns |= {"unit": "", "rounds": "{:,}", "the replaced loader claims": ""}
+    how = (
+        f"`{COMMANDS['operations']}`: a benchmark for each operation, first in a fresh process or steady in a warm "
+        "one. “At most” is the goal that the benchmark names. The last column quotes the report of the loader that "
+        "firstvec replaces. Nothing here measures that loader."
+    )
+    return Section("Operations", how, [Table("All operations", columns, rows)])
+
+
+_UNITS = {"us": ("µs", 1e6), "ms": ("ms", 1e3), "bytes": ("bytes", 1.0)}
+"""Unit in an operation's extra_info → its name, and how many of it a second has."""
+
+
+def _machine(manifest: Manifest, inputs: Mapping[str, Input]) -> Section:
+    facts = {name: each.facts for name, each in inputs.items()}
+    names = [*dict.fromkeys(name for found in facts.values() for name in found)]
+    columns = {"what": "", **dict.fromkeys(facts, "")}
+    rows: list[list[Value]] = [[name, *(found.get(name) for found in facts.values())] for name in names]
+    model = manifest.model
+    bundle: dict[str, Value] = {
+        "model": model.name,
+        "revision": model.revision,
+        "SHA-256 of the source's weights": model.source_sha256,
+        **{f"built with {package}": version for package, version in manifest.built_with.items()},
+    }
+    tables = [Table("The bundle", {"what": "", "value": ""}, [[*each] for each in bundle.items()])]
+    if facts:
+        tables.insert(0, Table("Where the figures were taken", columns, rows))
+    how = "Machine and versions are as each benchmark recorded them when it ran. The bundle is as its manifest says."
+    return Section("Machine and versions", how, tables)
 
 
 if __name__ == "__main__":

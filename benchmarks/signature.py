@@ -1,28 +1,26 @@
-"""What `require_signature` adds to a first vector: fresh processes, exec to exit, with it and without, taking turns.
+"""Measure what `require_signature` adds to a first vector: fresh processes with it and without, in turn.
 
-A copy of the bundle (hard links) is signed with a key made for it. The differences are taken in each round; that of
-the processor's time depends less on what else the machine does.
+A copy of the bundle is signed with a new key. The differences are taken in each round. Processor time depends less on
+the other load of the machine than wall time does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import fresh
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from firstvec.manifest import Manifest
-from firstvec_build.signing import sign
+from firstvec.bundle import SIGNATURE_NAME
+from firstvec.bundle.manifest import Manifest
+from firstvec_build.shipping.signing import sign
 
 FIRST_VECTOR = """
 import sys
@@ -32,11 +30,11 @@ loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], output="buffer", req
 loader.start_loading()
 loader.get_provider().embed_query("how do I reset my password?")
 """
-CHECK = """
+FIND = """
 import sys, time
-from firstvec.store import find
+from firstvec.bundle.store import find_bundle
 started = time.perf_counter()
-find(sys.argv[1], *sys.argv[2:])
+find_bundle(sys.argv[1], *sys.argv[2:])
 print(1e3 * (time.perf_counter() - started))
 """
 
@@ -48,16 +46,17 @@ def main() -> None:
     parser.add_argument("--strategy", default="quantized", help="which artifact is loaded")
     parser.add_argument("--rounds", type=int, default=31, help="of each program, after one that warms up")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
     with tempfile.TemporaryDirectory(dir=options.bundle.resolve().parent, prefix=".signed-") as folder:
         bundle = Path(folder) / options.bundle.name
-        ignored = shutil.ignore_patterns("model.sig")
-        shutil.copytree(options.bundle, bundle, ignore=ignored)
+        shutil.copytree(options.bundle, bundle, ignore=shutil.ignore_patterns(SIGNATURE_NAME))
         key = ec.generate_private_key(ec.SECP256R1())
         private, public = Path(folder) / "signer.key", Path(folder) / "signer.pub"
         private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
         sign(Manifest.read(bundle), private)
-        load, find = (FIRST_VECTOR, bundle, options.strategy), (CHECK, bundle)
+        load, find = (FIRST_VECTOR, bundle, options.strategy), (FIND, bundle)
         rounds = [
             [measured(load, find), measured((*load, public), (*find, public))] for _ in range(options.rounds + 1)
         ][1:]
@@ -72,24 +71,21 @@ def main() -> None:
 
 
 def measured(load: tuple[object, ...], find: tuple[object, ...]) -> dict[str, float]:
-    """What is measured of a first vector, and of finding the manifest."""
-    wall, processor, _ = run(*load)
+    """Return milliseconds of a first vector, and of finding the manifest."""
+    usage = run(*load)
     return {
-        "first vector, exec to exit": wall,
-        "first vector, processor time": processor,
-        "finding the manifest, in the process": run(*find)[2],
+        "first vector, exec to exit": 1e3 * usage.seconds,
+        "first vector, processor time": 1e3 * usage.processor_seconds,
+        "finding the manifest, in the process": float(run(*find).output),
     }
 
 
-def run(code: object, *arguments: object) -> tuple[float, float, float]:
-    """Milliseconds of a fresh process: by the clock, of processor time, and what it printed."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-c", str(code), *map(str, arguments)]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    wall, after = 1e3 * (time.perf_counter() - started), resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = 1e3 * (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return wall, processor, float(done.stdout or 0)
+def run(code: object, *arguments: object) -> fresh.Usage:
+    """Run code in a fresh process."""
+    try:
+        return fresh.measure([sys.executable, "-c", str(code), *map(str, arguments)])
+    except fresh.ProcessFailed as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Accuracy and throughput on the sentences of a labelled set, such as the test split of the STS Benchmark.
+"""Measure accuracy and throughput on the sentences of a labelled set, such as the test split of the STS Benchmark.
 
-All programs live in one process. Every round runs each of them once, in the order of the tables, so that whatever else
-the machine does meets all alike; ratios are taken inside a round, and their median is shown.
+All programs live in one process. Every round runs each program once, in the order of the tables, so other load of the
+machine meets all programs alike. Ratios are taken inside a round, and the tables show the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from record import machine, markdown_list, markdown_table, write
+from record import DASH, machine, markdown_list, markdown_table, write
 from scipy.stats import spearmanr
 from subjects import PEER, STOCK, SUBJECTS, Encode, Subject, long_texts
 
+from firstvec.bundle.manifest import Manifest
 from firstvec.errors import FirstvecError
-from firstvec.manifest import Manifest
 from firstvec_build.quality import cosine, read_labelled_pairs
 
 SEED = 20170801
 MOST_SAMPLED = 500
 BATCH = 32
 LABELLED = f"All sentences, batch {BATCH}"
-"""The case whose vectors are held to the labels."""
+"""The case whose vectors are compared with the labels."""
 ACCURACY = ("cosine, mean", "cosine, p1", "cosine, min", "alone vs. in a batch, min", "Spearman × 100")
 
 
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> None:
             cosines = compare(subject, vectors, reference)
             worst[subject.name] = {case: float(each.min()) for case, each in cosines.items()}
             alone = alone_and_mixed(encode, sentences)
-            accuracy[subject.name] = summarise(vectors[LABELLED], cosines[LABELLED], alone, scores)
+            accuracy[subject.name] = summarize(vectors[LABELLED], cosines[LABELLED], alone, scores)
             encoders[subject.name] = encode
         seconds = run_rounds(encoders, cases, options.rounds)
     throughput: dict[str, Figures] = {
@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def choose_subjects(manifest: Manifest, names: Collection[str]) -> list[Subject]:
-    """Return those of the names that can be measured here; say why the others cannot."""
+    """Return the named subjects that can be measured here. Say on stderr why the others cannot."""
     subjects = [subject for name, subject in SUBJECTS.items() if name in names]
     reasons = {subject.name: subject.missing(manifest) for subject in subjects}
     for name, reason in reasons.items():
@@ -141,10 +141,10 @@ def choose_subjects(manifest: Manifest, names: Collection[str]) -> list[Subject]
 
 
 def choose_cases(sentences: Sequence[str], manifest: Manifest) -> dict[str, Case]:
-    """Return what is timed, by the heading of its table.
+    """Return heading of a table → what is timed.
 
-    Some programs sort texts by length before they batch them, others take them as they come: the second case treats all
-    alike.
+    Some programs sort texts by length before they batch them, others take them as they come. The second case is sorted
+    already, so it treats all programs alike.
     """
     short = [text for text in sentences if len(text) < 100] or sentences
     singles = random.Random(SEED).sample(short, min(50, len(short)))
@@ -162,7 +162,7 @@ def encode_all(encode: Encode, cases: Mapping[str, Case]) -> dict[str, Any]:
 
 
 def compare(subject: Subject, vectors: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Return each case's cosines to the peer's vectors; end the benchmark if any is wrong."""
+    """Return each case's cosines to the peer's vectors. End the benchmark if a vector is wrong."""
     try:
         return {case: subject.check(ours, reference[case]) for case, ours in vectors.items()}
     except ValueError as error:
@@ -170,15 +170,15 @@ def compare(subject: Subject, vectors: Mapping[str, Any], reference: Mapping[str
 
 
 def alone_and_mixed(encode: Encode, sentences: Sequence[str]) -> float:
-    """Worst cosine of texts encoded alone to the same in batches of others, of a sample that is always the same."""
+    """Return the worst cosine of a text encoded alone to the same text in a batch. The sample is always the same."""
     sample = random.Random(SEED).sample(sentences, min(MOST_SAMPLED, len(sentences)))
     alone = Case([[text] for text in sample], 1)
     mixed = Case([sample[start : start + BATCH] for start in range(0, len(sample), BATCH)], BATCH)
     return float(cosine(*encode_all(encode, {"alone": alone, "mixed": mixed}).values()).min())
 
 
-def summarise(vectors: Any, cosines: Any, alone: float, scores: Sequence[float]) -> dict[str, float | None]:
-    """Return the figures of `ACCURACY`; the vectors are those of all first sentences, then of all second ones."""
+def summarize(vectors: Any, cosines: Any, alone: float, scores: Sequence[float]) -> dict[str, float | None]:
+    """Return the figures of `ACCURACY`. The vectors are of all first sentences, and then of all second ones."""
     first, second = np.split(vectors, 2)
     spearman = 100 * spearmanr(cosine(first, second), scores).statistic
     values = (cosines.mean(), np.percentile(cosines, 1), cosines.min(), alone, spearman)
@@ -209,19 +209,19 @@ def rates(texts: int, seconds: Mapping[str, Sequence[float]], name: str) -> dict
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, other: str) -> float | None:
-    """Return how many times as fast a program is as another, the median of the rounds; None without the other."""
+    """Return how many times as fast a program is as another, the median of the rounds. None: the other was not run."""
     if other not in seconds:
         return None
     return median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other], strict=True))
 
 
 def as_table(figures: Figures, formats: Sequence[str]) -> str:
-    """Return figures as a table in Markdown; a dash where a program was left out."""
+    """Return figures as a table in Markdown, with a dash for what was not measured."""
     headings = next(iter(figures.values()))
     rows = [["program", *headings]]
     for name, values in figures.items():
         cells = zip(formats, values.values(), strict=True)
-        rows.append([name, *("–" if value is None else form.format(value) for form, value in cells)])
+        rows.append([name, *(DASH if value is None else form.format(value) for form, value in cells)])
     return markdown_table(rows)
 
 

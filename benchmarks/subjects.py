@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from firstvec.hardware import ResourceProfile
-from firstvec.load import Opener
-from firstvec.manifest import Manifest
+from firstvec.bundle.manifest import Manifest
+from firstvec.engines.table import INSTRUCTION_SETS
+from firstvec.loading.opening import open_artifact, verify_artifact
+from firstvec.loading.session_in_use import SessionInUse
+from firstvec.machine.profile import ResourceProfile
 from firstvec.provider import EmbeddingProvider
 from firstvec.selection import cannot_run
-from firstvec.tokenizer import open_tokenizer
+from firstvec.text.tokenizer import open_tokenizer
 from firstvec_build.quality import cosine
-from firstvec_build.quantize import TARGETS
 from firstvec_build.source import resolve
 
 PEER = "sentence-transformers"
@@ -33,18 +34,18 @@ class Subject:
 
     name: str
     open: Callable[[Manifest, Path], Encode]
-    """From firstvec's bundle and a scratch folder, which subjects share."""
+    """Opens the model, from firstvec's bundle and a scratch folder, which the subjects share."""
     artifact: str | None = None
-    """firstvec's own: which artifact of the bundle."""
+    """Id of the artifact of the bundle, for a subject of firstvec's own."""
     min_cosine: float | None = None
-    """To the peer, of the worst text. What peers make of the same weights is in the tables."""
+    """Smallest cosine of a text's vector to the peer's. None: the cosine is only shown, as for the peers."""
     needs: tuple[str, ...] = ()
-    """Modules without which it is left out."""
+    """Modules without which the subject is left out."""
     extra: str = "bench-peers"
-    """What installs them."""
+    """The extra that installs these modules."""
 
     def missing(self, manifest: Manifest) -> str | None:
-        """Why it cannot be measured here; None if it can."""
+        """Return why the subject cannot be measured here. None: it can."""
         absent = [module for module in self.needs if find_spec(module) is None]
         if absent:
             return f"{', '.join(absent)} not installed: pip install -c constraints.txt -e '.[{self.extra}]'"
@@ -59,7 +60,7 @@ class Subject:
         """Return the cosine of each vector to the peer's.
 
         Raises:
-            ValueError: they are too far: a fast wrong vector does not count.
+            ValueError: a cosine is too small, because a fast wrong vector does not count.
         """
         cosines = cosine(np.asarray(vectors, np.float32), reference)
         if self.min_cosine is not None and not cosines.min() >= self.min_cosine:  # NaN fails too
@@ -68,7 +69,10 @@ class Subject:
 
 
 def long_texts(texts: Sequence[str], count: int, manifest: Manifest) -> list[str]:
-    """Texts of 256 tokens or just below, made of the words of others: some programs cut longer ones elsewhere."""
+    """Return texts of 256 tokens or just below, made of the words of ``texts``.
+
+    Longer texts would not do, because some programs cut them at other lengths.
+    """
     words = " ".join(texts).split()
     tokenizer = _tokenizer(manifest)
     tokenizer.enable_truncation(256)
@@ -84,11 +88,12 @@ def _tokenizer(manifest: Manifest) -> Any:
 
 
 def _firstvec(artifact_id: str, manifest: Manifest, scratch: Path) -> Encode:
-    """An artifact in the session that runs fastest."""
+    """Open an artifact in the session that runs fastest, as the runtime does."""
     artifact = next(each for each in manifest.artifacts if each.id == artifact_id)
-    opener = Opener(manifest, artifact, "cpu")
-    session = opener.open(quick_start=False)
-    provider = EmbeddingProvider(manifest, artifact, "cpu", open_tokenizer(manifest), session, opener.open)
+    verified = verify_artifact(manifest, artifact)
+    session = open_artifact(verified, quick_start=False).session
+    sessions = SessionInUse(artifact.id, session, lambda: open_artifact(verified, quick_start=False).session)
+    provider = EmbeddingProvider(manifest, artifact, "cpu", open_tokenizer(manifest), sessions)
     return lambda texts, batch_size: provider.encode(texts, batch_size=batch_size)
 
 
@@ -100,28 +105,29 @@ def _sentence_transformers(manifest: Manifest, scratch: Path) -> Encode:
 
 
 def _exported_fp32(manifest: Manifest, scratch: Path) -> Encode:
-    """The export in onnxruntime's binding with default options."""
+    """Open the export in onnxruntime's binding with default options."""
     return _onnxruntime(_exported(manifest, scratch), manifest)
 
 
 def _stock_dynamic_int8(manifest: Manifest, scratch: Path) -> Encode:
-    """The export, quantised by onnxruntime's `quantize_dynamic`, in its binding with default options."""
+    """Open the export, quantized by onnxruntime's `quantize_dynamic`, in its binding with default options."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantised = scratch / "dynamic.onnx"
+    quantized = scratch / "dynamic.onnx"
     options = {"MatMulConstBOnly": True}
     exported = _exported(manifest, scratch)
-    quantize_dynamic(exported, quantised, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
-    return _onnxruntime(quantised, manifest)
+    quantize_dynamic(exported, quantized, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
+    return _onnxruntime(quantized, manifest)
 
 
 def _exported(manifest: Manifest, scratch: Path) -> Path:
-    """The graph as optimum exports it, made once."""
-    from firstvec_build import onnx_export, reference
+    """Return the graph as optimum exports it. The first call makes the file."""
+    from firstvec_build import reference
+    from firstvec_build.exporters import onnx_graph
 
     exported = scratch / "exported.onnx"
     if not exported.exists():
-        onnx_export.export(reference.load(resolve(manifest.model.name)), exported)
+        onnx_graph.export(reference.load_model(resolve(manifest.model.name)), exported)
     return exported
 
 
@@ -133,7 +139,7 @@ def _onnxruntime(graph: Path, manifest: Manifest) -> Encode:
 
 
 def _padded(run: Callable[[dict[str, Any]], Any], manifest: Manifest) -> Encode:
-    """Tokenise, pad and run batch by batch, in the order given, as plain use of an engine does."""
+    """Tokenize, pad and run batch by batch, in the order of the texts, as plain use of an engine does."""
     tokenizer = _tokenizer(manifest)
     tokenizer.enable_padding()
 
@@ -169,7 +175,10 @@ def _fastembed_fp32(manifest: Manifest, scratch: Path) -> Encode:
 
 
 def _openvino(manifest: Manifest, scratch: Path) -> Encode:
-    """The fp32 graph with default options: on CPUs with bfloat16 instructions OpenVINO computes in bfloat16."""
+    """Open the fp32 graph with default options.
+
+    OpenVINO computes in bfloat16 where the processor has instructions for it.
+    """
     import openvino
 
     model = openvino.Core().compile_model(f"{manifest.root}/onnx/model.onnx", "CPU")
@@ -177,9 +186,9 @@ def _openvino(manifest: Manifest, scratch: Path) -> Encode:
 
 
 def _llama_cpp(manifest: Manifest, scratch: Path) -> Encode:
-    """llama-cpp-python, which runs as many of a call's texts together as fit into 512 tokens, without padding.
+    """Open the model in llama-cpp-python, which runs a call's texts together, up to 512 tokens, without padding.
 
-    With flash attention: without it, each text is multiplied with all that it shares a run with, at half the speed.
+    Flash attention is on. Without it each text is multiplied with all the texts of its run.
     """
     import gguf_bert
     import llama_cpp
@@ -206,10 +215,10 @@ SUBJECTS = {
         Subject("exported fp32", _exported_fp32),
         Subject(STOCK, _stock_dynamic_int8),
         _ours("firstvec fp32", "onnx-fp32", 0.9999),
-        *(_ours(f"firstvec INT8, {target.isa}", f"onnx-int8-{target.isa}", 0.97) for target in TARGETS),
+        *(_ours(f"firstvec INT8, {isa}", f"onnx-int8-{isa}", 0.97) for isa in INSTRUCTION_SETS),
         Subject("fastembed fp32", _fastembed_fp32, needs=("fastembed",)),
         Subject("OpenVINO", _openvino, needs=("openvino",)),
         Subject("llama.cpp q8_0", _llama_cpp, needs=("llama_cpp", "gguf"), extra="bench-llama"),
     )
 }
-"""By name. Ratios are to `PEER` and to `STOCK`."""
+"""Name → subject. The ratios of the tables are to `PEER` and to `STOCK`."""

@@ -1,7 +1,7 @@
-"""Speed and accuracy of a warm model, beside its peers: ``make bench``.
+"""Measure speed and accuracy of warm models beside their peers: ``make bench``.
 
-Each benchmark encodes the same texts; its `extra_info` holds texts per second and the worst cosine to
-sentence-transformers' vectors, which `--benchmark-json` keeps and the table at the end shows.
+Each benchmark encodes the same texts. Its `extra_info` has the texts per second and the worst cosine to the vectors of
+sentence-transformers. `--benchmark-json` keeps them, and the table at the end shows them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh import BUNDLE
 from pytest_benchmark.fixture import BenchmarkFixture
 from subjects import PEER, SUBJECTS, Encode, Subject, long_texts
 
-from firstvec.manifest import Manifest
+from firstvec.bundle.manifest import Manifest
 from firstvec_build.quality import evaluation_sentences
-
-BUNDLE = Path("artifacts/all-MiniLM-L6-v2").resolve()
 
 SHORT = [text for text in evaluation_sentences() if 0 < len(text) < 100][:128]
 CASES = ("single", "batch 8", "batch 32", "batch 128", "256 tokens, batch 8")
@@ -29,7 +28,7 @@ def manifest() -> Manifest:
 
 @pytest.fixture(scope="session")
 def cases(manifest: Manifest) -> dict[str, tuple[list[str], int]]:
-    """Texts and batch size of each case."""
+    """Return case → texts and batch size."""
     inputs = ((SHORT[:1], 1), (SHORT[:8], 8), (SHORT[:32], 32), (SHORT, 128), (long_texts(SHORT, 8, manifest), 8))
     return dict(zip(CASES, inputs, strict=True))
 
