@@ -3,7 +3,11 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
-.PHONY: artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
+.DEFAULT_GOAL := help
+.PHONY: help artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
 
 artifacts: $(VENV)/.installed  ## build the default bundle, print its table and a first vector
 	$(BIN)/firstvec build --output artifacts
@@ -17,48 +21,48 @@ faults: artifacts  ## the long campaigns of tests/faults: up to half an hour; fi
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults
 	$(BIN)/pytest tests/faults --faults --durations=0
 
-guard: artifacts  ## regression guards: ratios to fixed peers beside those of benchmarks/baseline.json
+guard: artifacts  ## compare the code's ratios to fixed work with the baseline of this machine
 	$(BIN)/python benchmarks/guard.py
 
-guard-baseline: artifacts  ## measure the guards' baseline, on a machine that does nothing else
+guard-baseline: artifacts  ## measure the baseline of make guard, on a machine that does nothing else
 	$(BIN)/python benchmarks/guard.py --update
 
-bench-operations: artifacts  ## the replaced loader's report: initialisation, metadata, detection, threads, memory …
+bench-operations: artifacts  ## time the loader's operations: construction, metadata, detection, threads, memory
 	mkdir -p build/benchmarks
 	$(BIN)/pytest benchmarks/test_operations.py --benchmark-columns=median,iqr,rounds -W ignore \
 		--benchmark-json=build/benchmarks/operations.json
 
-bench-cold: artifacts  ## the cold-start figures of the README, on this machine, in build/benchmarks
+bench-cold: artifacts  ## measure the time to the first vector beside its peers (ROUNDS=N; 15 without it)
 	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
-		--markdown build/benchmarks/cold-start.md --waterfall build/benchmarks/cold-start.svg
-	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE)
+		--markdown build/benchmarks/cold-start.md $(addprefix --rounds ,$(ROUNDS))
+	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE) $(addprefix --rounds ,$(ROUNDS))
 
-bench: artifacts  ## speed and accuracy of a warm model beside its peers
+bench: artifacts  ## measure speed and accuracy of warm models beside their peers
 	mkdir -p build/benchmarks
 	$(BIN)/pytest benchmarks/test_throughput.py --benchmark-columns=median,iqr,rounds -W ignore \
 		--benchmark-json=build/benchmarks/throughput.json --markdown=build/benchmarks/throughput.md
 
-bench-sts: sts-given artifacts  ## STS=FILE: accuracy and speed of warm models on the sentences of a labelled set
+bench-sts: sts-given artifacts  ## measure accuracy and speed on the sentences of a labelled set (STS=FILE)
 	$(BIN)/python benchmarks/sts.py --bundle $(BUNDLE) --sts "$(STS)" --json build/benchmarks/sts.json \
 		--markdown build/benchmarks/sts.md
 
 sts-given:
 	@test -n "$(STS)" || { echo "STS is not given: make bench-sts STS=path/of/sts-test.csv (benchmarks/README.md)" >&2; exit 1; }
 
-report: $(VENV)/.installed  ## a page and a summary, in build/report, of what the targets above left in build/benchmarks
-	$(BIN)/python benchmarks/report.py --bundle $(BUNDLE) --html build/report/index.html --markdown build/report/report.md \
-		$(patsubst %,--cold %,$(wildcard build/benchmarks/cold-start.json)) \
-		$(patsubst %,--throughput %,$(wildcard build/benchmarks/throughput.json)) \
-		$(patsubst %,--operations %,$(wildcard build/benchmarks/operations.json))
+report: $(VENV)/.installed  ## write build/report/report.md and report.json of what the bench targets measured
+	$(BIN)/python benchmarks/report.py --bundle $(BUNDLE) --markdown build/report/report.md --json build/report/report.json \
+		$(addprefix --cold ,$(wildcard build/benchmarks/cold-start.json)) \
+		$(addprefix --throughput ,$(wildcard build/benchmarks/throughput.json)) \
+		$(addprefix --operations ,$(wildcard build/benchmarks/operations.json))
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(VENV)/.installed
+typecheck: $(VENV)/.installed  ## check types
 	$(BIN)/mypy
 
-clean:
+clean:  ## delete what make and the tools wrote
 	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,10 +1,10 @@
 """Semantic search over the docstrings of the Python standard library: an example of an app that ships firstvec.
 
-The index is one file: a header of JSON, padded to a page; the vectors, float32, shape (N, D), which a search maps; and
-N lines of JSON, of which a search parses only its hits.
+The index is one file of three parts. The first is a header of JSON, padded to a page. Then come the vectors, float32,
+shape (N, D), which a search maps. Last come N lines of JSON, of which a search parses only its hits.
 """
 
-# ruff: noqa: E402 - `--time` counts the imports, too
+# ruff: noqa: E402 - `--time` counts the imports, so the clock starts before them
 from __future__ import annotations
 
 import time
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bundle")
 BUNDLE = _SHIPPED if os.path.isdir(_SHIPPED) else "all-MiniLM-L6-v2"
-# A search wants its first vector soon, and ends; indexing wants the session that runs fastest. Both take the same
-# artifact, and must: the vectors of two artifacts differ a little.
+# A search needs its first vector soon and then ends. Indexing needs the session that runs fastest. Both strategies take
+# the same artifact, because the vectors of two artifacts differ a little.
 STRATEGIES = {"search": LoadingStrategy.PROGRESSIVE, "index": LoadingStrategy.BACKGROUND}
 
 CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -41,7 +41,7 @@ FORMAT = "docsearch-1"
 HEADER_BYTES = 4096
 MIN_DOCSTRING = 15
 SKIPPED_FOLDERS = {"dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test", "tests", "turtledemo"}
-# Private modules that hold the docstrings of a public one, whose own file only imports.
+# These private modules hold the docstrings of a public module, whose own file only imports them.
 PUBLIC_NAMES = {"_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io", "pathlib._local": "pathlib"}
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
         if argv and argv[0] in STRATEGIES and not {"-h", "--help"}.intersection(argv):
-            # First of all: the model loads while the arguments are parsed and the index is opened or collected.
+            # This call comes first: the model then loads while the arguments are parsed and the index is opened.
             preload_embeddings(model_name=BUNDLE, strategy=STRATEGIES[argv[0]], enable_quantization=True)
         arguments = parse(argv)
         if arguments.command == "index":
@@ -66,9 +66,12 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("docsearch: interrupted", file=sys.stderr)
         return 130
-    except (UsageError, FirstvecError, OSError) as error:
+    except (UsageError, FirstvecError) as error:
         print(f"docsearch: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        print(f"docsearch: {error.filename or 'the output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -100,7 +103,7 @@ def index(path: str, limit: int | None) -> None:
     import sysconfig
 
     root = sysconfig.get_paths()["stdlib"]
-    entries: dict[str, dict[str, str]] = {}  # by the text to embed: one that is repeated counts once
+    entries: dict[str, dict[str, str]] = {}  # text to embed → entry, so that a repeated text counts once
     for text, entry in collect(root):
         entries.setdefault(text, entry)
         if len(entries) == limit:
@@ -111,20 +114,20 @@ def index(path: str, limit: int | None) -> None:
         raise UsageError(f"{path} is a folder: pass --index the name of a file")
     provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on there is something to clean up
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C must remove the partial file
     partial = f"{path}.{os.getpid()}.tmp"
     try:
-        # Opened before the slow part, so that a place that cannot be written is known at once.
+        # The file is opened before the slow part, so that a folder that cannot be written is reported at once.
         with open(partial, "wb") as file:
-            # A stock INT8 artifact scales a batch as a whole, so a vector depends slightly on the texts beside it:
-            # fine for the documents of a search, whose ranking hardly changes.
+            # A bundle that was built with --dynamic-int8 scales a batch as a whole, so a vector depends slightly on the
+            # texts beside it. For the documents of a search that is fine, because the ranking hardly changes.
             vectors = provider.embed_batch(list(entries), batch_size=32, show_progress_bar=True)  # (N, D)
             header = {"format": FORMAT, "shape": vectors.shape, "origin": origin(provider)}
             file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
             file.write(vectors.astype("<f4").tobytes())
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries.values())
         os.replace(partial, path)
-    except BaseException:  # Ctrl-C as well: an earlier index stays as it was
+    except BaseException:  # also KeyboardInterrupt, because an earlier index must stay as it was
         if os.path.exists(partial):
             os.remove(partial)
         raise
@@ -168,12 +171,12 @@ def open_index(path: str) -> tuple[npt.NDArray[np.float32], list[bytes], dict[st
         return numpy.asarray(vectors), lines, header["origin"]
     except FileNotFoundError:
         raise UsageError(f"there is no index at {path} yet: run `docsearch.py index` first") from None
-    except (ValueError, KeyError, TypeError):  # not JSON, or not what was expected in it
+    except (ValueError, KeyError, TypeError):  # the header is not JSON, or misses a key, or has a wrong type
         raise UsageError(f"{path} is damaged, or no index of this version: run `docsearch.py index` again") from None
 
 
 def origin(provider: EmbeddingProvider) -> dict[str, str | None]:
-    """What the vectors of an index and of a query must share."""
+    """Return what the vectors of an index and of a query must share."""
     model = provider.manifest.model
     return {"model": model.name, "revision": model.revision, "artifact": provider.artifact.id}
 
@@ -215,7 +218,7 @@ def definitions(
     if isinstance(node, (ast.Module, ast.ClassDef)):
         yield name, node
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.If, ast.Try, ast.ExceptHandler)):  # defined on some platforms only
+        if isinstance(child, (ast.If, ast.Try, ast.ExceptHandler)):  # what is defined on some platforms only
             yield from definitions(child, name)
         elif isinstance(child, ast.ClassDef) and child.name[0] != "_":
             yield from definitions(child, f"{name}.{child.name}")
@@ -224,7 +227,7 @@ def definitions(
 
 
 if __name__ == "__main__":
-    # Ctrl-C ends the process, without KeyboardInterrupt: raised while two threads import, it can leave CPython's import
-    # lock taken, and the loading thread, which is waited for at exit, would wait for that lock for ever.
+    # Ctrl-C ends the process without KeyboardInterrupt. A KeyboardInterrupt while two threads import can leave a lock
+    # of CPython's import taken. The loading thread would then wait for ever, and the exit would wait for that thread.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))
