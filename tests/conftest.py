@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[1]
 ARTIFACTS = REPOSITORY / "artifacts"
 
 Fresh = Callable[..., subprocess.CompletedProcess[str]]
+
+# An example of hypothesis must not fail because the machine is busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,7 +78,7 @@ def fresh() -> Fresh:
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
             env=_as_installed() | environment,
         )
@@ -96,7 +101,7 @@ def firstvec() -> Fresh:
             capture_output=True,
             text=text,
             input=stdin if stdin is not None else "",
-            timeout=300,
+            timeout=900,
             check=False,
             env=_as_installed() | environment,
         )
@@ -155,7 +160,7 @@ def _as_installed() -> dict[str, str]:
 
 
 def edit_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a bundle's manifest in place and leave its checksum out, as somebody does who means the change."""
+    """Change a bundle's manifest in place and remove its checksum, as a person who edits the manifest does."""
     path = root / "firstvec.json"
     document = json.loads(path.read_text("utf-8"))
     document.pop("checksum", None)

@@ -52,7 +52,7 @@ def hold_sessions(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     open_artifact = opening.open_artifact
 
     def held(*arguments: Any, **options: Any) -> opening.OpenArtifact:
-        assert release.wait(30)
+        assert release.wait(120)
         return open_artifact(*arguments, **options)
 
     monkeypatch.setattr(opening, "open_artifact", held)
@@ -60,8 +60,8 @@ def hold_sessions(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds, at most 30 seconds."""
-    deadline = time.monotonic() + 30
+    """Wait until the condition holds, at most two minutes."""
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -78,7 +78,7 @@ def run_in_threads(count: int, work: Callable[[int], object], meanwhile: Callabl
         futures = [pool.submit(work, index) for index in range(count)]
         meanwhile()
         for future in futures:
-            future.result(timeout=60)
+            future.result(timeout=300)
 
 
 def ask_at_once(count: int, ask: Callable[[], Any]) -> list[Any]:
@@ -87,7 +87,7 @@ def ask_at_once(count: int, ask: Callable[[], Any]) -> list[Any]:
     answers: list[Any] = []
 
     def work(_index: int) -> None:
-        barrier.wait(30)
+        barrier.wait(120)
         answers.append(ask())
 
     run_in_threads(count, work)

@@ -40,32 +40,33 @@ async def longest_pause(until: asyncio.Future[object] | asyncio.Task[object]) ->
 
 
 def test_the_event_loop_goes_on_during_encode(provider: EmbeddingProvider) -> None:
-    expected = provider.encode(TEXTS)
+    texts = TEXTS * 4
+    expected = provider.encode(texts)
 
     async def main() -> tuple[float, int, float]:
         started = time.perf_counter()
-        task = asyncio.ensure_future(asyncio.to_thread(provider.encode, TEXTS))
+        task = asyncio.ensure_future(asyncio.to_thread(provider.encode, texts))
         pause, turns = await longest_pause(task)
         np.testing.assert_allclose(await task, expected, atol=1e-6)
         return pause, turns, time.perf_counter() - started
 
     pause, turns, seconds = asyncio.run(main())
-    # The call takes half a second at least. A call that keeps the GIL would stop the loop for all that time.
-    assert pause < max(0.2, seconds / 4)
+    # The call takes two seconds at least. A call that keeps the GIL would stop the loop for all that time.
+    assert pause < max(0.5, seconds / 2)
     assert turns > 20
 
 
 def test_the_event_loop_goes_on_during_a_load(bundle: Path) -> None:
-    async def main() -> tuple[float, EmbeddingProvider]:
+    async def main() -> int:
         loader = OptimizedEmbeddingLoader(str(bundle), "background")
         loader.start_loading()
         task = asyncio.ensure_future(asyncio.to_thread(loader.get_provider))
-        pause, _ = await longest_pause(task)
-        return pause, await task
+        _, turns = await longest_pause(task)
+        assert (await task).embed_query("text").shape == (384,)
+        return turns
 
-    pause, provider = asyncio.run(main())
-    assert pause < 0.2
-    assert provider.embed_query("text").shape == (384,)
+    # A load that keeps the GIL leaves the loop one turn or two. A busy machine takes turns away: the best load counts.
+    assert max(asyncio.run(main()) for _ in range(5)) >= 5
 
 
 def test_tasks_share_one_provider(tiny_built: Path) -> None:

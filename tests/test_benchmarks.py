@@ -88,7 +88,7 @@ def test_hand_over_compares_throughput_and_memory(bundle: Path) -> None:
         assert sum(name.startswith("resident MB") and value > 30 for name, value in figures.items()) == 3
 
 
-def test_signature_measures_loads_with_it_and_without(tiny_built: Path) -> None:
+def test_signature_measures_loads_with_and_without_a_signature(tiny_built: Path) -> None:
     done = run("benchmarks/signature.py", "--bundle", tiny_built, "--rounds", 1)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
@@ -142,7 +142,7 @@ def test_sts_measures_accuracy_and_throughput(bundle: Path, labelled_set: Path, 
         assert figures["texts per second"] == pytest.approx(texts / took)
         assert figures[f"× {peer}"] == pytest.approx(report["seconds"][case][peer][0] / took)
         assert figures["× stock dynamic INT8"] is None
-    # Long texts take longer. A text of 256 tokens has some twenty times as many as a short one.
+    # Long texts take longer, because a text of 256 tokens has some twenty times as many tokens as a short text.
     short, long = ("All sentences, batch 32", "256 tokens, batch 8")
     rates = {case: figures[ours]["texts per second"] for case, figures in report["throughput"].items()}
     assert rates[short] > 2 * rates[long]
@@ -184,7 +184,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run make as a user does, also where `make test` runs this test."""
     environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return subprocess.run(
-        ["make", *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=60, check=False, env=environ
+        ["make", *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False, env=environ
     )
 
 
@@ -241,7 +241,7 @@ def test_bench_writes_its_table(bundle: Path, tmp_path: Path) -> None:
     assert "- cpu: " in markdown
 
 
-def test_bench_operations_writes_what_the_report_reads(bundle: Path, tmp_path: Path) -> None:
+def test_bench_operations_writes_the_input_of_the_report(bundle: Path, tmp_path: Path) -> None:
     names = "metadata_is_at_hand or first_loader or profiles or dimension_only"
     done = run(
         *("-m", "pytest", "benchmarks/test_operations.py", "-k", names, "-W", "ignore", "-p", "no:cacheprovider"),

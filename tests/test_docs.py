@@ -126,7 +126,7 @@ class Block(NamedTuple):
     text: str
     line: int
     continues: bool
-    """Whether the comment ``<!-- continues -->`` stands before it: it needs what the block before it has left."""
+    """Whether the block has ``<!-- continues -->`` before it, because it needs the files of the previous block."""
 
 
 class Chain(NamedTuple):
@@ -243,7 +243,7 @@ def run_shell(block: Block, folder: Path) -> None:
 
 
 def commands_of(block: Block) -> Iterator[str]:
-    """Yield the commands of a block. Where a line begins with ``$``, the lines without it are what commands print."""
+    """Yield the commands of a block. If a line begins with ``$``, the lines without ``$`` are output."""
     has_prompts = any(line.startswith("$ ") for line in block.text.splitlines())
     command = ""
     for line in block.text.splitlines():
@@ -315,13 +315,13 @@ def check_pip(arguments: list[str]) -> None:
 def check_build(arguments: list[str]) -> None:
     # An unknown option ends the command before --help does.
     command = [str(Path(sys.executable).with_name("firstvec")), "build", *arguments, "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def check_script(script: str, arguments: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, script, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=True
     )
     words = [argument.partition("=")[0] for argument in arguments]
     shown = done.stdout
@@ -360,7 +360,7 @@ def test_commands_that_take_long_are_known(line: str, is_long: bool) -> None:
         "python benchmarks/cold_start.py --no-such-option",
     ],
 )
-def test_what_does_not_exist_is_found(line: str) -> None:
+def test_target_or_option_that_does_not_exist_is_found(line: str) -> None:
     with pytest.raises(AssertionError):
         is_long_and_right(line)
 

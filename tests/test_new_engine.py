@@ -57,7 +57,7 @@ def test_the_build_makes_measures_and_times_the_artifact(result: dict[str, Any],
     assert artifact.quality.max_abs_diff <= 1e-5
 
 
-def test_explain_says_that_its_rank_is_the_highest(root: Path, firstvec: Fresh) -> None:
+def test_explain_says_that_the_new_engine_has_the_highest_rank(root: Path, firstvec: Fresh) -> None:
     done = firstvec("explain", "--model", root, "--json", PYTHONPATH=str(TOY_ENGINE))
     assert (done.returncode, done.stderr) == (0, "")
     lazy = json.loads(done.stdout)["strategies"]["lazy"]
@@ -109,7 +109,7 @@ assert (provider.session is session) == bool(child)
     fresh(code, root, PYTHONPATH=str(TOY_ENGINE))
 
 
-def test_the_command_encodes_with_it(root: Path, firstvec: Fresh) -> None:
+def test_the_command_encodes_with_the_new_engine(root: Path, firstvec: Fresh) -> None:
     done = firstvec("encode", "--model", root, "a text", PYTHONPATH=str(TOY_ENGINE))
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["artifact"] == "npz-fp32"
@@ -127,7 +127,7 @@ def test_doctor_runs_its_self_test_and_finds_no_problem(root: Path, firstvec: Fr
     assert re.search(r"self-test +npz-fp32 +passed: differs from the build by", text)
 
 
-def test_a_damaged_artifact_of_it_is_passed_over(root: Path, tmp_path: Path, fresh: Fresh) -> None:
+def test_a_damaged_artifact_of_the_new_engine_is_passed_over(root: Path, tmp_path: Path, fresh: Fresh) -> None:
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     flip_byte(copy / "abacus" / "model.npz")
     code = """

@@ -1,4 +1,4 @@
-"""What the project is made of: every version is pinned, none is known to be broken, a bundle names what built it."""
+"""The dependencies: every version is pinned, none is known to be broken, and a bundle names its tools."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def test_every_pin_is_exact_and_in_its_place() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!]+", line) for line in lines)
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert len(names) == len({*names})
-    # By letters; optimum-onnx stands before optimum, as `sort` puts it.
+    # The order is that of `sort`, which puts optimum-onnx before optimum.
     assert [line.lower()[0] for line in lines] == sorted(line.lower()[0] for line in lines)
 
 
-def test_what_is_installed_for_a_build_is_pinned() -> None:
+def test_every_package_that_a_build_installs_is_pinned() -> None:
     """Whatever is reached from the project's own requirements, through any number of others."""
     left = [(each.name, frozenset(each.extras)) for each in requirements()]
     seen: set[tuple[str, frozenset[str]]] = set()
@@ -97,7 +97,7 @@ def test_what_is_installed_for_a_build_is_pinned() -> None:
         try:
             needed = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
-            continue  # it belongs to an extra or to a platform that is not installed here
+            continue  # the package belongs to an extra or to a platform that is not installed here
         if name not in pins():
             missing.append(name)
         left += [
@@ -132,7 +132,7 @@ NOT_IN_A_BUNDLE = {
     "typer": "reads the command line",
     "scipy": "ranks similarities for Spearman, where a labelled set is given",
 }
-"""What the toolchain imports, and the bytes of an artifact do not depend on."""
+"""Packages that the toolchain imports, but that do not change the bytes of an artifact."""
 
 
 NOT_ASKED_FOR = {
@@ -140,10 +140,10 @@ NOT_ASKED_FOR = {
     "tqdm": "belongs to tokenizers' own dependencies, and without it there is no bar",
     "typing_extensions": "is read by type checkers only, which bring it along",
 }
-"""What the runtime imports under a name that pyproject.toml does not have."""
+"""Modules that the runtime imports, and whose packages have other names in pyproject.toml, or none."""
 
 
-def test_the_runtime_imports_what_it_asks_for() -> None:
+def test_the_runtime_imports_only_its_declared_dependencies() -> None:
     """A package that the runtime imports stands in its dependencies or in the extra for it."""
     given = project()["project"]
     extras = ("cli", "torch", "verify", "sign", "otel")

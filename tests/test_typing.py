@@ -1,4 +1,4 @@
-"""What a type checker sees: the forms of vectors follow ``output`` of the call, and else that of the loader."""
+"""Types of vectors for a type checker: ``output`` of the call decides, else ``output`` of the loader."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ CASES = {
     "views.encode('x', output='list')": FLOATS,
     "views.encode(texts, output='list')": ROWS,
     "next(views.encode_iter(texts, output='list'))": FLOATS,
-    # Tensors and reduced precisions are of no form that the output names
+    # Tensors and reduced precisions do not have the form of the output
     "numpy.encode(texts, convert_to_tensor=True)": "Any",
     "numpy.encode(texts, precision='int8')": "Any",
-    # What does not depend on the output
+    # Calls whose type does not depend on the output
     "numpy.count_tokens(texts)": r"list\[int\]",
     "preload_embeddings('model', artifact='onnx-fp32').report()": r"dict\[str, Any\]",
 }

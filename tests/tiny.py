@@ -90,7 +90,7 @@ def _save(
     torch.manual_seed(seed)
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
-            # The library's own initialization (deviation 0.02) gives all texts about the same vector.
+            # The library's own initialization (deviation 0.02) gives nearly the same vector to all texts.
             torch.nn.init.normal_(parameter, std=0.25)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():

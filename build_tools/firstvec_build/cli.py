@@ -1,6 +1,6 @@
 """The commands `firstvec build`, `wheel`, `sign` and `sbom`.
 
-Importing this module imports none of the toolchain (numpy, torch …), because typer imports it for every help text.
+This module does not import the toolchain (numpy, torch …), because every help text of typer imports this module.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from firstvec.bundle.store import data_folder
-from firstvec.commands.output import artifact_values, print_artifacts, print_json, print_text
+from firstvec.commands.output import print_artifacts, print_json, print_text
 from firstvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,8 +48,8 @@ def build_model(
             "--output",
             "-o",
             metavar="FOLDER",
-            help="Folder for bundles. MODEL's own folder is made in it. "
-            "The default is the user's data folder, where the runtime looks, too.",
+            help="Folder for bundles. The build makes a folder for MODEL in it. "
+            "The default is the user's data folder, where the runtime looks by default.",
             show_default=False,
         ),
     ] = None,
@@ -60,10 +58,10 @@ def build_model(
     only: Annotated[list[str] | None, typer.Option(help="Build this artifact only. May be repeated.")] = None,
     sts: Annotated[
         Path | None,
-        typer.Option(help="Labelled pairs to report Spearman's correlation on: score, sentence 1, sentence 2."),
+        typer.Option(help="File of labelled pairs (score, sentence 1, sentence 2), for Spearman's correlation."),
     ] = None,
     corpus: Annotated[
-        Path | None, typer.Option(help="Texts, one a line, to measure on, together with the project's own sentences.")
+        Path | None, typer.Option(help="File of texts, one a line, to measure on beside the project's own sentences.")
     ] = None,
     dynamic_int8: Annotated[
         bool,
@@ -142,9 +140,10 @@ def pack_wheel(
     only: Annotated[list[str] | None, typer.Option(help="Pack this artifact only. May be repeated.")] = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Pack a bundle as a wheel. Once it is installed beside firstvec, the runtime finds the bundle by its name.
+    """Pack a bundle as a wheel. Install the wheel beside firstvec, and the runtime finds the bundle by its name.
 
-    The bundle's signature is packed, too, unless --only leaves an artifact out: it signs the whole bundle.
+    The bundle's signature is packed, too. If --only leaves an artifact out, the signature is not packed, because it
+    covers the whole bundle.
     """
     import zipfile
 
@@ -161,8 +160,8 @@ def pack_wheel(
     print_text(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if is_signed else ''})")
     if not is_signed and os.path.lexists(os.path.join(manifest.root, SIGNATURE_NAME)):
         print_text(
-            "Without the bundle's signature, because it signs all artifacts. For a signed wheel of some artifacts: "
-            "build them with `firstvec build --only`, sign that bundle, and pack all of it."
+            "The wheel has no signature, because the bundle's signature covers all artifacts. For a signed wheel of "
+            "some artifacts: build only these with `firstvec build --only`, sign that bundle, and pack all of it."
         )
 
 
@@ -181,7 +180,7 @@ def sign_bundle(
 ) -> None:
     """Sign a bundle with a private key, by OpenSSF's model-signing. The signature is model.sig in the bundle's folder.
 
-    Every file is compared with the manifest first, and nothing else may lie in the folder. Signing again replaces the
+    The command first verifies every file, and refuses a folder that holds other files. Signing again replaces the
     signature. A new build makes a new folder, without a signature.
     """
     from firstvec.bundle import signature, store
@@ -204,8 +203,8 @@ def write_sbom(
 ) -> None:
     """Write a bundle's bill of materials: CycloneDX 1.6, JSON. The same bundle gives the same bytes.
 
-    It names the model, its source and revision, every file with its digest, and the packages that built them. Every
-    file is compared with the manifest first.
+    The bill names the model, its source and revision, every file with its digest, and the packages that built the
+    files. The command first verifies every file.
     """
     from firstvec.bundle import integrity, store
     from firstvec.bundle.manifest import Manifest, read_manifest_bytes
@@ -228,9 +227,9 @@ def _default_output() -> Path:
 
 
 def _check_path(option: str, text: str) -> Path:
-    """Return the path. An empty text is refused: it would mean the working folder.
+    """Return the path of an option, and refuse an empty text.
 
-    A shell passes an empty text for a variable that is not set.
+    A shell passes an empty text for a variable that is not set. An empty path would mean the working folder.
     """
     if not text:
         raise InputError(f"{option} is empty: give a path")
@@ -247,7 +246,10 @@ def _print_result(result: BuildResult, timings: dict[str, tuple[float, float] | 
         print_text(f"Nothing changed: {root} is up to date (checked in {result.seconds:.1f} s; --force rebuilds).")
     print_artifacts(result.manifest, timings)
     if timings is not None:
-        print_text("Cosines are to SentenceTransformer.encode. Times are of fresh processes; load opens the session.")
+        print_text(
+            "Cosines compare with SentenceTransformer.encode. Times come from fresh processes. "
+            "The column load has the time to open the session."
+        )
 
 
 def _result_values(result: BuildResult, timings: dict[str, tuple[float, float] | None]) -> dict[str, object]:
@@ -255,7 +257,15 @@ def _result_values(result: BuildResult, timings: dict[str, tuple[float, float] |
     artifacts = []
     for artifact in result.manifest.artifacts:
         load_ms, first_vector_ms = timings.get(artifact.id) or (None, None)
-        artifacts.append({**artifact_values(artifact), "load_ms": load_ms, "first_vector_ms": first_vector_ms})
+        values = {
+            "devices": list(artifact.devices),
+            "files": [file.to_dict() for file in artifact.files],
+            "quality": artifact.quality.to_dict(),
+            "size": artifact.size,
+            "load_ms": load_ms,
+            "first_vector_ms": first_vector_ms,
+        }
+        artifacts.append(artifact.to_dict() | values)
     return {
         "path": result.manifest.root,
         "model": result.manifest.model.name,
@@ -267,9 +277,13 @@ def _result_values(result: BuildResult, timings: dict[str, tuple[float, float] |
 
 
 class _StageDisplay:
-    """Shows, on stderr, a line for each finished stage of a build and a bar for the whole."""
+    """Shows, on stderr, a line for each finished stage of a build, and a bar for the whole build."""
 
     def __init__(self, *, silent: bool) -> None:
+        # rich is imported here, because only a build needs rich, and the extras sign and sbom do not install it.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
         self._console = Console(stderr=True, quiet=silent, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
@@ -287,7 +301,7 @@ class _StageDisplay:
         self._progress.stop()
 
     def begin(self, stage: str, number: int, count: int) -> None:
-        """Show that a stage begins, and that the one before is finished."""
+        """Show that a stage begins, and that the previous stage has ended."""
         self._end()
         self._stage = stage
         self._progress.update(self._task, description=stage, completed=number, total=count)

@@ -64,8 +64,8 @@ def build(
         sha256: expected digest of the weights.
         only: keys of `firstvec_build.recipes.RECIPES`. Empty: all.
         thresholds: what the artifacts must reach. None: the defaults.
-        sts: file of labelled pairs, to report Spearman's correlation on.
-        corpus: file of texts, one a line, to measure on, together with the project's own sentences.
+        sts: file of labelled pairs, for Spearman's correlation.
+        corpus: file of texts, one a line, to measure on beside the project's own sentences.
         dynamic_int8: make INT8 by onnxruntime's own dynamic quantization, for models that the fixed scales of
             docs/int8.md do not fit. A text's vector then depends on its batch.
         force: build even if nothing changed.
@@ -99,11 +99,12 @@ def build(
     if not publishing.has_leftovers(target) and (current := find_current()) is not None:
         return current
     with publishing.lock(target, lambda: report_stage(f"waiting for another build of {target.name}", 1, count)):
-        # Another build may have made the bundle meanwhile. Or the lock has put back what a killed build moved away.
+        # Meanwhile, another build may have made the bundle, or `lock` has put back a bundle that a killed build moved
+        # away.
         if (current := find_current()) is not None:
             return current
         report_stage("importing the toolchain", 1, count)
-        # torch, transformers and optimum take six seconds to import. An unchanged bundle does not wait for them.
+        # torch, transformers and optimum take six seconds to import. An unchanged bundle does not need these imports.
         from firstvec_build.workbench import Workbench
 
         with publishing.make_staging_folder(target) as folder:
@@ -133,7 +134,8 @@ def _choose_recipes(only: Sequence[str]) -> list[Recipe]:
 def _digest_inputs(origin: source.Source, *options: object) -> str:
     """Return the digest of everything that decides the result of the build.
 
-    That is the model's folder, the tools' versions and code, the options, the evaluation data and the processor.
+    The digest covers the model's folder, the tools' versions and code, the options, the evaluation data and the
+    processor.
     """
     digest = hashlib.sha256()
 
@@ -149,7 +151,7 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
     for path in sorted([*code.rglob("*.py"), *code.glob("data/sentences.json")]):
         add(path.relative_to(code).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(*options)
-    # The instruction sets decide which artifacts can be measured themselves, and which by a stand-in.
+    # The instruction sets decide for which artifacts the build measures a stand-in.
     add(ResourceProfile.detect().isa)
     return digest.hexdigest()
 

@@ -26,7 +26,7 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _POLL_SECONDS = 0.2
 _ATTEMPTS = 100
-"""Attempts to rename a folder while other builds rename it, too. They do where locks have no effect."""
+"""Attempts to rename a folder while other builds rename it, too. This happens where locks have no effect."""
 
 
 def check_writable(folder: Path) -> None:
@@ -38,7 +38,7 @@ def check_writable(folder: Path) -> None:
     with _raise_as_build_error(folder):
         if not _is_utf8(os.path.abspath(folder)):
             raise BuildError(
-                f"{os.fsencode(folder)!r}: its name is not UTF-8, and onnxruntime writes to no other; choose another "
+                f"{os.fsencode(folder)!r}: its name is not UTF-8, and onnxruntime cannot write there; choose another "
                 "folder with --output"
             )
         existing = folder
@@ -49,7 +49,7 @@ def check_writable(folder: Path) -> None:
 
 
 def read_current(target: Path, inputs_sha256: str) -> Manifest | None:
-    """Return the manifest of the bundle in ``target``. None: it is of other inputs, damaged, or not there."""
+    """Return the manifest of the bundle in ``target``. None: it has other inputs, is damaged, or is missing."""
     try:
         manifest = Manifest.read(target)
         if manifest.inputs_sha256 != inputs_sha256:
@@ -64,7 +64,7 @@ def read_current(target: Path, inputs_sha256: str) -> Manifest | None:
 
 
 def check_no_link(root: str, path: str) -> None:
-    """Check that a bundle's file has no other name. A write to the other name would change the bundle.
+    """Check that a bundle's file has no other name, because a write to another name would change the bundle.
 
     Raises:
         IntegrityError: the file is a link, symbolic or hard, or lies behind a symbolic link.
@@ -91,8 +91,9 @@ def has_leftovers(target: Path) -> bool:
 def lock(target: Path, report_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Let one build of ``target`` run at a time, and repair what killed builds left.
 
-    The lock belongs to the kernel, so it ends with the process that holds it. Where a file system has no locks, or
-    keeps them within one host, builds run side by side. Publishing is atomic, so the bundle of the last build stays.
+    The lock belongs to the kernel, so it ends with the process that holds it. If a file system has no locks, or its
+    locks work within one host only, builds run side by side. Publishing is atomic, so the bundle of the last build
+    stays.
 
     Args:
         target: the bundle's folder.
@@ -101,12 +102,12 @@ def lock(target: Path, report_wait: Callable[[], None] = lambda: None) -> Iterat
     Raises:
         BuildError: the folder that will hold ``target`` cannot be made or written.
     """
-    import filelock  # 45 ms, which no other command needs
+    import filelock  # an import of 45 ms, which no other command needs
 
     with _raise_as_build_error(target):
         _make_durable_folder(target.parent)
     path = target.parent / f".{target.name}.lock"
-    # A soft lock is a mere file. It would outlive a killed process, and stop every later build.
+    # A soft lock is only a file, which would outlive a killed process and stop every later build.
     file_lock = filelock.FileLock(path, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
     is_held = True
     try:
@@ -156,7 +157,7 @@ def _repair(target: Path) -> None:
 
 @contextmanager
 def make_staging_folder(target: Path) -> Iterator[Path]:
-    """Make a new folder beside ``target``. It is removed at the end, unless it was published.
+    """Make a new folder beside ``target``. At the end, remove the folder, unless it was published.
 
     Raises:
         BuildError: the folder that will hold ``target`` cannot be made or written, or the disk is full.
@@ -202,7 +203,7 @@ def _make_durable_folder(folder: Path) -> None:
     try:
         temporary.sync(folder.parent)
     except PermissionError:
-        return  # this user may write the folder above, and not read it
+        return  # this user may write into the folder above, but may not read it
 
 
 def describe_file(folder: Path, path: str) -> File:
@@ -218,8 +219,8 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
     The runtime's own reader parses the manifest before anything is replaced.
 
     Raises:
-        BuildError: the folder holds a file that the manifest does not list, or a link. Or ``target`` is not a bundle.
-            Or the disk did not take the new name.
+        BuildError: the folder holds a link, or a file that the manifest does not list; ``target`` is not a bundle; or
+            the disk did not take the new name.
         ManifestError: the runtime would refuse the manifest.
     """
     data = manifest.to_json()
@@ -246,13 +247,13 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
     except OSError as error:
         raise BuildError(
             f"{target}: the new bundle is in its place, but the folder above could not be flushed "
-            f"({error.strerror or error}): after a loss of power it may be the previous one; check the disk"
+            f"({error.strerror or error}): after a loss of power the previous bundle may be back; check the disk"
         ) from error
     return published
 
 
 def _holds_other_files(target: Path) -> bool:
-    """Return whether ``target`` is a folder with content that is not a bundle's.
+    """Return whether ``target`` is a folder that is not empty and is not a bundle.
 
     The folder is read once, because another build may move it at any time.
     """
@@ -280,7 +281,7 @@ def _replace_folder(folder: Path, target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders' names atomically (renameat2(2), Linux 3.15). Return False where the system cannot."""
+    """Exchange two folders' names atomically (renameat2(2), Linux 3.15). Return False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
@@ -291,7 +292,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def _rename_twice(folder: Path, target: Path) -> None:
     """Move the previous bundle away, then the new one to its place.
 
-    Between the two renames there is no bundle. `_repair` puts the previous one back if the build is killed there.
+    Between the two renames there is no bundle. If the build is killed there, `_repair` puts the previous bundle back.
     """
     previous = temporary.make_folder(target.parent, _previous_stem(target))
     moved = previous / target.name
@@ -312,7 +313,7 @@ def _rename_twice(folder: Path, target: Path) -> None:
 
 
 def _describe_link(path: Path) -> str | None:
-    """Return which kind of link a file is. None: it is no link, and has no other name."""
+    """Return which kind of link a file is. None: the file is no link, and has no other name."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return "a symbolic link"

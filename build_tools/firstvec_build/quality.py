@@ -23,16 +23,16 @@ LabelledPairs = tuple[list[str], list[str], list[float]]
 
 _NEIGHBOURS = 10
 _BATCH = 40
-"""Sentences of mixed lengths that are padded and run together. It shows whether the batch changes a vector."""
+"""So many sentences of mixed lengths are padded and run together, to see whether the batch changes a vector."""
 _MOST_ALONE = 1000
-"""Of more texts than these, only some are encoded one by one, evenly over all."""
+"""At most this many texts are encoded one by one, evenly spread over all texts."""
 _ROWS = 1024
-"""Texts whose neighbours are looked for at once."""
+"""Number of texts whose neighbours are searched in one step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """What an artifact must reach. The defaults are set here only. Options of the command override them.
+    """The limits that an artifact must reach. The defaults are only here, and the command's options override them.
 
     Raises:
         InputError: a threshold is outside the range of its metric.
@@ -81,7 +81,7 @@ def evaluation_sentences() -> list[str]:
 
 
 def read_corpus(path: Path) -> list[str]:
-    """Read texts to measure on, one a line.
+    """Read the texts of a corpus, one a line.
 
     Raises:
         BuildError: the file cannot be read, has no line, or has an empty line.
@@ -154,7 +154,7 @@ def measure(
         provider: the artifact's provider.
         run_together: encodes texts in one padded batch. A provider would sort them into batches without padding.
         sentences: the texts.
-        reference: their fp32 vectors, (N, D).
+        reference: the texts' fp32 vectors, (N, D).
         measured_with: engine and version, for the manifest.
         labelled: a labelled set, for Spearman's correlation.
     """

@@ -37,7 +37,7 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
 
 
 def _find_disagreement(rules: WordPiece, vocabulary: str, tokenizer_json: str, texts: Sequence[str]) -> str | None:
-    """Return the first text that the quick tokenizer and the tokenizers package give different ids. None: no text.
+    """Return the first text for which the quick tokenizer and the tokenizers package differ. None: no text.
 
     A text that the quick tokenizer leaves to the package does not count.
     """
@@ -64,7 +64,7 @@ def _is_supported(document: dict[str, Any]) -> bool:
         and normalizer["clean_text"]
         and normalizer["handle_chinese_chars"]
         and (document["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
-        # The quick tokenizer looks for added tokens in the text as it is, and leaves a text with one to the package.
+        # The quick tokenizer searches the unchanged text for added tokens, and leaves a text with one to the package.
         and not any(token["normalized"] for token in document["added_tokens"])
         and _find_outer_ids(document["post_processor"] or {}) is not None
     )
@@ -87,7 +87,7 @@ def _make_rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
 
 
 def _find_outer_ids(post_processor: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the ids that a post-processor puts before and behind a text. None: it is of an unknown kind."""
+    """Return the ids that a post-processor puts before and behind a text. None: its kind is unknown."""
     if post_processor.get("type") == "BertProcessing":
         return (post_processor["cls"][1],), (post_processor["sep"][1],)
     if post_processor.get("type") != "TemplateProcessing":

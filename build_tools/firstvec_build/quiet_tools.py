@@ -1,4 +1,4 @@
-"""Keep what the exporters print and log from the console. What matters of it is measured or raised."""
+"""Keep the exporters' prints and logs off the console. A real problem is measured, or raised as an error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from collections.abc import Iterator
 def silence_tools() -> Iterator[None]:
     """Silence warnings, log records below CRITICAL and prints, of optimum, onnxruntime's tools and torch.
 
-    The silenced warnings are of three kinds. torch says that TorchScript is deprecated. A trace meets
-    branches on shapes: the build measures on every evaluation sentence whether the trace holds. Biases are not
-    quantized.
+    Three kinds of warnings are silenced:
+
+    - torch says that TorchScript is deprecated.
+    - A trace meets branches on shapes. The build checks the trace's vectors on every evaluation sentence.
+    - Biases are not quantized.
     """
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -1,6 +1,6 @@
 """The table of recipes: how each artifact of a bundle is made.
 
-An engine of another kind needs one more recipe here, beside its row and its session module in `firstvec.engines`.
+A new engine needs one more recipe here, and a row and a session module in `firstvec.engines`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Recipe:
     make: Callable[[Workbench, Recipe], Artifact]
     """Writes the artifact's files into the workbench's folder, and returns the artifact with its quality.
 
-    Raises ExportError or QuantizationError if it cannot, and QualityError if the artifact misses a threshold.
+    Raises ExportError or QuantizationError if the artifact cannot be made, and QualityError if it misses a threshold.
     """
 
     @property
@@ -52,7 +52,8 @@ def _make_onnx(bench: Workbench, recipe: Recipe) -> Artifact:
     try:
         return _optimize_and_measure(bench, recipe)
     except QualityError:
-        # onnxruntime's fusion is for some architectures. It changed what the graph of this architecture computes.
+        # onnxruntime's fusion fits some architectures only. For this architecture the fused graph computes other
+        # vectors.
         bench.undo_fusion()
         return _optimize_and_measure(bench, recipe)
 
@@ -82,7 +83,8 @@ def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
     artifact = bench.describe(recipe, (name, f"{name}_data"), batch_invariant=batch_invariant)
     if recipe.isa in ResourceProfile.detect().isa:
         return bench.measure(artifact)
-    # This CPU would compute the artifact slowly or wrong. Its exact twin computes here what it computes on its own CPU.
+    # This CPU would run the artifact slowly, or compute wrong vectors. The exact twin gives the artifact's right
+    # vectors on any CPU.
     quantization.write_exact_twin(quantized, bench.scratch / "twin.onnx")
     twin = f"{bench.scratch.name}/twin_optimized.onnx"
     onnx_graph.optimize(bench.scratch / "twin.onnx", bench.folder / twin)

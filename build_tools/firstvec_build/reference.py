@@ -1,4 +1,4 @@
-"""The fp32 reference: the model in sentence-transformers, and what the bundle takes from its folder."""
+"""The fp32 reference: the model in sentence-transformers, and the files that the bundle copies from it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def load_model(source: Source) -> SentenceTransformer:
         with silence_tools():
             model = SentenceTransformer(str(source.path), device="cpu", trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, OSError, KeyError, RuntimeError …
-        raise SourceError(f"{source.path}: sentence-transformers cannot load it: {error}") from error
+        raise SourceError(f"{source.path}: sentence-transformers cannot load the model: {error}") from error
     modules = list(model)
     names = " → ".join(type(module).__name__ for module in modules)
     if len(modules) < 2 or type(modules[0]) is not Transformer or type(modules[1]) is not Pooling:
@@ -95,7 +95,7 @@ def describe_model(model: SentenceTransformer, source: Source) -> Model:
 
 
 def make_tokenizer_json(model: SentenceTransformer) -> str:
-    """Return the fast tokenizer in the form that the runtime needs: it never pads, and truncates to max_seq_length."""
+    """Return the fast tokenizer as JSON. The runtime needs it without padding, and truncated to max_seq_length."""
     import tokenizers
 
     # A copy, because the model's own tokenizer still encodes the reference.
@@ -106,6 +106,6 @@ def make_tokenizer_json(model: SentenceTransformer) -> str:
 
 
 def find_support_files(source: Source) -> list[Path]:
-    """Return the source's files that the bundle takes along, relative to the source's folder."""
+    """Return the source's files that the bundle copies, relative to the source's folder."""
     found = {path.relative_to(source.path) for pattern in _SUPPORT_FILES for path in source.path.glob(pattern)}
     return sorted(found, key=str)

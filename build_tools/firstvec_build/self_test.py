@@ -1,4 +1,4 @@
-"""Write the bundle's self-test: a few texts, and the vectors that each artifact computes of them on a right machine."""
+"""Write the bundle's self-test: a few texts, and the vectors that each artifact must give for them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ TEXTS = (
 """Short texts, because the first vector waits for them. In full precision the runtime takes the first three."""
 _SMALLEST_LIMIT = 1e-3
 _SHARE_OF_DISTANCE = 0.75
-"""A right machine's vectors may differ from the golden ones by this share of the artifact's own distance to fp32.
+"""The vectors of a machine may differ from the golden vectors by this share of the artifact's own distance to fp32.
 
-Rounding to 8 bits turns a difference in the last bit of a float into a step. So right machines differ more in INT8 than
-in fp32. docs/int8.md has the measurement: right kernels differ by 0 to 0.5 of that distance, saturating ones by 1.2.
+Rounding to 8 bits turns a difference in the last bit of a float into a step. Machines that compute right therefore
+differ more in INT8 than in fp32. docs/int8.md has the measurement: right kernels differ by 0 to 0.5 of that distance,
+and saturating kernels by 1.2.
 """
 
 

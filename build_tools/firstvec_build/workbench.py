@@ -44,7 +44,7 @@ _NOT_MEASURED = Quality(
 
 
 class Workbench:
-    """What the recipes work on. Intermediate results that several recipes need are made once.
+    """What all recipes share: the model, the reference and the folder. The workbench makes an intermediate result once.
 
     Args:
         origin: the model.
@@ -55,7 +55,7 @@ class Workbench:
         dynamic_int8: make INT8 by onnxruntime's own dynamic quantization.
 
     Raises:
-        SourceError, ExportError: the model cannot be loaded, or is of a kind that cannot be exported.
+        SourceError, ExportError: the model cannot be loaded, or its kind cannot be exported.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Workbench:
         self._products: list[Product] | None = None
 
     def make_graph(self) -> Path:
-        """Return the ONNX graph from which all ONNX artifacts start. It is fused, unless `undo_fusion` was called.
+        """Return the graph from which all ONNX artifacts are made. It is fused, unless `undo_fusion` was called.
 
         Raises:
             ExportError: the model cannot be exported, or the graph cannot be fused.
@@ -108,13 +108,13 @@ class Workbench:
         return fused
 
     def undo_fusion(self) -> None:
-        """Let `make_graph` return the graph as it was exported."""
+        """Let `make_graph` return the exported graph, which is not fused."""
         self._fuses = False
 
     def calibrate(self) -> list[Product]:
-        """Return the graph's matrix products, with what flows into them for every second sentence.
+        """Return the graph's matrix products, with their inputs recorded over every second sentence.
 
-        The other sentences stay unseen, because the quality is measured on them, too.
+        The other sentences are not used here, because they show the quality on unseen texts.
         """
         if self._products is None:
             token_ids = open_tokenizer(self._describe_folder()).tokenize(self._sentences[::2])
@@ -129,7 +129,7 @@ class Workbench:
         devices: tuple[str, ...] = ("cpu",),
         batch_invariant: bool = True,
     ) -> Artifact:
-        """Return the manifest's entry for files that a recipe has written. Its quality is not measured yet.
+        """Return the manifest's entry for files that a recipe has written. The quality is not measured yet.
 
         Args:
             recipe: the recipe.
@@ -201,7 +201,7 @@ class Workbench:
         )
 
     def _describe_folder(self, **changes: Any) -> Manifest:
-        """Return the manifest of what lies in the folder now. It has no artifacts, unless ``changes`` has some."""
+        """Return the manifest of the folder's files. The manifest has no artifacts, unless ``changes`` has some."""
         manifest = Manifest(
             path=str(self.folder / MANIFEST_NAME),
             model=self._model,

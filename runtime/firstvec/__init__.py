@@ -6,99 +6,49 @@ when it is first used (PEP 562), so a program pays only for what it uses.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from firstvec.bundle.manifest import Artifact, Manifest, Quality
-    from firstvec.bundle.metadata import ModelMetadata
-    from firstvec.enums import LoadingStrategy
-    from firstvec.errors import (
-        ArtifactError,
-        BuildError,
-        BundleNotFound,
-        ClosedError,
-        ExportError,
-        FirstvecError,
-        IncompatibleArtifact,
-        InputError,
-        IntegrityError,
-        LoadError,
-        LoadTimeout,
-        ManifestError,
-        MissingDependency,
-        NoCompatibleArtifact,
-        QualityError,
-        QuantizationError,
-        SelfTestError,
-        SignatureError,
-        SourceError,
-        UnsupportedManifestVersion,
-    )
-    from firstvec.loader import OptimizedEmbeddingLoader, get_embedding_provider, preload_embeddings
-    from firstvec.machine.profile import ResourceProfile
-    from firstvec.options import Options
-    from firstvec.provider import EmbeddingProvider
-    from firstvec.selection import Choice, select
+    from firstvec.bundle.manifest import Artifact as Artifact
+    from firstvec.bundle.manifest import Manifest as Manifest
+    from firstvec.bundle.manifest import Quality as Quality
+    from firstvec.bundle.metadata import ModelMetadata as ModelMetadata
+    from firstvec.enums import LoadingStrategy as LoadingStrategy
+    from firstvec.errors import *  # noqa: F403
+    from firstvec.loader import OptimizedEmbeddingLoader as OptimizedEmbeddingLoader
+    from firstvec.loader import get_embedding_provider as get_embedding_provider
+    from firstvec.loader import preload_embeddings as preload_embeddings
+    from firstvec.machine.profile import ResourceProfile as ResourceProfile
+    from firstvec.options import Options as Options
+    from firstvec.provider import EmbeddingProvider as EmbeddingProvider
+    from firstvec.selection import Choice as Choice
+    from firstvec.selection import select as select
 
 __version__ = "0.1.0"
 
-__all__ = [  # noqa: RUF022 - the classes of the main path first, then the errors
-    "OptimizedEmbeddingLoader",
-    "LoadingStrategy",
-    "preload_embeddings",
-    "get_embedding_provider",
-    "EmbeddingProvider",
-    "ResourceProfile",
-    "ModelMetadata",
-    "Manifest",
-    "Artifact",
-    "Quality",
-    "Options",
-    "Choice",
-    "select",
-    "FirstvecError",
-    "ManifestError",
-    "UnsupportedManifestVersion",
-    "SignatureError",
-    "BundleNotFound",
-    "ArtifactError",
-    "IntegrityError",
-    "IncompatibleArtifact",
-    "SelfTestError",
-    "NoCompatibleArtifact",
-    "LoadError",
-    "LoadTimeout",
-    "ClosedError",
-    "InputError",
-    "MissingDependency",
-    "BuildError",
-    "SourceError",
-    "ExportError",
-    "QuantizationError",
-    "QualityError",
-]
-
-_MODULE_OF = {
-    "OptimizedEmbeddingLoader": "loader",
-    "preload_embeddings": "loader",
-    "get_embedding_provider": "loader",
-    "LoadingStrategy": "enums",
-    "EmbeddingProvider": "provider",
-    "ResourceProfile": "machine.profile",
-    "ModelMetadata": "bundle.metadata",
-    "Manifest": "bundle.manifest",
-    "Artifact": "bundle.manifest",
-    "Quality": "bundle.manifest",
-    "Options": "options",
-    "Choice": "selection",
-    "select": "selection",
+_NAMES = {
+    "loader": "OptimizedEmbeddingLoader preload_embeddings get_embedding_provider",
+    "enums": "LoadingStrategy",
+    "provider": "EmbeddingProvider",
+    "machine.profile": "ResourceProfile",
+    "bundle.metadata": "ModelMetadata",
+    "bundle.manifest": "Manifest Artifact Quality",
+    "options": "Options",
+    "selection": "Choice select",
+    "errors": "FirstvecError ManifestError UnsupportedManifestVersion SignatureError BundleNotFound ArtifactError "
+    "IntegrityError IncompatibleArtifact SelfTestError NoCompatibleArtifact LoadError LoadTimeout ClosedError "
+    "InputError MissingDependency BuildError SourceError ExportError QuantizationError QualityError",
 }
-"""Public name → module. Every other public name is an error."""
+"""Module → its public names."""
+
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = [*_MODULE_OF]
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'firstvec' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"firstvec.{_MODULE_OF.get(name, 'errors')}"), name)
+    value = getattr(import_module(f"firstvec.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

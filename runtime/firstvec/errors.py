@@ -40,6 +40,11 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
 
 
+def excerpt(text: str) -> str:
+    """Return the first 80 characters of a value that nobody vouches for, with the unprintable ones spelled out."""
+    return text[:80] if text[:80].isprintable() else ascii(text[:80])[1:-1]
+
+
 class FirstvecError(Exception):
     """The base class. A program that catches it catches every error that firstvec raises on purpose."""
 

@@ -17,18 +17,16 @@ from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Literal, overload
+    from typing import Any, overload
 
     from typing_extensions import Unpack
 
     from firstvec.bundle.manifest import Manifest
     from firstvec.bundle.metadata import ModelMetadata
     from firstvec.enums import LoadingStrategy
-    from firstvec.options import MoreOptions
-    from firstvec.provider import Array, EmbeddingProvider, Row, Rows
+    from firstvec.options import MoreOptions, ProcessOptions, SharedOptions, Strategy
+    from firstvec.provider import Array, AsBuffer, AsList, AsNumpy, Buffer, EmbeddingProvider, Floats, Row, Rows
     from firstvec.selection import Choice
-
-    Buffer = memoryview[float]
 else:
     Row = Rows = None
 
@@ -60,40 +58,40 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         def __init__(
             self: OptimizedEmbeddingLoader[Array, Array],
             model_name: str = ...,
-            strategy: LoadingStrategy | str = ...,
+            strategy: Strategy = ...,
             device: str | None = ...,
             enable_quantization: bool = ...,
             *,
-            output: Literal["numpy"] = ...,
+            output: AsNumpy = ...,
             **more: Unpack[MoreOptions],
         ) -> None: ...
         @overload
         def __init__(
-            self: OptimizedEmbeddingLoader[list[float], list[list[float]]],
+            self: OptimizedEmbeddingLoader[Floats, list[Floats]],
             model_name: str = ...,
-            strategy: LoadingStrategy | str = ...,
+            strategy: Strategy = ...,
             device: str | None = ...,
             enable_quantization: bool = ...,
             *,
-            output: Literal["list"],
+            output: AsList,
             **more: Unpack[MoreOptions],
         ) -> None: ...
         @overload
         def __init__(
             self: OptimizedEmbeddingLoader[Buffer, Buffer],
             model_name: str = ...,
-            strategy: LoadingStrategy | str = ...,
+            strategy: Strategy = ...,
             device: str | None = ...,
             enable_quantization: bool = ...,
             *,
-            output: Literal["buffer"],
+            output: AsBuffer,
             **more: Unpack[MoreOptions],
         ) -> None: ...
 
     def __init__(
         self,
         model_name: str = DEFAULT_MODEL,
-        strategy: LoadingStrategy | str = "lazy",
+        strategy: Strategy = "lazy",
         device: str | None = None,
         enable_quantization: bool = False,
         *,
@@ -108,6 +106,7 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         self._metadata: ModelMetadata | None = None
         self._lock = ProcessLock()
         self._load: Load | None = None
+        self._is_for_all = False
 
     @property
     def model_name(self) -> str:
@@ -235,30 +234,25 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
 
     @classmethod
     def get_instance(
-        cls,
-        model_name: str | None = None,
-        strategy: LoadingStrategy | str | None = None,
-        device: str | None = None,
-        enable_quantization: bool | None = None,
-        *,
-        output: str | None = None,
-        **more: Unpack[MoreOptions],
+        cls, model_name: str | None = None, strategy: Strategy | None = None, **options: Unpack[SharedOptions]
     ) -> OptimizedEmbeddingLoader[Any, Any]:
         """Return the process's loader of that model and these options. The first call makes it.
 
         An argument that is left out, or None, fits every loader. Two names of the same bundle mean the same model. A
         loader whose load has failed is forgotten.
 
-        Without ``model_name`` the model is the one that `get_instance` or `preload_embeddings` got before. If they got
-        none, or several and all-MiniLM-L6-v2 is among them, the model is all-MiniLM-L6-v2.
+        Args:
+            model_name: as for the constructor. Without a name the model is the one that `get_instance` or
+                `preload_embeddings` got before. If they got none, or several and all-MiniLM-L6-v2 is among them, the
+                model is all-MiniLM-L6-v2.
+            strategy: as for the constructor.
+            options: the other arguments of the constructor.
 
         Raises:
             InputError: an argument is not usable, or no model is named and several others were given before.
         """
-        given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
-        return _process_loaders.find(
-            {**given, "enable_quantization": enable_quantization}, default_strategy="lazy", is_for_all=True
-        )
+        given = {"model_name": model_name, "strategy": strategy, **options}
+        return _process_loaders.find(given, default_strategy="lazy", is_for_all=True)
 
     @classmethod
     def reset(cls) -> None:
@@ -297,14 +291,10 @@ class _ProcessLoaders:
     def __init__(self) -> None:
         self._lock = ProcessLock()
         self._loaders: list[OptimizedEmbeddingLoader[Any, Any]] = []
-        self._models: list[tuple[str, str]] = []
-        """Name and working folder of the models that `get_instance` and `preload_embeddings` have got."""
 
     def forget_all(self) -> None:
-        """Forget every loader and model."""
         with self._lock.here():
             self._loaders.clear()
-            self._models.clear()
 
     def find(
         self, given: dict[str, Any], *, default_strategy: str, is_for_all: bool
@@ -325,44 +315,32 @@ class _ProcessLoaders:
             self._loaders = [loader for loader in self._loaders if loader.get_error() is None]
             if "model_name" not in given and (model := self._model_of_the_process()):
                 options = options.replace(model_name=model[0], working_folder=model[1])
-            loader = self._find(options, given.keys() - {"model_name"}) or self._make(options)
-            if is_for_all:
-                # A model that is left without a loader has failed, so a call without a name no longer means it.
-                left = [_model_of(each._options) for each in self._loaders]
-                self._models = [model for model in self._models if model in left]
-                if _model_of(loader._options) not in self._models:
-                    self._models.append(_model_of(loader._options))
+            for loader in self._loaders:
+                fits = all(
+                    getattr(loader._options, name) == getattr(options, name) for name in given if name != "model_name"
+                )
+                if fits and _mean_same_model(loader._options, options):
+                    break
+            else:
+                loader = OptimizedEmbeddingLoader.__new__(OptimizedEmbeddingLoader)
+                loader._set_up(options)
+                self._loaders.append(loader)
+            loader._is_for_all = loader._is_for_all or is_for_all
             return loader
 
-    def _find(self, options: Options, names: set[str]) -> OptimizedEmbeddingLoader[Any, Any] | None:
-        """Return the first loader of the same model whose options of these names are the same."""
-        for loader in self._loaders:
-            has_same_options = all(getattr(loader._options, name) == getattr(options, name) for name in names)
-            if has_same_options and _mean_same_model(loader._options, options):
-                return loader
-        return None
-
-    def _make(self, options: Options) -> OptimizedEmbeddingLoader[Any, Any]:
-        loader = OptimizedEmbeddingLoader.__new__(OptimizedEmbeddingLoader)
-        loader._set_up(options)
-        self._loaders.append(loader)
-        return loader
-
     def _model_of_the_process(self) -> tuple[str, str] | None:
-        """Return the model of a call that names none. None: the default model."""
-        if len(self._models) == 1:
-            return self._models[0]
-        names = [name for name, _ in self._models]
+        """Return name and working folder of the model of a call that names none. None: the default model."""
+        all_options = [loader._options for loader in self._loaders if loader._is_for_all]
+        models = [*dict.fromkeys((options.model_name, options.working_folder) for options in all_options)]
+        if len(models) == 1:
+            return models[0]
+        names = [name for name, _ in models]
         if names and DEFAULT_MODEL not in names:
             raise InputError(f"this process has loaders of {', '.join(names)}: say which one with model_name")
         return None
 
 
 _process_loaders = _ProcessLoaders()
-
-
-def _model_of(options: Options) -> tuple[str, str]:
-    return options.model_name, options.working_folder
 
 
 def _mean_same_model(one: Options, other: Options) -> bool:
@@ -394,13 +372,7 @@ def _check_timeout(timeout: float | None) -> float | None:
 
 
 def preload_embeddings(
-    model_name: str | None = None,
-    strategy: LoadingStrategy | str | None = None,
-    device: str | None = None,
-    enable_quantization: bool | None = None,
-    *,
-    output: str | None = None,
-    **more: Unpack[MoreOptions],
+    model_name: str | None = None, strategy: Strategy | None = None, **options: Unpack[SharedOptions]
 ) -> OptimizedEmbeddingLoader[Any, Any]:
     """Start to load a model for this process, and return its loader at once. The default strategy is PROGRESSIVE.
 
@@ -409,10 +381,8 @@ def preload_embeddings(
     Raises:
         InputError: as `OptimizedEmbeddingLoader.get_instance`.
     """
-    given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
-    loader = _process_loaders.find(
-        {**given, "enable_quantization": enable_quantization}, default_strategy="progressive", is_for_all=True
-    )
+    given = {"model_name": model_name, "strategy": strategy, **options}
+    loader = _process_loaders.find(given, default_strategy="progressive", is_for_all=True)
     loader.start_loading()
     return loader
 
@@ -422,47 +392,37 @@ if TYPE_CHECKING:
     @overload
     def get_embedding_provider(
         model_name: str | None = ...,
-        strategy: LoadingStrategy | str | None = ...,
+        strategy: Strategy | None = ...,
         timeout: float | None = ...,
-        device: str | None = ...,
-        enable_quantization: bool | None = ...,
         *,
-        output: Literal["numpy"] | None = ...,
-        **more: Unpack[MoreOptions],
+        output: AsNumpy | None = ...,
+        **options: Unpack[ProcessOptions],
     ) -> EmbeddingProvider[Array, Array]: ...
     @overload
     def get_embedding_provider(
         model_name: str | None = ...,
-        strategy: LoadingStrategy | str | None = ...,
+        strategy: Strategy | None = ...,
         timeout: float | None = ...,
-        device: str | None = ...,
-        enable_quantization: bool | None = ...,
         *,
-        output: Literal["list"],
-        **more: Unpack[MoreOptions],
-    ) -> EmbeddingProvider[list[float], list[list[float]]]: ...
+        output: AsList,
+        **options: Unpack[ProcessOptions],
+    ) -> EmbeddingProvider[Floats, list[Floats]]: ...
     @overload
     def get_embedding_provider(
         model_name: str | None = ...,
-        strategy: LoadingStrategy | str | None = ...,
+        strategy: Strategy | None = ...,
         timeout: float | None = ...,
-        device: str | None = ...,
-        enable_quantization: bool | None = ...,
         *,
-        output: Literal["buffer"],
-        **more: Unpack[MoreOptions],
+        output: AsBuffer,
+        **options: Unpack[ProcessOptions],
     ) -> EmbeddingProvider[Buffer, Buffer]: ...
 
 
 def get_embedding_provider(
     model_name: str | None = None,
-    strategy: LoadingStrategy | str | None = None,
+    strategy: Strategy | None = None,
     timeout: float | None = 60.0,
-    device: str | None = None,
-    enable_quantization: bool | None = None,
-    *,
-    output: str | None = None,
-    **more: Unpack[MoreOptions],
+    **options: Unpack[SharedOptions],
 ) -> EmbeddingProvider[Any, Any]:
     """Return a model for this process. Wait for what is left of its load, and start a load that nobody started.
 
@@ -474,9 +434,7 @@ def get_embedding_provider(
         InputError: as `OptimizedEmbeddingLoader.get_instance`.
         FirstvecError: the errors of `OptimizedEmbeddingLoader.get_provider`.
     """
-    given = {"model_name": model_name, "strategy": strategy, "device": device, "output": output, **more}
-    loader = _process_loaders.find(
-        {**given, "enable_quantization": enable_quantization}, default_strategy="progressive", is_for_all=False
-    )
+    given = {"model_name": model_name, "strategy": strategy, **options}
+    loader = _process_loaders.find(given, default_strategy="progressive", is_for_all=False)
     loader.start_loading()
     return loader.get_provider(timeout)

@@ -14,11 +14,11 @@ from firstvec.strategy import strategy_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Literal, TypedDict
+    from typing import Any, TypedDict
 
     from firstvec.enums import LoadingStrategy
 
-    Output = Literal["numpy", "list", "buffer"]
+    Strategy = LoadingStrategy | str
 
     class MoreOptions(TypedDict, total=False):
         """The options that are given by keyword only. `Options` says what each one means."""
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
         min_quality: float | None
         require_signature: str | os.PathLike[str] | None
         artifact: str | None
+
+    class ProcessOptions(MoreOptions, total=False):
+        """The options that the process's loaders get by keyword, without ``output``. None means no wish."""
+
+        device: str | None
+        enable_quantization: bool | None
+
+    class SharedOptions(ProcessOptions, total=False):
+        """Those with ``output``."""
+
+        output: str | None
 
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
@@ -59,7 +70,7 @@ class Options(Record):
 
 def make_options(
     model_name: str | os.PathLike[str] = DEFAULT_MODEL,
-    strategy: LoadingStrategy | str = "lazy",
+    strategy: Strategy = "lazy",
     device: str | None = None,
     enable_quantization: bool = False,
     output: str = "numpy",

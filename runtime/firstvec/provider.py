@@ -31,16 +31,27 @@ if TYPE_CHECKING:
     Row = TypeVar("Row", default=Array)
     Rows = TypeVar("Rows", default=Array)
 
-    class IterOptions(TypedDict, total=False):
-        """Parameters of `EmbeddingProvider.encode_iter` that leave the form of the vectors as it is."""
+    Texts = Sequence[str]
+    Floats = list[float]
+    Buffer = memoryview[float]
+    AsNumpy = Literal["numpy"]
+    AsList = Literal["list"]
+    AsBuffer = Literal["buffer"]
 
-        prompt_name: str | None
-        prompt: str | None
+    class BatchOptions(TypedDict, total=False):
+        """Parameters that leave the form of the vectors as it is: those of `EmbeddingProvider.embed_batch`."""
+
         batch_size: int
         show_progress_bar: bool
 
+    class IterOptions(BatchOptions, total=False):
+        """Those of `EmbeddingProvider.encode_iter`."""
+
+        prompt_name: str | None
+        prompt: str | None
+
     class EncodeOptions(IterOptions, total=False):
-        """Parameters of `EmbeddingProvider.encode` that leave the form of the vectors as it is."""
+        """Those of `EmbeddingProvider.encode`."""
 
         normalize_embeddings: bool
         truncate_dim: int | None
@@ -133,11 +144,11 @@ class EmbeddingProvider(Generic[Row, Rows]):
         @overload
         def embed_query(self, text: str, output: None = None) -> Row: ...
         @overload
-        def embed_query(self, text: str, output: Literal["numpy"]) -> Array: ...
+        def embed_query(self, text: str, output: AsNumpy) -> Array: ...
         @overload
-        def embed_query(self, text: str, output: Literal["list"]) -> list[float]: ...
+        def embed_query(self, text: str, output: AsList) -> Floats: ...
         @overload
-        def embed_query(self, text: str, output: Literal["buffer"]) -> memoryview[float]: ...
+        def embed_query(self, text: str, output: AsBuffer) -> Buffer: ...
 
     def embed_query(self, text: str, output: str | None = None) -> Any:
         """Embed one search query: float32, shape (embedding_dim,).
@@ -158,11 +169,11 @@ class EmbeddingProvider(Generic[Row, Rows]):
         @overload
         def embed_chunk(self, text: str, output: None = None) -> Row: ...
         @overload
-        def embed_chunk(self, text: str, output: Literal["numpy"]) -> Array: ...
+        def embed_chunk(self, text: str, output: AsNumpy) -> Array: ...
         @overload
-        def embed_chunk(self, text: str, output: Literal["list"]) -> list[float]: ...
+        def embed_chunk(self, text: str, output: AsList) -> Floats: ...
         @overload
-        def embed_chunk(self, text: str, output: Literal["buffer"]) -> memoryview[float]: ...
+        def embed_chunk(self, text: str, output: AsBuffer) -> Buffer: ...
 
     def embed_chunk(self, text: str, output: str | None = None) -> Any:
         """Embed one passage of a document: float32, shape (embedding_dim,).
@@ -179,36 +190,21 @@ class EmbeddingProvider(Generic[Row, Rows]):
     if TYPE_CHECKING:
 
         @overload
-        def embed_batch(
-            self, texts: Sequence[str], batch_size: int = 32, show_progress_bar: bool = False, output: None = None
-        ) -> Rows: ...
+        def embed_batch(self, texts: Texts, batch_size: int = ..., show_progress_bar: bool = ...) -> Rows: ...
+        @overload
+        def embed_batch(self, texts: Texts, *, output: None, **more: Unpack[BatchOptions]) -> Rows: ...
         @overload
         def embed_batch(
-            self,
-            texts: Sequence[str],
-            batch_size: int = 32,
-            show_progress_bar: bool = False,
-            *,
-            output: Literal["numpy"],
+            self, texts: Texts, batch_size: int = ..., *, output: AsNumpy, show_progress_bar: bool = ...
         ) -> Array: ...
         @overload
         def embed_batch(
-            self,
-            texts: Sequence[str],
-            batch_size: int = 32,
-            show_progress_bar: bool = False,
-            *,
-            output: Literal["list"],
-        ) -> list[list[float]]: ...
+            self, texts: Texts, batch_size: int = ..., *, output: AsList, show_progress_bar: bool = ...
+        ) -> list[Floats]: ...
         @overload
         def embed_batch(
-            self,
-            texts: Sequence[str],
-            batch_size: int = 32,
-            show_progress_bar: bool = False,
-            *,
-            output: Literal["buffer"],
-        ) -> memoryview[float]: ...
+            self, texts: Texts, batch_size: int = ..., *, output: AsBuffer, show_progress_bar: bool = ...
+        ) -> Buffer: ...
 
     def embed_batch(
         self,
@@ -240,30 +236,18 @@ class EmbeddingProvider(Generic[Row, Rows]):
 
     if TYPE_CHECKING:
 
+        @overload  # a str is also a Sequence[str]: the first overload that fits counts
+        def encode(self, inputs: str, *, output: None = None, **more: Unpack[EncodeOptions]) -> Row: ...
         @overload
-        def encode(  # a str is also a Sequence[str]: the first overload counts
-            self, inputs: str, *, output: None = None, **options: Unpack[EncodeOptions]
-        ) -> Row: ...
+        def encode(self, inputs: str, *, output: AsList, **more: Unpack[EncodeOptions]) -> Floats: ...  # type: ignore[overload-overlap]
         @overload
-        def encode(  # type: ignore[overload-overlap]
-            self, inputs: str, *, output: Literal["list"], **options: Unpack[EncodeOptions]
-        ) -> list[float]: ...
+        def encode(self, inputs: Texts, *, output: None = None, **more: Unpack[EncodeOptions]) -> Rows: ...
         @overload
-        def encode(self, inputs: Sequence[str], *, output: None = None, **options: Unpack[EncodeOptions]) -> Rows: ...
+        def encode(self, inputs: Texts, *, output: AsList, **more: Unpack[EncodeOptions]) -> list[Floats]: ...
         @overload
-        def encode(
-            self, inputs: Sequence[str], *, output: Literal["list"], **options: Unpack[EncodeOptions]
-        ) -> list[list[float]]: ...
+        def encode(self, inputs: str | Texts, *, output: AsBuffer, **more: Unpack[EncodeOptions]) -> Buffer: ...
         @overload
-        def encode(
-            self,
-            inputs: str | Sequence[str],
-            *,
-            output: Literal["buffer"],
-            **options: Unpack[EncodeOptions],
-        ) -> memoryview[float]: ...
-        @overload
-        def encode(self, inputs: str | Sequence[str] | None = None, *others: Any, **more: Any) -> Any: ...
+        def encode(self, inputs: str | Texts | None = None, *others: Any, **more: Any) -> Any: ...
 
     def encode(
         self,
@@ -352,16 +336,16 @@ class EmbeddingProvider(Generic[Row, Rows]):
 
         @overload
         def encode_iter(
-            self, texts: Iterable[str], *, output: None = None, **options: Unpack[IterOptions]
+            self, texts: Iterable[str], *, output: None = None, **more: Unpack[IterOptions]
         ) -> Iterator[Row]: ...
         @overload
         def encode_iter(
-            self, texts: Iterable[str], *, output: Literal["list"], **options: Unpack[IterOptions]
-        ) -> Iterator[list[float]]: ...
+            self, texts: Iterable[str], *, output: AsList, **more: Unpack[IterOptions]
+        ) -> Iterator[Floats]: ...
         @overload
         def encode_iter(
-            self, texts: Iterable[str], *, output: Literal["buffer"], **options: Unpack[IterOptions]
-        ) -> Iterator[memoryview[float]]: ...
+            self, texts: Iterable[str], *, output: AsBuffer, **more: Unpack[IterOptions]
+        ) -> Iterator[Buffer]: ...
         @overload
         def encode_iter(self, texts: Iterable[str], *others: Any, **more: Any) -> Iterator[Any]: ...
 

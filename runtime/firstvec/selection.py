@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from firstvec import __version__
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS, PRECISIONS, known_devices, version_fits
-from firstvec.errors import NoCompatibleArtifact
+from firstvec.errors import NoCompatibleArtifact, excerpt
 from firstvec.options import Options
 from firstvec.record import Record
 from firstvec.strategy import STRATEGIES
@@ -16,13 +16,11 @@ if TYPE_CHECKING:
     from firstvec.bundle.manifest import Artifact, Manifest, Model
     from firstvec.machine.profile import ResourceProfile
 
-
-_UPGRADE = ": upgrade"
-"""How the reason against an artifact of a newer firstvec ends."""
+_UPGRADE = ": upgrade"  # ends the reason against an artifact of a newer firstvec
 
 
 class Choice(Record):
-    """The answer of `select`."""
+    """What `select` returns."""
 
     artifact: Artifact
     """The artifact to take."""
@@ -65,10 +63,9 @@ def select(manifest: Manifest, profile: ResourceProfile, options: Options | None
     strategy = STRATEGIES[options.strategy]
     target = options.device or profile.recommended_device
     target_kind = target.partition(":")[0]
-    has_full_precision = any(
-        artifact.precision == "fp32" and unknown_part(artifact) is None for artifact in manifest.artifacts
-    )
-    candidates: list[tuple[tuple[int, ...], Artifact]] = []
+    known_precisions = {artifact.precision for artifact in manifest.artifacts if unknown_part(artifact) is None}
+    has_full_precision = "fp32" in known_precisions
+    candidates: list[Artifact] = []
     rejected: list[tuple[Artifact, str]] = []
     for artifact in manifest.artifacts:
         reason = (
@@ -79,20 +76,17 @@ def select(manifest: Manifest, profile: ResourceProfile, options: Options | None
         if reason:
             rejected.append((artifact, reason))
         else:
-            candidates.append((_rank(artifact, profile, strategy.takes, target_kind), artifact))
-    candidates.sort(key=lambda candidate: candidate[0], reverse=True)
+            candidates.append(artifact)
     if not candidates:
-        raise NoCompatibleArtifact(
-            manifest.model.name,
-            str(profile),
-            [(artifact.id, reason) for artifact, reason in rejected],
-            _hint(manifest, options, strategy.takes, rejected),
-        )
-    best = candidates[0][1]
+        reasons = [(artifact.id, reason) for artifact, reason in rejected]
+        hint = _hint(known_precisions, options, strategy.takes, reasons)
+        raise NoCompatibleArtifact(manifest.model.name, str(profile), reasons, hint)
+    candidates.sort(key=lambda artifact: _rank(artifact, profile, strategy.takes, target_kind), reverse=True)
+    best = candidates[0]
     return Choice(
         artifact=best,
         device=target if target_kind in usable_devices(best) else "cpu",
-        candidates=tuple(artifact for _, artifact in candidates),
+        candidates=tuple(candidates),
         rejected=tuple(rejected),
         reason=_why(best, profile, target_kind, has_full_precision=has_full_precision),
     )
@@ -110,31 +104,26 @@ def unknown_part(artifact: Artifact) -> str | None:
         ("format", artifact.format, any(artifact.format in engine.formats for engine in ENGINES.values())),
         ("engine", artifact.engine, artifact.engine in ENGINES),
         ("precision", artifact.precision, artifact.precision in PRECISIONS),
-        ("isa", artifact.isa, artifact.isa is None or artifact.isa in INSTRUCTION_SETS),
+        ("isa", artifact.isa or "", artifact.isa is None or artifact.isa in INSTRUCTION_SETS),
         ("device", artifact.devices[0], any(device in devices for device in artifact.devices)),
     ):
         if not is_known:
-            return f"{name} {value!r} is unknown to firstvec {__version__}{_UPGRADE}"
+            return f"{name} '{excerpt(value)}' is unknown to firstvec {__version__}{_UPGRADE}"
     return None
 
 
 def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: str | None = None) -> str | None:
-    """Return why ``artifact`` cannot run on the machine. None: it can.
-
-    Args:
-        artifact: the artifact.
-        profile: the machine.
-        required_device: the device that the caller asks for.
-    """
+    """Return why ``artifact`` cannot run on the machine, or on the device that is asked for. None: it can."""
     if reason := unknown_part(artifact):
         return reason
     devices = usable_devices(artifact)
+    usable = excerpt("/".join(devices))
     if artifact.format not in ENGINES[artifact.engine].formats:
         return f"engine: {artifact.engine} does not run {artifact.format}"
     if not devices:
-        return f"device: {artifact.engine} does not run on {'/'.join(artifact.devices)}"
+        return f"device: {artifact.engine} does not run on {excerpt('/'.join(artifact.devices))}"
     if required_device and required_device not in devices:
-        return f"device: runs on {'/'.join(devices)}, not on {required_device}"
+        return f"device: runs on {usable}, not on {required_device}"
     if required_device not in (None, "cpu", profile.recommended_device):
         return f"device: no usable {required_device} here (the device, its driver, and an engine built for it)"
     if artifact.isa and artifact.isa not in profile.isa:
@@ -145,7 +134,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
     if profile.recommended_device not in devices and "cpu" not in devices:
-        return f"device: runs on {'/'.join(devices)}, not on {profile.recommended_device}"
+        return f"device: runs on {usable}, not on {profile.recommended_device}"
     return None
 
 
@@ -166,32 +155,26 @@ def _not_taken(artifact: Artifact, options: Options, takes: str, *, has_full_pre
 
 def memory_shortage(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
     """Return why a session of ``artifact`` does not fit into the memory that can be used. None: it fits."""
-    needed = memory_needed_mb(model, artifact, profile, quick_start=quick_start)
-    available = profile.available_memory_mb
-    if 0 < available < needed:
-        return f"memory: needs about {needed:.0f} MB, {available:.0f} MB can be used"
-    return None
+    needed, available = memory_needed_mb(model, artifact, profile, quick_start=quick_start), profile.available_memory_mb
+    return f"memory: needs about {needed:.0f} MB, {available:.0f} MB can be used" if 0 < available < needed else None
 
 
 def memory_needed_mb(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> float:
     """Return the memory that a session of ``artifact`` needs to load and to run batches, in 2^20 bytes.
 
-    Mapped weights need none, because the kernel drops and reads them again as it likes. A session that runs fastest
-    copies the weights of the layers: all but the embeddings of some 30,000 tokens.
-
-    Measured in control groups, runs of 1,024 tokens, 2 cores. all-MiniLM-L6-v2, fp32 and INT8: killed at 57 MB and
-    alive at 61. With a hand-over to a throughput session in fp32: at 119 and 123. With TorchScript, torch included: at
-    200 and 300. A model of BERT-base's shape: at 103 and 107, with the hand-over at 448 and 464.
+    Mapped weights need none, because the kernel drops and reads them again. A session that runs fastest copies the
+    weights of the layers: all but the embeddings of some 30,000 tokens. Measured in control groups, runs of 1,024
+    tokens, 2 cores. all-MiniLM-L6-v2, fp32 and INT8: killed at 57 MB and alive at 61. With a hand-over in fp32: at 119
+    and 123. With torch: at 200 and 300. BERT-base's shape: at 103 and 107, with the hand-over at 448 and 464.
     """
     engine = ENGINES[artifact.engine]
-    is_loaded = artifact.engine in profile.loaded_engines
+    base = engine.memory_when_loaded_mb if artifact.engine in profile.loaded_engines else engine.memory_mb
     size = artifact.size / (1 << 20)
     # A run computes the layers' outputs, and each token's attention to every other: both factors count.
     runs = 20 * (model.embedding_dim / 384) * (model.max_seq_length / 256)
     embeddings = 30_000 * model.embedding_dim * (1 if artifact.precision == "int8" else 4) / (1 << 20)
     copied_layers = 0 if quick_start else max(size - embeddings, size / 2)
-    weights = copied_layers if engine.maps_weights else size
-    return (engine.memory_when_loaded_mb if is_loaded else engine.memory_mb) + runs + weights
+    return base + runs + (copied_layers if engine.maps_weights else size)
 
 
 def _rank(artifact: Artifact, profile: ResourceProfile, takes: str, target: str) -> tuple[int, ...]:
@@ -219,9 +202,8 @@ def _why(artifact: Artifact, profile: ResourceProfile, target: str, *, has_full_
     return "full precision, starts fastest on a CPU"
 
 
-def _hint(manifest: Manifest, options: Options, takes: str, rejected: list[tuple[Artifact, str]]) -> str:
+def _hint(precisions: set[str], options: Options, takes: str, rejected: list[tuple[str, str]]) -> str:
     """Return what to do next where no artifact can be used."""
-    precisions = {artifact.precision for artifact in manifest.artifacts if unknown_part(artifact) is None}
     if all(reason.endswith(_UPGRADE) for _, reason in rejected):
         return "Upgrade firstvec (`pip install --upgrade firstvec`)."
     if options.device not in (None, "cpu"):

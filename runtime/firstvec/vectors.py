@@ -44,7 +44,7 @@ _ahead: Task[None] | None = None
 def wait_for_numpy() -> None:
     """Wait for the end of the import that was begun ahead, if one was."""
     if _ahead is not None:
-        _ahead.wait()
+        _ahead.finished.wait()
 
 
 def _numpy() -> Any:

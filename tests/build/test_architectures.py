@@ -128,7 +128,7 @@ def relative_difference(vectors: npt.NDArray[np.float32], reference: npt.NDArray
     return float((np.abs(vectors - reference) / np.linalg.norm(reference, axis=1, keepdims=True)).max())
 
 
-def test_random_model_tells_texts_apart(built: Built) -> None:
+def test_random_model_gives_different_vectors_to_different_texts(built: Built) -> None:
     # If all vectors were alike, the comparisons below would prove nothing.
     unit = built.reference / np.linalg.norm(built.reference, axis=1, keepdims=True)
     others = ~np.eye(len(unit), dtype=bool)

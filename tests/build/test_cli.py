@@ -145,7 +145,7 @@ def test_wheel_says_whether_the_signature_is_packed(
 ) -> None:
     sign(Manifest.read(tiny_bundle), keys.private)
     some = ("wheel", "--model", tiny_bundle, "-o", tmp_path / "some", "--only", "onnx-fp32")
-    assert "Without the bundle's signature" in firstvec(*some).stdout
+    assert "The wheel has no signature" in firstvec(*some).stdout
     assert json.loads(firstvec(*some, "--json").stdout)["signed"] is False
     everything = ("wheel", "--model", tiny_bundle, "-o", tmp_path / "all")
     assert ", signed)" in firstvec(*everything).stdout

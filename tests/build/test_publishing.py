@@ -322,7 +322,9 @@ def make_other_folder(target: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_file, make_link_to_a_bundle, make_dangling_link, make_other_folder])
-def test_what_is_not_a_bundle_is_not_replaced(make: Callable[[Path], None], tiny_built: Path, tmp_path: Path) -> None:
+def test_target_that_is_not_a_bundle_is_not_replaced(
+    make: Callable[[Path], None], tiny_built: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "tiny-bert"
     make(target)
     before = (snapshot(tmp_path), target.is_symlink())
@@ -455,9 +457,7 @@ def test_killed_build_leaves_no_lock_and_its_folder_is_collected(
     assert not list(tmp_path.iterdir())
 
 
-def test_lock_that_fails_while_a_build_waits_for_it_is_not_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_goes_on_if_the_lock_that_it_waits_for_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
     codes = [errno.EWOULDBLOCK, errno.ENOLCK]
@@ -681,7 +681,7 @@ def test_bundle_with_a_link_in_it_is_not_current(
         publishing.check_no_link(str(tiny_bundle), name)
 
 
-def test_missing_file_has_no_link_and_is_no_file(tiny_bundle: Path) -> None:
+def test_missing_file_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(IntegrityError, match="expected a regular file, found No such file or directory"):
         publishing.check_no_link(str(tiny_bundle), "onnx/missing")
 

@@ -347,7 +347,7 @@ def test_difference_is_relative_to_the_length_of_the_reference(tiny_built: Path)
     assert found.spearman is None
 
 
-def test_real_bundle_states_what_it_reached(bundle: Path) -> None:
+def test_real_bundle_states_its_measured_quality(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "fp32", "int8", "int8", "int8"]
     for artifact in manifest.artifacts:

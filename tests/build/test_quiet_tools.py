@@ -1,4 +1,4 @@
-"""What the exporters print and log does not reach the console, and is heard again afterwards."""
+"""The exporters' prints and logs do not reach the console, and later prints and logs do."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_folder_that_sentence_transformers_cannot_load_is_a_source_error(tiny_mo
     (tmp_path / "broken" / "modules.json").write_text("[]")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
     (tmp_path / "broken" / "config_sentence_transformers.json").write_text("no JSON")
-    with pytest.raises(SourceError, match="broken: sentence-transformers cannot load it"):
+    with pytest.raises(SourceError, match="broken: sentence-transformers cannot load the model"):
         reference.load_model(source.resolve(str(tmp_path / "broken")))
 
 

@@ -1,4 +1,4 @@
-"""What a killed process left is removed, and what a running process works on stays."""
+"""The files of a killed process are removed, and the files of a running process stay."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def test_flushing_a_missing_file_is_an_error(tmp_path: Path) -> None:
         temporary.sync(tmp_path / "missing")
 
 
-def test_flush_that_a_file_system_does_not_have_for_folders_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_system_that_cannot_flush_folders_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
 
     def invalid(_descriptor: int) -> None:

@@ -162,31 +162,27 @@ def handler(*_):
     raised += 1
     raise Mine
 signal.signal(signal.SIGALRM, handler)
-for round in range(200):
+left = 200
+while left:
+    left -= provider.hand_over_state != "waiting"  # 200 rounds after a hand-over, and as many before it as it takes
     try:
-        # A second signal comes 5 s later, for the case that the first error was lost.
-        signal.setitimer(signal.ITIMER_REAL, 0.0002 * (1 + round % 20), 5.0)
+        # A second signal comes 30 s later, for the case that the first error was lost.
+        signal.setitimer(signal.ITIMER_REAL, 0.0002 * (1 + seen % 20), 30.0)
         while True:
             provider.embed_query("a text of some words, so that the engine has something to do for a while " * 5)
     except Mine:
         signal.setitimer(signal.ITIMER_REAL, 0)
         seen += 1
-print(seen, raised, provider.hand_over_state)
+print(seen >= 200, raised - seen, provider.hand_over_state)
 """
 
 
-def test_an_error_that_a_signal_handler_raises_reaches_the_program(tiny_built: Path, fresh: Fresh) -> None:
-    assert fresh(RAISED, tiny_built, "quantized").stdout == "200 200 None\n"
-
-
-def test_an_error_that_a_signal_handler_raises_is_lost_in_a_destructor_only(tiny_built: Path, fresh: Fresh) -> None:
-    """LAZY frees its first session after the hand-over. CPython cannot raise an error in a destructor, and says so."""
-    done = fresh(RAISED, tiny_built, "lazy", check=False)
-    ignored = [line for line in done.stderr.splitlines() if line.startswith("Exception ignored")]
-    assert (done.returncode, done.stdout) == (0, f"200 {200 + len(ignored)} done\n"), done.stderr
-    assert all("__del__" in line for line in ignored), done.stderr
-    assert len(ignored) <= 1, done.stderr  # one session is freed
-    assert bool(ignored) == bool(done.stderr), done.stderr
+@pytest.mark.parametrize(("strategy", "hand_over"), [("quantized", None), ("lazy", "done")])
+def test_an_error_that_a_signal_handler_raises_reaches_the_program(
+    strategy: str, hand_over: str | None, tiny_built: Path, fresh: Fresh
+) -> None:
+    """Also while the hand-over of LAZY frees the first session. In a destructor CPython would lose the error."""
+    assert fresh(RAISED, tiny_built, strategy).stdout == f"True 0 {hand_over}\n"
 
 
 # --- The program of the README, which imports other packages while the model loads -----------------------------------
@@ -381,9 +377,12 @@ def test_ctrl_c_ends_the_readmes_program_on_a_busy_machine(
     assert not wrong, "\n\n".join([f"{len(wrong)} of {runs} runs are wrong or ended after {bar:.1f} s", *slowest])
 
 
-def test_the_campaign_finds_a_program_that_does_not_end_or_is_wrong(sigint_is_inherited: None) -> None:
-    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready'); time.sleep(600)"
-    ended, seconds = run_program(Path(sys.executable), code, 0.5, limit=1.0)
+def test_the_campaign_finds_a_program_that_does_not_end_or_is_wrong() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the program inherits that, so Ctrl-C does not end it
+    try:
+        ended, seconds = run_program(Path(sys.executable), "import time; time.sleep(600)", 0.0, limit=1.0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seconds >= 1.0
     assert not is_right_end(ended, [1.0])
     assert not is_right_end(Ended(code=0, stdout="[0.5]", stderr=""), [1.0])

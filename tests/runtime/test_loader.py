@@ -363,9 +363,11 @@ def test_other_options_have_a_loader_of_their_own(other: dict[str, Any], models:
 
 
 def test_an_argument_that_is_left_out_fits_every_loader(models: Path) -> None:
-    loader = get_instance("model-a", "quantized", "cpu", True, output="list", min_quality=-1.0)
+    loader = get_instance(
+        "model-a", "quantized", device="cpu", enable_quantization=True, output="list", min_quality=-1.0
+    )
     assert get_instance("model-a") is get_instance() is get_instance(output="list", min_quality=-1.0) is loader
-    assert preload_embeddings("model-a", None, None, None, output=None) is loader
+    assert preload_embeddings("model-a", None, device=None, enable_quantization=None, output=None) is loader
     assert loader.strategy is LoadingStrategy.QUANTIZED
 
 

@@ -496,6 +496,31 @@ def test_where_every_artifact_has_an_unknown_part_the_error_asks_for_an_upgrade(
     assert str(caught.value).splitlines()[-1] == "Upgrade firstvec (`pip install --upgrade firstvec`)."
 
 
+@pytest.mark.parametrize("part", ["format", "engine", "precision", "isa"])
+@pytest.mark.parametrize("value", ["x" * 10_000, "\u200b\ud7fc" * 5_000])
+def test_a_reason_quotes_little_of_an_unknown_value_and_can_be_printed(part: str, value: str) -> None:
+    reason = unknown_part(ONNX.replace(**{part: value}))
+    assert reason is not None
+    assert reason.startswith(f"{part} '{value[0] if value.isprintable() else chr(92)}")
+    assert reason.endswith(f"' is unknown to firstvec {__version__}: upgrade")
+    assert len(reason) < 600
+    assert reason.isprintable()
+
+
+@pytest.mark.parametrize("devices", [("cuda", "\ud7fc"), ("cuda", *["x" * 10_000] * 3)])
+def test_a_reason_quotes_little_of_the_devices_and_can_be_printed(devices: tuple[str, ...]) -> None:
+    reason = cannot_run(artifact("onnx", devices=devices), CUDA)
+    assert reason is not None
+    assert reason.startswith("device: onnxruntime does not run on cuda/")
+    assert len(reason) < 600
+    assert reason.isprintable()
+    reason = cannot_run(artifact("onnx", devices=("cpu",) * 10_000), CUDA, "cuda")
+    assert reason is not None
+    assert reason.startswith("device: runs on cpu/cpu")
+    assert reason.endswith(", not on cuda")
+    assert len(reason) < 600
+
+
 def test_one_known_device_is_enough() -> None:
     assert unknown_part(artifact("onnx", devices=("npu", "cpu"))) is None
     assert order(choose(bundle(artifact("onnx", devices=("npu", "cpu"))), machine())) == ["onnx"]

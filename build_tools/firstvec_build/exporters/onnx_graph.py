@@ -1,4 +1,4 @@
-"""fp32 ONNX: exported by optimum, fused for transformers, and optimized here, so that no start has to.
+"""fp32 ONNX: exported by optimum, fused for transformers, and optimized here, so that no start has to optimize.
 
 The weights lie in a file of their own, which the runtime maps into memory.
 """
@@ -21,14 +21,15 @@ from firstvec.errors import ExportError
 from firstvec_build.quiet_tools import silence_tools
 
 _OPSET = 17
-"""The newest one whose attention onnxruntime 1.32 can fuse. Measured on all-MiniLM-L6-v2, the fused graph opens in 3 to
-4 ms instead of 9 to 11 ms."""
+"""The newest opset whose attention onnxruntime 1.32 can fuse. The fused graph of all-MiniLM-L6-v2 opens in 3 to 4 ms
+instead of 9 to 11 ms.
+"""
 _EXTERNAL_FROM_BYTES = 1024
 """Smaller initializers stay in the graph's file. onnxruntime reads shape constants while it builds the graph."""
 
 
 def export(model: SentenceTransformer, path: Path) -> None:
-    """Write the model as ONNX, with pooling and normalization inside. Nothing is optimized, and the weights are inside.
+    """Write the model as ONNX in one file, with pooling, normalization and weights. The graph is not optimized.
 
     Inputs ``input_ids`` and ``attention_mask``, int64, (B, T). Outputs ``sentence_embedding``, (B, D), and
     ``last_hidden_state``, (B, T, hidden). SentenceTransformer(bundle, backend="onnx") pools the second output itself.
@@ -122,8 +123,7 @@ def _split_skip_layer_norms(model: onnx.ModelProto) -> None:
 def _fold_token_types(model: onnx.ModelProto) -> None:
     """Add the embedding of token type 0 to all positions, if every token has type 0.
 
-    The exporter computes the zeros from the shape of input_ids. That takes a dozen nodes, which every session would
-    build.
+    The exporter computes the zeros from the shape of input_ids, by a dozen nodes that every session would build.
     """
     graph = model.graph
     computed = {name for node in graph.node for name in node.output}
@@ -166,7 +166,7 @@ def optimize(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    # Not ORT_ENABLE_ALL, because what that adds depends on the building machine.
+    # ORT_ENABLE_ALL is not used, because it adds optimizations that depend on the building machine.
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = str(target)
     settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{target.name}_data")
@@ -205,11 +205,11 @@ def check_external_data(path: Path) -> None:
             raise ExportError(f"ONNX: {path.name}: the weights {tensor.name!r} lie in {location!r}, not in {own!r}")
         end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
         if end > _size_without_links(path.with_name(own)):
-            raise ExportError(f"ONNX: {path.name}: the weights {tensor.name!r} are not in {own!r}, a file of its own")
+            raise ExportError(f"ONNX: {path.name}: the weights {tensor.name!r} are not in {own!r}, or it is a link")
 
 
 def _size_without_links(path: Path) -> int:
-    """Return the size of a file. -1: it is missing, no regular file, or a link, symbolic or hard."""
+    """Return the size of a file. -1: the file is missing, is not a regular file, or is a link, symbolic or hard."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -218,7 +218,7 @@ def _size_without_links(path: Path) -> int:
 
 
 def _walk_tensors(message: Any) -> Iterator[onnx.TensorProto]:
-    """Yield every tensor of a model: initializers, constants and sparse ones, also in subgraphs and functions."""
+    """Yield every tensor of a model: initializers, constants and sparse tensors, also in subgraphs and functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -15,7 +15,7 @@ from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.reference import SentenceEncoder
 
 _ALIGNMENT = 64
-"""torch aligns every record's data in the archive so, because a tensor can then be memory-mapped."""
+"""Bytes. torch aligns every record's data in the archive, because a tensor can then be memory-mapped."""
 _NAMING_CLASSES = (".py", "/data.pkl")
 """Endings of the records that name the archive's classes."""
 _MANGLED = re.compile(rb"___torch_mangle_(\d+)")
@@ -47,10 +47,10 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
 
 
 def _make_reproducible(archive: bytes) -> bytes:
-    """Rewrite a TorchScript archive without what depends on the folder, the process and the moment.
+    """Rewrite a TorchScript archive without the parts that depend on the folder, the process and the time.
 
     ``*.debug_pkl`` holds the source paths of the building machine, and ``serialization_id`` is a hash of them. The
-    numbers in ``___torch_mangle_N`` count the classes that the process had compiled before.
+    numbers in ``___torch_mangle_N`` count the classes that the process compiled before.
     """
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:

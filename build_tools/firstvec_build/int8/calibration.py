@@ -1,4 +1,4 @@
-"""Record what flows into each matrix product of a graph. Static quantization needs these ranges."""
+"""Record the inputs of each matrix product of a graph, because static quantization needs their ranges."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from firstvec.errors import QuantizationError
 Floats = npt.NDArray[np.float32]
 
 _ROWS = 4096
-"""About this many rows of each input are kept, evenly over the texts."""
+"""About this many rows of each input are kept, evenly spread over the texts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A matrix product with constant weights, and what was recorded of its input X."""
+    """A matrix product with constant weights, and the record of its input X."""
 
     node: str
     """Name of the node's first output."""
@@ -51,7 +51,7 @@ def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]
 
 
 def calibrate(path: Path, token_ids: Sequence[Sequence[int]]) -> list[Product]:
-    """Run the graph on each text alone, and return its matrix products with what they were given.
+    """Run the graph on each text alone, and return its matrix products with their recorded inputs.
 
     Raises:
         QuantizationError: onnxruntime cannot run the graph.

@@ -1,4 +1,4 @@
-"""INT8 ONNX for one instruction set, and an exact twin to measure it by where the CPU lacks that set."""
+"""INT8 ONNX for one instruction set, and an exact twin that is measured if the CPU lacks that set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from firstvec_build.quiet_tools import silence_tools
 _EMBEDDINGS = ("EmbedLayerNormalization", "Gather")
 """The operators that hold the table of embeddings."""
 _PRODUCTS = ("MatMul", "Attention")
-"""The operators that fixed scales are for."""
+"""The operators that get fixed scales."""
 
 
 def quantize(fused: Path, isa: str, weight_bits: int, calibration: list[Product], path: Path) -> None:
@@ -29,11 +29,12 @@ def quantize(fused: Path, isa: str, weight_bits: int, calibration: list[Product]
         fused: the fp32 graph.
         isa: the instruction set, for messages.
         weight_bits: 7 or 8.
-        calibration: what `firstvec_build.int8.calibration.calibrate` recorded of that graph.
+        calibration: the products that `firstvec_build.int8.calibration.calibrate` returned for that graph.
         path: where the INT8 graph is written.
 
     Raises:
-        QuantizationError: most weights belong to an operator that fixed scales do not fit. The message names it.
+        QuantizationError: most weights belong to an operator that fixed scales do not fit. The message names the
+            operator.
     """
     if reason := _find_obstacle(fused, calibration):
         raise QuantizationError(
@@ -46,7 +47,7 @@ def quantize(fused: Path, isa: str, weight_bits: int, calibration: list[Product]
 
 
 def quantize_dynamically(fused: Path, isa: str, weight_bits: int, path: Path) -> None:
-    """Quantize by onnxruntime's own tool. Each run scales its activations, over all texts of its batch.
+    """Quantize by onnxruntime's own tool. Each run then scales its activations over all texts of its batch.
 
     Raises:
         QuantizationError: the tool fails on the graph.
@@ -64,8 +65,9 @@ def _run_onnxruntime_quantizer(graph: Path, path: Path, isa: str, **options: Any
                 path,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
-                # DefaultTensorType: shape inference does not know onnxruntime's fused operators. All their outputs are
-                # float. MatMulConstBOnly: the attention's products of two activations would get scales of the batch.
+                # DefaultTensorType: shape inference does not know onnxruntime's fused operators, whose outputs are all
+                # float. MatMulConstBOnly: without it, the attention's products of two activations get scales of the
+                # batch.
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
                 **options,
             )
@@ -77,7 +79,7 @@ def _run_onnxruntime_quantizer(graph: Path, path: Path, isa: str, **options: Any
 
 
 def _find_obstacle(fused: Path, calibration: list[Product]) -> str | None:
-    """Return why fixed scales do not fit the graph: other operators hold most of the weights. None: they fit."""
+    """Return why fixed scales do not fit the graph: other operators hold most of the weights. None: the scales fit."""
     graph = onnx.load(fused).graph
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if len(tensor.dims) > 1}
     weights = Counter[str]()

@@ -25,17 +25,17 @@ _STRENGTHS = (0.5, 0.65, 0.8)
 """Values of SmoothQuant's alpha, which says how much of the range of X moves into W."""
 _MOST_OUTLIERS = 8
 _OUTLIER_RATIO = 1.2
-"""A channel is an outlier if it reaches this many times as far as the first channel that cannot be one."""
+"""A channel is an outlier if its largest value is more than this many times that of the ninth largest channel."""
 _WORTH = 0.8
 """A scheme that costs time is taken if it leaves at most this share of the plain scheme's error."""
 _MARGIN = 1.05
-"""Scales leave this much room above what the calibration texts reached."""
+"""Scales cover this many times the range of the calibration texts."""
 _QUANTIZED = "_quantised"
 """Ending of a quantized input's name. The graphs hold it, so another spelling would change every built file."""
 _DOMAIN = "com.microsoft"
 """Domain of onnxruntime's own operators."""
 _OUTLIER_PART = "_outlier_part"
-"""Ending of the name of the part of a product that is in full precision."""
+"""Ending of a name: the part of a product that stays in full precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _make_divisor(product: Product, strength: float) -> Floats:
 
 
 def _find_outliers(product: Product) -> npt.NDArray[np.int64]:
-    """Return the channels that reach far beyond the ninth largest one, at most eight."""
+    """Return the channels whose values are far larger than those of the ninth largest channel, at most eight."""
     reach = np.maximum(-product.low, product.high)
     order = np.argsort(-reach, kind="stable")
     usual = reach[order[_MOST_OUTLIERS]]
@@ -185,7 +185,7 @@ class _GraphEditor:
         self.model = model
         self._replaced: dict[str, list[onnx.NodeProto]] = {}
         self.quantized_inputs: dict[str, str] = {}
-        """Input of products → name of its quantized form, once that is made."""
+        """Input of products → name of its quantized form. An input is added when its form is made."""
 
     def add_constant(self, name: str, value: npt.NDArray[np.generic] | np.generic) -> str:
         """Add a constant, and return its name."""
@@ -228,7 +228,7 @@ def _make_nodes(
     quantized: QuantizedProduct,
     folded: dict[str, Floats],
 ) -> list[onnx.NodeProto]:
-    """Return the nodes that replace a product. ``folded`` maps an attention's output to what divides that output."""
+    """Return the nodes that replace a product. ``folded`` maps an attention's output to the divisor of that output."""
     name, nodes = product.node, []
     x = editor.quantized_inputs.get(product.input)
     if x is None:
@@ -270,7 +270,7 @@ def _make_nodes(
 
 
 def _move_biases(model: onnx.ModelProto) -> None:
-    """Let a quantized product add the bias that a node behind it adds, while the product scales its result."""
+    """Move biases into the quantized products before them, because a product adds a bias while it scales its result."""
     graph = model.graph
     vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     uses = Counter(name for node in graph.node for name in node.input)

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def make_sbom(manifest: Manifest, data: bytes) -> bytes:
     """Return the bundle's bill of materials, as JSON.
 
-    The document is about the model. The model's digest is that of the manifest, and its ancestor is the source. The
-    components are the files, and the packages that built them. The packages are not in the bundle (scope ``excluded``).
-    The document has no time, and its serial number is made of the manifest's digest.
+    The document is about the model. The model's digest is that of the manifest, and the model's ancestor is the source.
+    The components are the bundle's files, and the packages that built the files. The packages are not in the bundle
+    (scope ``excluded``). The document has no time, and its serial number comes from the manifest's digest.
 
     Args:
-        manifest: the bundle's.
+        manifest: the bundle's manifest.
         data: the manifest's bytes.
 
     Raises:
@@ -105,12 +105,12 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
     )
     bom.register_dependency(model, files)
     document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
-    del document["metadata"]["timestamp"]  # the library always adds it
+    del document["metadata"]["timestamp"]  # the library always adds the time, which would change the bytes
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()
 
 
 def _make_purl(about: Model) -> Any:
-    """Return the package URL of the source. None: the source is a folder, which has no such name."""
+    """Return the package URL of the source. None: the source is a folder, which has no package URL."""
     from packageurl import PackageURL
 
     kind, _, where = about.source.partition(" ")

@@ -29,13 +29,13 @@ _HINT = "make one with `openssl ecparam -name prime256v1 -genkey -noout -out KEY
 def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) -> Path:
     """Sign the manifest and every file that it lists, and return the path of the signature in the bundle's folder.
 
-    The signature appears whole or not at all, and replaces one that is there. Before it appears, the runtime's own
-    check accepts it. Nothing is sent anywhere.
+    The signature appears whole or not at all, and replaces a previous signature. The runtime's own check must accept
+    the signature before it appears. Nothing is sent anywhere.
 
     Args:
-        manifest: the bundle's.
+        manifest: the bundle's manifest.
         private_key: PEM file of a key of P-256, P-384 or P-521.
-        password: password of an encrypted key. An empty one counts as none.
+        password: password of an encrypted key. An empty password counts as none.
 
     Raises:
         ManifestError, IntegrityError: the bundle is not the one that was built.
@@ -44,7 +44,7 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
         MissingDependency: model-signing is not installed.
     """
     try:
-        # Half a second of imports, which no other command needs.
+        # These imports take half a second, and no other command needs them.
         from model_signing import hashing, signing
     except ImportError as error:
         raise MissingDependency("signing a bundle", error.name or "model-signing", "firstvec[sign]") from error
@@ -63,7 +63,7 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
         raise BuildError(f"{os.path.join(manifest.root, path)}: is {kind}{more}; remove it, and sign what was built")
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / SIGNATURE_NAME
-        # Git's own files are not ignored, because a bundle has none.
+        # model-signing must see every file. A bundle has no files of Git, so none are ignored.
         config = hashing.Config().set_ignored_paths(paths=[SIGNATURE_NAME], ignore_git_paths=False)
         # model-signing declares a str here, and passes it to cryptography, which takes bytes only.
         secret: object = password.encode() if password is not None else None
@@ -73,7 +73,7 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
             signer.set_hashing_config(config).sign(folder, made)
             signature = made.read_bytes()
         except (OSError, ValueError) as error:
-            raise BuildError(f"{folder}: model-signing cannot sign it ({error}); try again") from error
+            raise BuildError(f"{folder}: model-signing cannot sign the bundle ({error}); try again") from error
     # model-signing has hashed the files again. The check proves that these are the files that were verified.
     check_signature_bytes(manifest, data, signature, public_key)
     return _write_signature(folder, signature)
@@ -109,8 +109,8 @@ def _read_key(path: Path, password: str | None) -> tuple[bytes, PublicKey]:
 def _path_of(key: bytes, path: Path) -> Iterator[Path]:
     """Yield a path at which model-signing can read the key once more.
 
-    ``path`` may be a pipe, which can be read once only. The bytes must not be written to a disk, so they are offered in
-    a file in memory. A system without such files gets ``path`` itself.
+    ``path`` may be a pipe, which can be read once only. The bytes must not be written to a disk, so a file in memory
+    holds the bytes. On a system without such files the path is ``path`` itself.
     """
     if not hasattr(os, "memfd_create"):
         yield path
@@ -133,6 +133,6 @@ def _write_signature(folder: Path, signature: bytes) -> Path:
         temporary.sync(folder)
     except OSError as error:
         raise BuildError(
-            f"{target}: cannot be written ({error.strerror or error}); sign a copy of the bundle that can be"
+            f"{target}: cannot be written ({error.strerror or error}); sign a copy of the bundle in another folder"
         ) from error
     return target

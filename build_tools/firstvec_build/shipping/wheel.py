@@ -1,4 +1,4 @@
-"""Pack a bundle as a wheel that installs it where the runtime looks (PyPA binary distribution format 1.0)."""
+"""Pack a bundle as a wheel, which pip installs where the runtime looks (PyPA binary distribution format 1.0)."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
-    """Write the bundle's wheel into the folder ``output``, and return its path. It appears whole or not at all.
+    """Write the bundle's wheel into the folder ``output``, and return its path. The wheel appears whole or not at all.
 
-    The bundle's signature is packed where the whole bundle is, because it signs the whole manifest. The bill of
-    materials is that of what is packed, and lies where PEP 770 says.
+    The bundle's signature is packed only with the whole bundle, because the signature covers the whole manifest. The
+    bill of materials lists the packed files, and lies where PEP 770 says.
 
     Args:
-        manifest: the bundle's.
-        output: the folder.
+        manifest: the bundle's manifest.
+        output: the folder for the wheel.
         only: ids of the artifacts to pack. Empty: all. An app for one platform needs one or two.
 
     Raises:
         IntegrityError: a file of the bundle is not the one that was built, or is a link, symbolic or hard.
         InputError: ``only`` names an artifact that the bundle does not have.
         ManifestError: the manifest was changed since it was read.
-        SignatureError: the bundle's signature is not one that a bundle can have.
+        SignatureError: the bundle's signature is malformed.
         MissingDependency: the packages of the extra ``sbom`` are not installed.
-        BuildError: the bundle's signature is of other files, or ``output`` cannot be written.
+        BuildError: the bundle's signature covers other files, or ``output`` cannot be written.
     """
     ids = [artifact.id for artifact in manifest.artifacts]
     if unknown := [artifact_id for artifact_id in only if artifact_id not in ids]:
@@ -101,7 +101,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
 
 
 def _read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
-    """Return the bundle's signature, which must be of just these files. None: the bundle is not signed."""
+    """Return the bundle's signature, which must cover exactly the manifest's files. None: the bundle is not signed."""
     path = os.path.join(manifest.root, SIGNATURE_NAME)
     if not os.path.lexists(path):
         return None
@@ -109,7 +109,7 @@ def _read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
     digests = {MANIFEST_NAME: hashlib.sha256(data).hexdigest(), **{file.path: file.sha256 for file in manifest.files()}}
     if signed_files(signature, path) != digests:
         raise BuildError(
-            f"{path}: is of other files than the wheel would hold; run `firstvec sign` again, or remove it"
+            f"{path}: covers other files than the wheel would hold; run `firstvec sign` again, or remove it"
         )
     return signature
 
@@ -117,13 +117,14 @@ def _read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
 def _name_distribution(kept: Manifest, *, takes_all: bool) -> tuple[str, str]:
     """Return the wheel's distribution and version.
 
-    A bundle has no version. So the local part of the version (PEP 440) says which revision the bundle was built from,
-    and which artifacts are left where some are. pip then tells two such wheels apart.
+    A bundle has no version of its own. The local part of the wheel's version (PEP 440) says from which revision the
+    bundle was built. If some artifacts are left out, the local part also identifies the packed artifacts. pip can then
+    distinguish the wheels.
     """
     model = kept.model
-    # A name without any ASCII letter or digit is told apart by its digest.
+    # A name without any ASCII letter or digit is replaced by its digest.
     name = _plain(model.name.rsplit("/", 1)[-1], "_") or hashlib.sha256(model.name.encode()).hexdigest()[:12]
-    # The letter in front: pip would take leading zeros from a part that is all digits.
+    # The letter is needed, because pip would remove leading zeros from a part that has only digits.
     revision = _plain((model.revision or "")[:40], "")
     parts = [f"r{revision}"] if revision else []
     if not takes_all:

@@ -24,26 +24,23 @@ def find_unlisted(manifest: Manifest) -> dict[str, str]:
         folder = waiting.pop()
         try:
             with os.scandir(os.path.join(manifest.root, folder)) as entries:
-                names = sorted(entries, key=lambda entry: entry.name)
+                inside = [*entries]
         except OSError as error:
-            found[_spelled(folder)] = f"a folder that cannot be read ({error.strerror or error})"
+            found[folder] = f"a folder that cannot be read ({error.strerror or error})"
             continue
-        for entry in names:
+        for entry in inside:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink():
-                found[_spelled(path)] = "a symbolic link"
+                found[path] = "a symbolic link"
             elif entry.is_dir(follow_symlinks=False):
                 if path in folders:
                     waiting.append(path)
                 else:
-                    found[_spelled(path)] = "a folder that the manifest does not list"
+                    found[path] = "a folder that the manifest does not list"
             elif not entry.is_file(follow_symlinks=False):
-                found[_spelled(path)] = "neither a file nor a folder"
+                found[path] = "neither a file nor a folder"
             elif path not in files:
-                found[_spelled(path)] = "a file that the manifest does not list"
-    return dict(sorted(found.items()))
-
-
-def _spelled(path: str) -> str:
-    """Return a path for people and JSON: a name may have control characters, and bytes that are no text."""
-    return path if path.isprintable() else ascii(path)[1:-1]
+                found[path] = "a file that the manifest does not list"
+    # A name may have control characters, and bytes that are no text.
+    shown = ((path if path.isprintable() else ascii(path)[1:-1], what) for path, what in found.items())
+    return dict(sorted(shown))

@@ -28,8 +28,6 @@ _CHUNK = 1 << 20
 # O_NONBLOCK: the open must not wait for a writer if the path is a pipe.
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
-"""Errors that say nothing about the file: the process or the machine has run out of something."""
 
 
 class OpenFile:
@@ -37,7 +35,6 @@ class OpenFile:
 
     def __init__(self, root: str, file: File, artifact: str, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._sha256 = file.sha256
         self.relative_path = file.path
         self.path = os.path.join(root, file.path)
         """Where the file was found, for messages."""
@@ -45,27 +42,21 @@ class OpenFile:
         self.size = file.size
         self.remembered = False
         """Whether a marker said that the file was verified before, so that it was not hashed now."""
+        self._sha256 = file.sha256
         self._artifact = artifact
         self._identity: tuple[int, ...] = ()
         self._is_settled = False
 
     def verify(self, *, may_have_links: bool, use_markers: bool) -> None:
-        """Compare the file with the manifest.
-
-        Args:
-            may_have_links: whether other names (hard links) of the file are accepted.
-            use_markers: whether a marker stands in for hashing.
-
-        Raises:
-            IntegrityError: the file is not the one that was built.
-        """
+        """Compare the file with the manifest, or raise IntegrityError. A marker can stand in for hashing."""
         try:
             status = os.fstat(self.descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise self._error("a regular file", "something else")
             if status.st_size != self.size:
                 raise self._error(f"{self.size} bytes", f"{status.st_size} bytes")
-            if status.st_nlink > 1 and not may_have_links and not self._is_on_read_only_system():
+            # On a read-only file system nobody can write to the file through another name.
+            if status.st_nlink > 1 and not may_have_links and not os.fstatvfs(self.descriptor).f_flag & os.ST_RDONLY:
                 raise self._error("a file with one name", f"{status.st_nlink} hard links to it: copy the bundle")
             self._identity = cache.file_identity(status)
             self._is_settled = cache.is_settled(status)
@@ -80,11 +71,7 @@ class OpenFile:
             cache.put_marker(marker)
 
     def read(self) -> bytes:
-        """Return the content.
-
-        Raises:
-            IntegrityError: the content changed since it was verified.
-        """
+        """Return the content, or raise IntegrityError if it changed since it was verified."""
         try:
             content = b"".join(self._chunks())
         except OSError as error:
@@ -93,11 +80,7 @@ class OpenFile:
         return content
 
     def verify_again(self) -> None:
-        """Verify that nobody has written to the file since it was verified. This costs one ``fstat`` as a rule.
-
-        Raises:
-            IntegrityError: somebody has.
-        """
+        """Raise IntegrityError if the file was changed since it was verified. This costs one ``fstat`` as a rule."""
         now = cache.file_identity(os.fstat(self.descriptor))
         if now != self._identity or not self._is_settled:
             # The identity changes, too, when a new build takes the file's name away. Only the digest can tell.
@@ -120,16 +103,14 @@ class OpenFile:
             position += len(chunk)
             yield chunk
 
+    def _error(self, expected: str, actual: str) -> IntegrityError:
+        return IntegrityError(self.path, expected, actual, self._artifact)
+
     @property
     def alias(self) -> str | None:
-        """A path that leads to this very file, for libraries that open files by themselves.
-
-        None where there is no /proc, or where this user may not read it. The user may have been another one when the
-        file was opened.
-        """
+        """A path that leads to this very file, for libraries that open files. None: this user has no such path now."""
         path = f"/proc/self/fd/{self.descriptor}"
-        effective = os.access in os.supports_effective_ids
-        return path if os.access(path, os.R_OK, effective_ids=effective) else None
+        return path if os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids) else None
 
     @property
     def is_open(self) -> bool:
@@ -153,13 +134,6 @@ class OpenFile:
 
     __del__ = close
 
-    def _is_on_read_only_system(self) -> bool:
-        """Return whether the file system is read-only. There nobody can write to the file through another name."""
-        return bool(os.fstatvfs(self.descriptor).f_flag & os.ST_RDONLY)
-
-    def _error(self, expected: str, actual: str) -> IntegrityError:
-        return IntegrityError(self.path, expected, actual, self._artifact)
-
 
 def open_verified(root: str, file: File, artifact: str = "", *, use_markers: bool = True) -> OpenFile:
     """Open ``file`` of the bundle in folder ``root``, and verify that it is the one that the manifest describes.
@@ -171,7 +145,7 @@ def open_verified(root: str, file: File, artifact: str = "", *, use_markers: boo
         root: the bundle's folder.
         file: the manifest's entry.
         artifact: id for the error message.
-        use_markers: False hashes the file in any case (``firstvec verify``).
+        use_markers: False hashes the file in any case.
 
     Raises:
         IntegrityError: the file is missing, has another size or content, has several names, or is reached through a
@@ -189,20 +163,12 @@ def open_verified(root: str, file: File, artifact: str = "", *, use_markers: boo
 
 
 def verify_file(root: str, file: File, artifact: str = "", *, use_markers: bool = True) -> None:
-    """Verify that ``file`` lies in ``root`` as the manifest describes it.
-
-    Raises:
-        IntegrityError, LoadError: as `open_verified`.
-    """
+    """Verify ``file`` as `open_verified` does, with the same errors."""
     open_verified(root, file, artifact, use_markers=use_markers).close()
 
 
 def read_verified(root: str, file: File, artifact: str = "") -> bytes:
-    """Return the content of ``file``, verified.
-
-    Raises:
-        IntegrityError, LoadError: as `open_verified`.
-    """
+    """Return the content of ``file``, verified as `open_verified` does, with the same errors."""
     with open_verified(root, file, artifact) as opened:
         return opened.read()
 
@@ -222,29 +188,22 @@ def _open(root: str, file: File, artifact: str) -> int:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno in _EXHAUSTED:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # these say nothing about the file
             raise LoadError(
                 f"{path} cannot be opened: {os.strerror(error.errno).lower()}; close some files, or raise the limit "
                 "(`ulimit -n`), and try again"
             ) from error
-        if link := _find_link(root, file):
-            raise IntegrityError(link, "a regular file", "a symbolic link", artifact) from error
+        part = root
+        for segment in file.path.split("/"):
+            part = os.path.join(part, segment)
+            if os.path.islink(part):
+                raise IntegrityError(part, "a regular file", "a symbolic link", artifact) from error
         raise _unreadable(path, file.size, error, artifact) from error
 
 
 def _unreadable(path: str, size: int, error: OSError, artifact: str) -> IntegrityError:
     is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
     return IntegrityError(path, f"{size} bytes", f"{error.strerror or error}", artifact, unreadable=not is_missing)
-
-
-def _find_link(root: str, file: File) -> str | None:
-    """Return the first part of the path below ``root`` that is a symbolic link, if there is one."""
-    path = root
-    for segment in file.path.split("/"):
-        path = os.path.join(path, segment)
-        if os.path.islink(path):
-            return path
-    return None
 
 
 def is_remembered(root: str, file: File) -> bool:
@@ -270,13 +229,11 @@ def _marker_path(status: os.stat_result, sha256: str) -> str:
 
 def read_ahead(path: str) -> None:
     """Ask the system to bring a file into memory, and do not wait. This is for speed only, so errors are ignored."""
-    if not hasattr(os, "posix_fadvise"):  # macOS
-        return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
-    except OSError:
+    except (OSError, AttributeError):  # AttributeError: macOS has no posix_fadvise
         return

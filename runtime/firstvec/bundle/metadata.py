@@ -13,8 +13,6 @@ from firstvec.errors import BundleNotFound, ManifestError
 from firstvec.machine import cache
 from firstvec.record import Record
 
-# `firstvec.bundle.manifest` is imported only for a bundle that this machine has not seen before.
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -60,25 +58,20 @@ class ModelMetadata(Record):
             working_folder: folder from which relative paths are seen. Empty: where the process is now.
         """
         try:
-            for folder, must_match, ends_search in store.candidates(model_name, working_folder):
-                try:
-                    values, tokenizer = _known(folder)
-                except ManifestError:
-                    if ends_search:
-                        return None
-                    continue
-                if not must_match or store.names_model(model_name, values["model_name"]):
-                    return cls(**{**values, "last_used": last_used(folder, *tokenizer), "path": folder})
+            found = store.search(model_name, working_folder, _known)
         except (BundleNotFound, ManifestError):
             return None
-        return cls._saved(model_name)
+        return cls._at(*found) if found is not None else cls._saved(model_name)
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelMetadata:
         """Return what ``manifest`` says of its model."""
-        tokenizer = manifest.tokenizer
-        used = last_used(manifest.root, tokenizer.path, tokenizer.sha256)
-        return cls(**{**_values(manifest), "last_used": used, "path": manifest.root})
+        return cls._at(manifest.root, _known_of(manifest))
+
+    @classmethod
+    def _at(cls, folder: str, known: Known) -> ModelMetadata:
+        values, tokenizer = known
+        return cls(**{**values, "last_used": last_used(folder, *tokenizer), "path": folder})
 
     def save(self) -> None:
         """Write this record into the user's cache folder, for `from_cache` where no bundle of that name is installed.
@@ -117,63 +110,51 @@ class ModelMetadata(Record):
         return cache.path_of("saved-metadata", f"{model_name.replace('/', '--')}.json")
 
 
-def _values(manifest: Manifest) -> dict[str, Any]:
-    """Return the fields in their order. Two of them are filled in later: they depend on the call and on the path."""
-    full = [artifact.size for artifact in manifest.artifacts if artifact.precision == "fp32"]
-    return {
-        "model_name": manifest.model.name,
-        "embedding_dim": manifest.model.embedding_dim,
-        "max_seq_length": manifest.model.max_seq_length,
-        "model_size_mb": round(min(full or [artifact.size for artifact in manifest.artifacts]) / 1e6, 1),
-        "supports_quantization": any(artifact.precision == "int8" for artifact in manifest.artifacts),
-        "last_used": 0.0,
-        "revision": manifest.model.revision,
-        "pooling_mode": manifest.model.pooling_mode,
-        "normalized": manifest.model.normalized,
-        "artifacts": tuple(artifact.id for artifact in manifest.artifacts),
-        "path": "",
-    }
-
-
 Known = tuple["dict[str, Any]", tuple[str, str]]
 """The fields, and the path and digest of the tokenizer. The tokenizer's marker tells when the bundle was last used."""
+
+_OF_MODEL = ("embedding_dim", "max_seq_length", "revision", "pooling_mode", "normalized")
 
 _seen: dict[tuple[int, ...], Known] = {}
 """Identity of a manifest's file → what the manifest says."""
 
 
-def _known(folder: str) -> Known:
-    """Return what the manifest in ``folder`` says: from this process, from the user's cache, or from the manifest.
+def _known_of(manifest: Manifest) -> Known:
+    """Return what a manifest says. Two fields are filled in later, because they depend on the call and on the path."""
+    model, artifacts = manifest.model, manifest.artifacts
+    full = [artifact.size for artifact in artifacts if artifact.precision == "fp32"]
+    values: dict[str, Any] = dict.fromkeys(ModelMetadata._fields) | {name: getattr(model, name) for name in _OF_MODEL}
+    values["model_name"] = model.name
+    values["model_size_mb"] = round(min(full or [artifact.size for artifact in artifacts]) / 1e6, 1)
+    values["supports_quantization"] = any(artifact.precision == "int8" for artifact in artifacts)
+    values["artifacts"] = tuple(artifact.id for artifact in artifacts)
+    return values, (manifest.tokenizer.path, manifest.tokenizer.sha256)
 
-    Raises:
-        ManifestError: there is no valid manifest.
-    """
+
+def _known(folder: str) -> tuple[str, tuple[str, Known]]:
+    """Return the model's name, and the folder with what its manifest says. Raises ManifestError."""
     try:
         key = cache.file_identity(os.stat(f"{folder}/{MANIFEST_NAME}"))
     except (OSError, ValueError) as error:
         raise ManifestError(folder, f"has no manifest that can be read ({error})") from error
-    if (known := _seen.get(key)) is None:
+    if key not in _seen:
         # Another firstvec, or another Python, may have other fields, and may write them in another form.
         path = cache.path_of("metadata", f"{cache.identity_text(key)}-{__version__}-{sys.hexversion:x}-2")
         known = _parse_note(cache.read_note(path))
         if known is None:
-            from firstvec.bundle.manifest import Manifest
+            from firstvec.bundle.manifest import Manifest  # which most processes do not need here
 
-            manifest = Manifest.read(folder)
-            known = (_values(manifest), (manifest.tokenizer.path, manifest.tokenizer.sha256))
+            known = _known_of(Manifest.read(folder))
             cache.write_note(path, marshal.dumps(known))
         _seen[key] = known
-    return known
+    return _seen[key][0]["model_name"], (folder, _seen[key])
 
 
 def _parse_note(data: bytes | None) -> Known | None:
-    if data is None:
-        return None
     try:
         # A few damaged bytes can make marshal ask for 16 GB. `firstvec.machine.cache` has checked the checksum.
-        values, (path, sha256) = marshal.loads(data)
-        if tuple(values) != ModelMetadata._fields or not isinstance(path, str) or not isinstance(sha256, str):
-            return None
+        values, (path, sha256) = marshal.loads(data or b"")
     except (EOFError, ValueError, TypeError):
         return None
-    return values, (path, sha256)
+    is_right = isinstance(values, dict) and tuple(values) == ModelMetadata._fields
+    return (values, (path, sha256)) if is_right and isinstance(path, str) and isinstance(sha256, str) else None

@@ -38,12 +38,7 @@ _KEY = "give the signer's public key as a PEM file of P-256, P-384 or P-521 (`op
 
 
 def check_signature(manifest: Manifest, data: bytes, public_key: str) -> None:
-    """Check that the holder of the private key signed this manifest, and every file that the manifest lists.
-
-    Args:
-        manifest: what was parsed.
-        data: the bytes that were parsed.
-        public_key: path of a PEM file.
+    """Check that the holder of the private key signed this manifest, its bytes ``data``, and every file that it lists.
 
     Raises:
         SignatureError: there is no signature, or this key did not sign this bundle, or the key is not usable.
@@ -54,11 +49,7 @@ def check_signature(manifest: Manifest, data: bytes, public_key: str) -> None:
 
 
 def read_signature(root: str) -> bytes:
-    """Return the bytes of the signature in a bundle's folder.
-
-    Raises:
-        SignatureError: there is none, or it cannot be read.
-    """
+    """Return the bytes of the signature in a bundle's folder, or raise SignatureError."""
     return _read(os.path.join(root, SIGNATURE_NAME), MAX_BYTES, "does not exist: the bundle is not signed", _SIGN)
 
 
@@ -68,7 +59,7 @@ class PublicKey(Record):
     curve: str
     """Name of the curve's class in cryptography."""
     hash: str
-    """Name of the hash's class in cryptography. Signatures of this curve use this hash."""
+    """Name of the hash's class in cryptography."""
     point: bytes
     """Encoded, not compressed."""
     hint: str
@@ -76,22 +67,16 @@ class PublicKey(Record):
 
 
 def read_key(path: str) -> PublicKey:
-    """Read a public key from a PEM file.
-
-    Raises:
-        SignatureError: the file cannot be read, or is not a public key of a curve that signs bundles.
-    """
+    """Return the public key in a PEM file, or raise SignatureError."""
     return parse_key(_read(path, MAX_KEY_BYTES, "does not exist", _KEY, may_be_link=True), path)
 
 
 def parse_key(data: bytes, path: str) -> PublicKey:
-    """Read a public key from the bytes of the PEM file at ``path``.
+    """Return the public key in the bytes of the PEM file at ``path``, or raise SignatureError.
 
-    Raises:
-        SignatureError: the bytes are not a public key of a curve that signs bundles.
+    cryptography has a reader, but its import takes longer than everything else here. A key in the one form that is
+    accepted is a fixed text, which differs for each curve, and the point.
     """
-    # cryptography has a reader, but its import takes longer than everything else here. A key in the one form that is
-    # accepted is a fixed text, which differs for each curve, and the point.
     from binascii import a2b_base64, b2a_base64
     from hashlib import sha256
 
@@ -107,11 +92,9 @@ def parse_key(data: bytes, path: str) -> PublicKey:
             text = b2a_base64(der, newline=False)
             rows = [text[start : start + 64] for start in range(0, len(text), 64)]
             pem = b"\n".join([_BEGIN, *rows, _END, b""])
-            point = der[len(prefix) - 1 :]
-            return PublicKey(curve=curve, hash=hash_, point=point, hint=sha256(pem).hexdigest())
-    raise SignatureError(
-        path, "is a public key of a curve that does not sign bundles, or its point is compressed", _KEY
-    )
+            return PublicKey(curve=curve, hash=hash_, point=der[len(prefix) - 1 :], hint=sha256(pem).hexdigest())
+    reason = "is a public key of a curve that does not sign bundles, or its point is compressed"
+    raise SignatureError(path, reason, _KEY)
 
 
 _BEGIN, _END = b"-----BEGIN PUBLIC KEY-----", b"-----END PUBLIC KEY-----"
@@ -125,12 +108,7 @@ _CURVES = {
 
 
 def check_signature_bytes(manifest: Manifest, data: bytes, signature: bytes, key: PublicKey) -> None:
-    """Do what `check_signature` does, with a signature and a key that were read already.
-
-    Raises:
-        SignatureError: this is not a signature of this key over this bundle.
-        MissingDependency: the package cryptography is not installed.
-    """
+    """Do what `check_signature` does, with a signature and a key that were read already."""
     from hashlib import sha256
 
     try:
@@ -166,18 +144,17 @@ def ask_verifiers(manifest: Manifest, data: bytes, public_key: str) -> dict[str,
     model-signing is not asked where it is not installed. It is not asked about pipes and devices either, because it
     would read them for ever.
     """
-    verdicts: dict[str, str | None] = {"firstvec": "ok", "model-signing": "ok"}
+    verdicts: dict[str, str | None] = {"firstvec": "ok", "model-signing": None}
     try:
         check_signature(manifest, data, public_key)
     except FirstvecError as error:
         verdicts["firstvec"] = str(error)
-    try:
-        signature = os.path.join(manifest.root, SIGNATURE_NAME)
-        can_ask = _is_plain_file(signature, MAX_BYTES) and _is_plain_file(public_key, MAX_KEY_BYTES)
-        if not (can_ask and _ask_model_signing(manifest.root, public_key)):
-            verdicts["model-signing"] = None
-    except Exception as error:  # model-signing's own errors, and those of half a dozen packages that it uses
-        verdicts["model-signing"] = f"{manifest.root}: {type(error).__name__}: {error}"
+    signature = os.path.join(manifest.root, SIGNATURE_NAME)
+    if _is_plain_file(signature, MAX_BYTES) and _is_plain_file(public_key, MAX_KEY_BYTES):
+        try:
+            verdicts["model-signing"] = _ask_model_signing(manifest.root, public_key)
+        except Exception as error:  # model-signing's own errors, and those of half a dozen packages that it uses
+            verdicts["model-signing"] = f"{manifest.root}: {type(error).__name__}: {error}"
     return verdicts
 
 
@@ -190,31 +167,26 @@ def _is_plain_file(path: str, limit: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size <= limit
 
 
-def _ask_model_signing(root: str, public_key: str) -> bool:
-    """Return False if model-signing is not installed. Raises whatever it raises."""
+def _ask_model_signing(root: str, public_key: str) -> str | None:
+    """Return ``ok``, or None if model-signing is not installed. Raises whatever model-signing raises."""
     from contextlib import redirect_stdout
     from importlib.util import find_spec
     from pathlib import Path
 
     if find_spec("model_signing") is None:
-        return False
+        return None
     from model_signing import verifying
 
     # model-signing accepts no link as its folder, and prints to stdout, which is for firstvec's own output.
     folder = Path(root).resolve()
+    config = verifying.Config().use_elliptic_key_verifier(public_key=Path(public_key))
     with redirect_stdout(sys.stderr):
-        verifying.Config().use_elliptic_key_verifier(public_key=Path(public_key)).verify(
-            folder, folder / SIGNATURE_NAME
-        )
-    return True
+        config.verify(folder, folder / SIGNATURE_NAME)
+    return "ok"
 
 
 def signed_files(signature: bytes, path: str) -> dict[str, str]:
-    """Return the files that a signature names and their SHA-256. Nothing of it is proven without a key.
-
-    Raises:
-        SignatureError: the bytes are not a signature that a bundle can have.
-    """
+    """Return the files that a signature names and their SHA-256, or raise SignatureError. Nothing of it is proven."""
     return _parse(_parse_statement, _parse(_parse_envelope, signature, path)[1], path)
 
 
@@ -227,25 +199,18 @@ def _parse(parse: Callable[[bytes, str], T], data: bytes, path: str) -> T:
 
 def _parse_envelope(signature: bytes, path: str) -> tuple[str, bytes, bytes]:
     """Return the key's digest, the payload and its signature. Nothing of it is proven yet."""
-    top = parse_object(signature, path)
-    _check_keys(top, "mediaType", "verificationMaterial", "dsseEnvelope")
+    top = _with_keys(parse_object(signature, path), "mediaType", "verificationMaterial", "dsseEnvelope")
     top.literal("mediaType", _BUNDLE_TYPE)
-    material = top.child("verificationMaterial")
-    _check_keys(material, "publicKey", "tlogEntries")
+    material = _with_keys(top.child("verificationMaterial"), "publicKey", "tlogEntries")
     if material.value.get("tlogEntries", []) != []:
         raise material.error("tlogEntries", "is not an empty array, as signatures with a key file have")
-    public = material.child("publicKey")
-    _check_keys(public, "hint")
-    envelope = top.child("dsseEnvelope")
-    _check_keys(envelope, "payload", "payloadType", "signatures")
+    public = _with_keys(material.child("publicKey"), "hint")
+    envelope = _with_keys(top.child("dsseEnvelope"), "payload", "payloadType", "signatures")
     envelope.literal("payloadType", _PAYLOAD_TYPE)
-    made = envelope.children("signatures", at_least=1)
-    if len(made) > 1:
-        raise envelope.error("signatures", f"holds {len(made)} signatures, not one")
-    _check_keys(made[0], "sig", "keyid")
-    if made[0].value.get("keyid", "") != "":
-        raise made[0].error("keyid", "is not an empty string, as signatures with a key file have")
-    return public.digest("hint"), envelope.base64("payload"), made[0].base64("sig")
+    made = _with_keys(_only_child(envelope, "signatures"), "sig", "keyid")
+    if made.value.get("keyid", "") != "":
+        raise made.error("keyid", "is not an empty string, as signatures with a key file have")
+    return public.digest("hint"), envelope.base64("payload"), made.base64("sig")
 
 
 def _parse_statement(payload: bytes, path: str) -> dict[str, str]:
@@ -253,46 +218,45 @@ def _parse_statement(payload: bytes, path: str) -> dict[str, str]:
     from hashlib import sha256
 
     top = parse_object(payload, f"{path}: payload")
-    _check_keys(top, "_type", "subject", "predicateType", "predicate")
-    top.literal("_type", _STATEMENT_TYPE)
+    _with_keys(top, "_type", "subject", "predicateType", "predicate").literal("_type", _STATEMENT_TYPE)
     top.literal("predicateType", _PREDICATE_TYPE)
-    subjects = top.children("subject", at_least=1)
-    if len(subjects) > 1:
-        raise top.error("subject", f"holds {len(subjects)} subjects, not one")
-    _check_keys(subjects[0], "name", "digest")
-    subjects[0].text("name")  # the name of the folder that was signed: here the folder may have another one
-    digests = subjects[0].child("digest")
-    _check_keys(digests, "sha256")
-    predicate = top.child("predicate")
-    _check_keys(predicate, "serialization", "resources")
+    subject = _with_keys(_only_child(top, "subject"), "name", "digest")
+    subject.text("name")  # the name of the folder that was signed: here the folder may have another one
+    digests = _with_keys(subject.child("digest"), "sha256")
+    predicate = _with_keys(top.child("predicate"), "serialization", "resources")
     way = predicate.child("serialization")
-    _check_keys(way, "method", "hash_type", "allow_symlinks", "ignore_paths")
-    way.literal("method", "files")
+    _with_keys(way, "method", "hash_type", "allow_symlinks", "ignore_paths").literal("method", "files")
     way.literal("hash_type", "sha256")
     way.boolean("allow_symlinks")  # either value is accepted, because no link below a bundle's folder is followed
     if "ignore_paths" in way.value:
         way.strings("ignore_paths")
     files: dict[str, str] = {}
-    whole = sha256()
     for resource in predicate.children("resources", at_least=1):
-        _check_keys(resource, "name", "algorithm", "digest")
-        resource.literal("algorithm", "sha256")
-        name, digest = resource.text("name"), resource.digest("digest")
+        _with_keys(resource, "name", "algorithm", "digest").literal("algorithm", "sha256")
+        name = resource.text("name")
         if any(segment in ("", ".", "..") for segment in name.split("/")):
             raise resource.error("name", f"{name[:80]!r} is not the path of a file in a folder")
         if name in files:
             raise resource.error("name", f"{name[:80]!r} occurs twice")
-        files[name] = digest
-        whole.update(bytes.fromhex(digest))
-    if digests.digest("sha256") != whole.hexdigest():
+        files[name] = resource.digest("digest")
+    if digests.digest("sha256") != sha256(bytes.fromhex("".join(files.values()))).hexdigest():
         raise digests.error("sha256", "is not the digest of the resources")
     return files
 
 
-def _check_keys(item: CheckedObject, *known: str) -> None:
+def _with_keys(item: CheckedObject, *known: str) -> CheckedObject:
+    """Return ``item``, which must have no other keys."""
     for key in item.value:
         if key not in known:
-            raise item.error(ascii(key[:80])[1:-1], f"is unknown here; the known keys are {', '.join(known)}")
+            raise item.error(key, f"is unknown here; the known keys are {', '.join(known)}")
+    return item
+
+
+def _only_child(item: CheckedObject, key: str) -> CheckedObject:
+    children = item.children(key, at_least=1)
+    if len(children) > 1:
+        raise item.error(key, f"holds {len(children)} {key}, not one")
+    return children[0]
 
 
 def _read(path: str, limit: int, missing: str, hint: str, *, may_be_link: bool = False) -> bytes:

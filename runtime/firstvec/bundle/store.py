@@ -11,9 +11,12 @@ from firstvec.machine.cache import home_folder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
 
     from firstvec.bundle.manifest import Manifest
+
+    T = TypeVar("T")
 
 
 def find_bundle(model_name: str, require_signature: str | None = None, working_folder: str = "") -> Manifest:
@@ -32,59 +35,64 @@ def find_bundle(model_name: str, require_signature: str | None = None, working_f
         SignatureError: the bundle is there, and this key did not sign it, or it was changed, or the key is not usable.
         MissingDependency: a signature is required, and the package cryptography is not installed.
     """
+    found = search(model_name, working_folder, _read)
+    if found is not None:
+        manifest, data = found
+        if require_signature is not None:
+            from firstvec.bundle.signature import check_signature
+
+            check_signature(manifest, data, require_signature)
+        return manifest
+    manifests, broken = read_installed(working_folder)
+    names = dict.fromkeys(map(os.path.basename, broken))
+    for manifest in manifests:
+        name, full_name = os.path.basename(manifest.root), manifest.model.name
+        names[name if names_model(name, full_name) else f"{full_name} (in a folder named {name})"] = None
+    raise BundleNotFound(model_name, search_path(working_folder), [*names])
+
+
+def _read(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
     from firstvec.bundle.manifest import Manifest, read_manifest_bytes
 
-    for candidate in candidates(model_name, working_folder):
-        folder, must_match, ends_search = candidate
-        path = os.path.join(folder, MANIFEST_NAME)
+    path = os.path.join(folder, MANIFEST_NAME)
+    data = read_manifest_bytes(path)
+    # The absolute path stays right wherever the process goes. A daemon goes to the root.
+    manifest = Manifest.parse(data, path).replace(path=os.path.abspath(path))
+    return manifest.model.name, (manifest, data)
+
+
+def search(model_name: str, working_folder: str, read: Callable[[str], tuple[str, T]]) -> T | None:
+    """Return what ``read`` finds in the folder of the bundle of that name. None: there is no such bundle.
+
+    ``read`` returns the name of a folder's model, and what is to be returned. The errors are those of `find_bundle`.
+    """
+    for folder, must_match, ends_search in candidates(model_name, working_folder):
         try:
-            data = read_manifest_bytes(path)
-            # The absolute path stays right wherever the process goes. A daemon goes to the root.
-            manifest = Manifest.parse(data, path).replace(path=os.path.abspath(path))
+            name, found = read(folder)
         except ManifestError:
             if ends_search:
                 raise
             continue
-        if not must_match or names_model(model_name, manifest.model.name):
-            if require_signature is not None:
-                from firstvec.bundle.signature import check_signature
-
-                check_signature(manifest, data, require_signature)
-            return manifest
-    names = dict.fromkeys(map(_describe_folder, installed_folders(working_folder)))
-    raise BundleNotFound(model_name, search_path(working_folder), [*names])
-
-
-def _describe_folder(folder: str) -> str:
-    """Return a bundle's name for people. The manifest has the name, and the folder may be called something else."""
-    from firstvec.bundle.manifest import Manifest
-
-    name = os.path.basename(folder)
-    try:
-        model = Manifest.read(folder).model.name
-    except ManifestError:
-        return name
-    return name if names_model(name, model) else f"{model} (in a folder named {name})"
+        if not must_match or names_model(model_name, name):
+            return found
+    return None
 
 
 def candidates(model_name: str, working_folder: str = "") -> Iterator[tuple[str, bool, bool]]:
     """Yield the folders that may hold the bundle of that name, in order.
 
     Each comes with two booleans: whether the manifest must have that name, and whether an invalid manifest ends the
-    search.
-
-    Raises:
-        BundleNotFound, ManifestError: the name is a path, and there is no bundle.
+    search. Raises BundleNotFound or ManifestError if the name is a path, and there is no bundle.
     """
     path = os.path.expanduser(model_name) if model_name[:1] == "~" else model_name
     if os.path.isabs(path) or path.startswith("."):
         path = os.path.join(working_folder, path)
         if not os.path.exists(path):
             raise BundleNotFound(model_name, [path])
-        if not os.path.isfile(os.path.join(path, MANIFEST_NAME)):
-            exists = os.path.lexists(os.path.join(path, MANIFEST_NAME))
-            what = "is not a regular file" if exists else "does not exist: this is not a complete bundle"
-            raise ManifestError(os.path.join(path, MANIFEST_NAME), what)
+        manifest = os.path.join(path, MANIFEST_NAME)
+        if not os.path.isfile(manifest):
+            missing = "does not exist: this is not a complete bundle"
+            raise ManifestError(manifest, "is not a regular file" if os.path.lexists(manifest) else missing)
         yield path, False, True
         return
     base = model_name.rsplit("/", 1)[-1]
@@ -93,9 +101,7 @@ def candidates(model_name: str, working_folder: str = "") -> Iterator[tuple[str,
         usual = os.path.join(root, base)
         if os.path.isfile(f"{usual}/{MANIFEST_NAME}"):
             yield usual, True, True
-        for folder in bundle_folders(root):
-            if folder != usual:
-                yield folder, True, False
+        yield from ((folder, True, False) for folder in bundle_folders(root) if folder != usual)
     # A path comes last, and never for a bare name: a folder that happens to lie in the current one must not stand in
     # for an installed bundle.
     path = os.path.join(working_folder, path)
@@ -131,11 +137,9 @@ def data_folder() -> str | None:
         return chosen
     if base := os.environ.get("XDG_DATA_HOME"):
         return f"{base}/firstvec"
-    if (home := home_folder()) is None:
-        return None
-    return (
-        f"{home}/Library/Application Support/firstvec" if sys.platform == "darwin" else f"{home}/.local/share/firstvec"
-    )
+    home = home_folder()
+    below = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
+    return f"{home}/{below}/firstvec" if home is not None else None
 
 
 def bundle_folders(root: str) -> Iterator[str]:
@@ -144,12 +148,10 @@ def bundle_folders(root: str) -> Iterator[str]:
         yield root
         return
     try:
-        names = sorted(os.listdir(root))
+        folders = [os.path.join(root, name) for name in sorted(os.listdir(root)) if name[0] != "."]
     except OSError:
         return
-    for name in names:
-        if not name.startswith(".") and os.path.isfile(os.path.join(root, name, MANIFEST_NAME)):
-            yield os.path.join(root, name)
+    yield from (folder for folder in folders if os.path.isfile(os.path.join(folder, MANIFEST_NAME)))
 
 
 def installed_folders(working_folder: str = "") -> Iterator[str]:
@@ -158,12 +160,12 @@ def installed_folders(working_folder: str = "") -> Iterator[str]:
         yield from bundle_folders(root)
 
 
-def read_installed() -> tuple[list[Manifest], dict[str, str]]:
+def read_installed(working_folder: str = "") -> tuple[list[Manifest], dict[str, str]]:
     """Return the valid manifests of the search path, and folder → error of the bundles with an invalid one."""
     from firstvec.bundle.manifest import Manifest
 
     manifests, broken = [], {}
-    for folder in installed_folders():
+    for folder in installed_folders(working_folder):
         try:
             manifests.append(Manifest.read(folder))
         except ManifestError as error:

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from inspect import Parameter, Signature, cleandoc
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from firstvec import __version__
-from firstvec.commands.main import run_command
-from firstvec.commands.table import COMMANDS, ends_options
+from firstvec.commands.table import COMMANDS
 from firstvec.errors import FirstvecError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from importlib.metadata import EntryPoint
 
     from firstvec.commands.table import Command, Option
-
-_TYPES: dict[str, Any] = {"text": str, "flag": bool, "integer": int, "number": float, "texts": list[str]}
 
 
 def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
@@ -41,12 +38,21 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_options)
-    for command in COMMANDS.values():
+    for name, command in COMMANDS.items():
         # Without allow_extra_args typer names an argument that is too much, but not the option that takes it.
-        settings = {"allow_extra_args": True}
-        app.command(command.name, context_settings=settings)(_function(command, arguments[1:]))
+        app.command(name, context_settings={"allow_extra_args": True})(_function(command, arguments[1:]))
     for entry in entry_points(group="firstvec.commands"):
-        _load(entry)(app)
+        try:
+            register = entry.load()
+        except (ImportError, AttributeError) as error:
+            if entry.module.partition(".")[0] == "firstvec_build":
+                raise
+            package = entry.dist.name if entry.dist is not None else entry.module
+            raise FirstvecError(
+                f"the package {package} adds commands to firstvec, and cannot be imported ({error}): "
+                "repair the package, or uninstall it"
+            ) from error
+        register(app)
     return app
 
 
@@ -56,30 +62,21 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
-def _load(entry: EntryPoint) -> Callable[[typer.Typer], None]:
-    try:
-        register: Callable[[typer.Typer], None] = entry.load()
-    except (ImportError, AttributeError) as error:
-        if entry.module.partition(".")[0] == "firstvec_build":
-            raise
-        package = entry.dist.name if entry.dist is not None else entry.module
-        raise FirstvecError(
-            f"the package {package} adds commands to firstvec, and cannot be imported ({error}): "
-            "repair the package, or uninstall it"
-        ) from error
-    return register
-
-
 def _function(command: Command, arguments: Sequence[str]) -> Callable[..., None]:
     """Return a function that typer can read: its signature has one parameter for each option of the command."""
+    function = command.load()
 
     def call(context: typer.Context, **values: Any) -> None:
-        if context.args:
-            raise _unexpected(command, context.args)
+        if found := context.args:
+            hint = f"`firstvec {command.name}` takes options only"
+            if any(option.field == "model" for option in command.options):
+                hint = f"To name a bundle, use --model: firstvec {command.name} --model NAME"
+            plural = "s" if len(found) > 1 else ""
+            raise typer.BadParameter(f"unexpected argument{plural} {', '.join(map(repr, found))}. {hint}")
         if "texts" in values:
             values["texts"] = tuple(values["texts"] or ())
-            values["texts_are_literal"] = ends_options(command, arguments)
-        if code := run_command(command.module, command.function, values):
+            values["texts_are_literal"] = "--" in arguments
+        if code := function(**values):
             raise typer.Exit(code)
 
     parameters = [Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
@@ -88,29 +85,20 @@ def _function(command: Command, arguments: Sequence[str]) -> Callable[..., None]
         for option in command.options
     ]
     # Typer keeps the line ends within a paragraph.
-    call.__doc__ = "\n\n".join(" ".join(lines.split()) for lines in cleandoc(command.help).split("\n\n"))
+    call.__doc__ = "\n\n".join(" ".join(lines.split()) for lines in cleandoc(function.__doc__ or "").split("\n\n"))
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 
-def _unexpected(command: Command, arguments: Sequence[str]) -> typer.BadParameter:
-    """Return the error for arguments that no option of the command takes."""
-    found = f"unexpected argument{'s' if len(arguments) > 1 else ''} {', '.join(map(repr, arguments))}"
-    if any(option.field == "model" for option in command.options):
-        return typer.BadParameter(f"{found}. To name a bundle, use --model: firstvec {command.name} --model NAME")
-    return typer.BadParameter(f"{found}. `firstvec {command.name}` takes options only")
-
-
 def _annotation(option: Option) -> Any:
-    kind = Literal[option.choices] if option.choices else _TYPES[option.kind]
+    kind: Any = Literal[option.choices] if option.choices else list[str] if option.kind is list else option.kind
     kind = kind | None if option.default is None else kind
     if not option.names:
         return Annotated[kind, typer.Argument(help=option.help, metavar=option.metavar)]
-    text = f"{option.help} One of {', '.join(option.choices)}." if option.choices else option.help
-    settings: dict[str, Any] = {"help": text, "metavar": option.metavar, "show_default": option.kind != "flag"}
+    settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "show_default": option.kind is not bool}
     if option.choices:
-        settings["case_sensitive"] = False
-    elif option.kind in ("integer", "number"):
-        settings |= {"min": option.low, "max": option.high}
+        settings |= {"help": f"{option.help} One of {', '.join(option.choices)}.", "case_sensitive": False}
+    elif option.kind in (int, float):
+        settings |= {"min": option.low, "max": option.high if option.high < inf else None}
     return Annotated[kind, typer.Option(*option.names, **settings)]

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
+import json
+
 from firstvec.bundle import store
-from firstvec.bundle.manifest import read_manifest_bytes
+from firstvec.bundle.manifest import Artifact, read_manifest_bytes
 from firstvec.bundle.metadata import ModelMetadata
 from firstvec.commands.output import print_artifacts, print_json, print_table, print_text
 from firstvec.selection import unknown_part
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from firstvec.bundle.manifest import Artifact
 
 
 def list_bundles(as_json: bool) -> None:
     """Show the bundles that are found on this machine, and where they are looked for."""
     manifests, broken = store.read_installed()
+    bundles = [
+        {**ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
+        for manifest in manifests
+    ]
     if as_json:
-        bundles = [
-            {**ModelMetadata.of(manifest).to_dict(), "size": sum(file.size for file in manifest.files())}
-            for manifest in manifests
-        ]
         print_json({"bundles": bundles, "broken": broken, "searched": store.search_path()})
         return
+    rows = [["model", "revision", "dim", "artifacts", "MB", "folder"]]
+    for found in bundles:
+        counts = [str(found["embedding_dim"]), str(len(found["artifacts"])), f"{found['size'] / 1e6:.1f}"]
+        rows.append([found["model_name"], (found["revision"] or "")[:12], *counts, found["path"]])
     if manifests:
-        rows = [["model", "revision", "dim", "artifacts", "MB", "folder"]]
-        for manifest in manifests:
-            model = manifest.model
-            size = sum(file.size for file in manifest.files()) / 1e6
-            counts = [str(model.embedding_dim), str(len(manifest.artifacts)), f"{size:.1f}"]
-            rows.append([model.name, (model.revision or "")[:12], *counts, manifest.root])
         print_table(rows, right=(2, 3, 4))
     for reason in broken.values():
         print_text(f"broken: {reason}")
@@ -41,30 +37,26 @@ def list_bundles(as_json: bool) -> None:
 
 def inspect(model: str, as_json: bool) -> None:
     """Show what a bundle holds: model, artifacts, sizes and measured quality."""
-    import json
-
     manifest = store.find_bundle(model)
     if as_json:
         # The file itself, and not what was parsed: it may have keys that this firstvec does not know.
         print_json(json.loads(read_manifest_bytes(manifest.path)) | {"path": manifest.root})
         return
-    print_artifacts(manifest)
     facts = manifest.model
     form = "unit length" if facts.normalized else "not normalized"
+    rows = [
+        ["architecture", facts.architecture],
+        ["source", facts.source],
+        ["revision", facts.revision or "none"],
+        ["weights sha256", facts.source_sha256],
+        ["vectors", f"{facts.embedding_dim} components, {facts.pooling_mode} pooling, {form}"],
+        ["input", f"at most {facts.max_seq_length} tokens"],
+        *(["prompt", f"{name}: {text!r}"] for name, text in facts.prompts.items() if text),
+        ["built with", ", ".join(f"{name} {version}" for name, version in manifest.built_with.items())],
+    ]
+    print_artifacts(manifest)
     print_text()
-    print_table(
-        [
-            ["architecture", facts.architecture],
-            ["source", facts.source],
-            ["revision", facts.revision or "none"],
-            ["weights sha256", facts.source_sha256],
-            ["vectors", f"{facts.embedding_dim} components, {facts.pooling_mode} pooling, {form}"],
-            ["input", f"at most {facts.max_seq_length} tokens"],
-            *(["prompt", f"{name}: {text!r}"] for name, text in facts.prompts.items() if text),
-            ["built with", ", ".join(f"{name} {version}" for name, version in manifest.built_with.items())],
-        ],
-        indent="  ",
-    )
+    print_table(rows, indent="  ")
     for artifact in manifest.artifacts:
         print_text(f"\n{artifact.id}")
         print_table(_artifact_rows(artifact), indent="  ")
@@ -88,7 +80,5 @@ def _artifact_rows(artifact: Artifact) -> list[list[str]]:
     )
     if quality.spearman is not None:
         measured += f"; Spearman {quality.spearman:.2f}"
-    limits = (
-        f"{name} {'≤' if name == 'max_abs_diff' else '≥'} {limit:g}" for name, limit in quality.thresholds.items()
-    )
+    limits = [f"{key} {'≤' if key == 'max_abs_diff' else '≥'} {limit:g}" for key, limit in quality.thresholds.items()]
     return [*rows, ["measured", measured], ["enforced", ", ".join(limits) or "nothing"]]

@@ -33,28 +33,17 @@ def encode(
     texts_are_literal: bool,
     **choice_options: Any,
 ) -> None:
-    """Embed texts, and write one vector for each.
+    """Embed texts: one vector for each text, in their order.
 
-    Args:
-        texts: the texts. Empty, or a single ``-``: the lines of stdin.
-        model: name or folder of a bundle.
-        strategy: key of `firstvec.strategy.STRATEGIES`.
-        form: one of `firstvec.commands.table.FORMATS`. None: what the ending of ``output`` asks for, else json.
-        output: a file. None: stdout.
-        batch_size: texts per run.
-        texts_are_literal: whether a text that looks like a file or like stdin is a text all the same.
-        choice_options: as `firstvec.options.make_options` takes them.
-
-    Raises:
-        InputError: there is no text, one is not usable, or the output cannot be written.
-        FirstvecError: why the model cannot be loaded.
+    The texts are the arguments. Without an argument, or with the argument -, the texts are the lines of stdin.
+    Every argument behind -- is a text, even if it begins with a dash or is the name of a file.
     """
     form = form or _form_of(output)
     if form == "npy" and output is None and sys.stdout.isatty():
         raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
     reads_stdin = not texts or ((*texts,) == ("-",) and not texts_are_literal)
-    if not reads_stdin and not texts_are_literal:
-        _refuse_file(texts)
+    if len(texts) == 1 and not texts_are_literal:
+        _refuse_file(texts[0])
     loader: OptimizedEmbeddingLoader[Any, Any] = OptimizedEmbeddingLoader(
         model, strategy, output="numpy" if form == "npy" else "list", **choice_options
     )
@@ -70,11 +59,7 @@ def encode(
 
 
 def _form_of(output: str | None) -> str:
-    """Return the format that the ending of the file asks for.
-
-    Raises:
-        InputError: the ending belongs to a format that this command does not write.
-    """
+    """Return the format that the ending of the file asks for."""
     ending = os.path.splitext(output or "")[1].lower()
     if ending in _OTHER_ENDINGS:
         raise InputError(
@@ -84,22 +69,16 @@ def _form_of(output: str | None) -> str:
     return _FORM_OF_ENDING.get(ending, "json")
 
 
-def _refuse_file(texts: Sequence[str]) -> None:
-    """Refuse the name of a file as the only text, because that is almost always a mistake.
+def _refuse_file(text: str) -> None:
+    """Refuse the name of a file as the only text, because that is almost always a mistake."""
+    if (os.path.splitext(text)[1] or os.sep in text) and os.path.isfile(text):
+        import shlex
 
-    Raises:
-        InputError: the only text has an ending or a slash, and is the name of a file.
-    """
-    text = texts[0]
-    if len(texts) != 1 or not (os.path.splitext(text)[1] or os.sep in text) or not os.path.isfile(text):
-        return
-    import shlex
-
-    name = shlex.quote(text)
-    raise InputError(
-        f"{text!r} is a file. To embed each line of the file: firstvec encode < {name}\n"
-        f"To embed the name itself: firstvec encode -- {name}"
-    )
+        name = shlex.quote(text)
+        raise InputError(
+            f"{text!r} is a file. To embed each line of the file: firstvec encode < {name}\n"
+            f"To embed the name itself: firstvec encode -- {name}"
+        )
 
 
 def _stdin_lines(*, waits_for_terminal: bool) -> list[str]:
@@ -108,7 +87,7 @@ def _stdin_lines(*, waits_for_terminal: bool) -> list[str]:
     try:
         # str.splitlines() would also split at U+2028 and other characters that a text may hold.
         lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
-        return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+        return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     except UnicodeDecodeError as error:
         raise InputError(
             f"stdin is not UTF-8 (byte {error.start}); convert it first, for example with iconv"
@@ -150,34 +129,30 @@ def write_result(data: bytes, output: str | None) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
+    target = os.path.realpath(output)
     try:
-        if not output or output.endswith(os.sep):
-            raise InputError(f"output {output!r} is not a file: choose another --output")
+        if not output or output.endswith(os.sep) or os.path.islink(target):  # a link at this place links to itself
+            raise OSError("it names no file")
         if os.path.exists(output) and not os.path.isfile(output):
             with open(output, "wb") as stream:  # a device or a pipe is written to, and not replaced
                 stream.write(data)
         else:
-            _replace(os.path.realpath(output), data)
+            _replace(target, data)
     except OSError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{output}: cannot be written ({error.strerror or error}); choose another --output") from error
+        raise InputError(
+            f"output {output!r} cannot be written ({error.strerror or error}); choose another --output"
+        ) from error
 
 
 def _replace(target: str, data: bytes) -> None:
     """Write a file whole or not at all. A reader never sees half of it."""
-    import shutil
-
-    if os.path.islink(target):
-        raise InputError(f"{target}: is a link to itself; choose another --output")
     scratch = os.path.join(os.path.dirname(target), f".firstvec-{os.getpid()}.tmp")
     try:
         with open(scratch, "wb") as stream:
             stream.write(data)
         if os.path.exists(target):
-            shutil.copymode(target, scratch)
+            os.chmod(scratch, os.stat(target).st_mode & 0o7777)
         os.replace(scratch, target)
-    except OSError:
+    finally:
         if os.path.exists(scratch):
             os.unlink(scratch)
-        raise

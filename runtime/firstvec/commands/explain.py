@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from firstvec.bundle.manifest import Manifest
-    from firstvec.selection import Choice
+    from firstvec.options import Options
 
 
 def explain(model: str, strategy: str | None, as_json: bool, **choice_options: Any) -> None:
@@ -25,57 +25,48 @@ def explain(model: str, strategy: str | None, as_json: bool, **choice_options: A
     options = make_options(model, **choice_options)
     manifest = store.find_bundle(model, options.require_signature, options.working_folder)
     profile = ResourceProfile.detect()
-    choices: dict[str, Choice | NoCompatibleArtifact] = {}
-    for name in [strategy] if strategy else [*STRATEGIES]:
+    choices: dict[str, dict[str, Any]] = {}
+    for name in [strategy] if strategy else STRATEGIES:
         try:
-            choices[name] = select(manifest, profile, options.replace(strategy=name))
+            choices[name] = _choose(manifest, profile, options.replace(strategy=name))
         except NoCompatibleArtifact as error:
             if strategy:
                 raise
-            choices[name] = error
+            choices[name] = {"error": str(error)}
     if as_json:
-        values = {
-            name: {"error": str(choice)}
-            if isinstance(choice, NoCompatibleArtifact)
-            else {**choice.to_values(), **_earlier_checks(name, choice, manifest, profile)}
-            for name, choice in choices.items()
-        }
-        print_json({"machine": str(profile), "strategies": values})
+        print_json({"machine": str(profile), "strategies": choices})
         return
     print_text(f"machine: {profile}")
-    strategies: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    names_of: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name, choice in choices.items():
-        rows = (
-            (("none", str(choice)),)
-            if isinstance(choice, NoCompatibleArtifact)
-            else _choice_rows(choice, _earlier_checks(name, choice, manifest, profile))
-        )
-        strategies.setdefault(rows, []).append(name.upper())
-    for same_rows, names in strategies.items():
+        names_of.setdefault(_rows(choice, manifest), []).append(name.upper())
+    for rows, names in names_of.items():
         print_text(f"\n{', '.join(names)}")
-        print_table(same_rows, indent="  ")
+        print_table(rows, indent="  ")
 
 
-def _earlier_checks(
-    strategy: str, choice: Choice, manifest: Manifest, profile: ResourceProfile
-) -> dict[str, bool | None]:
-    """Return what was checked before on this machine, so that a load does not check it again."""
+def _choose(manifest: Manifest, profile: ResourceProfile, options: Options) -> dict[str, Any]:
+    """Return the choice, and what was checked before on this machine, so that a load does not check it again."""
+    choice = select(manifest, profile, options)
     artifact = choice.artifact
     version = profile.engine_version(artifact.engine) or ""
-    kind = session_kind(quick_start=STRATEGIES[strategy].quick_start)
+    kind = session_kind(quick_start=STRATEGIES[options.strategy].quick_start)
     return {
+        **choice.to_values(),
         "verified_before": all(integrity.is_remembered(manifest.root, file) for file in artifact.files),
         "self_test_passed_before": self_test.is_remembered(manifest, artifact, choice.device, version, kind),
     }
 
 
-def _choice_rows(choice: Choice, checks: dict[str, bool | None]) -> tuple[tuple[str, ...], ...]:
-    size = choice.artifact.size / 1e6
-    checked = "files verified before" if checks["verified_before"] else f"{size:.1f} MB to be hashed at the first load"
-    if (passed := checks["self_test_passed_before"]) is not None:
+def _rows(choice: dict[str, Any], manifest: Manifest) -> tuple[tuple[str, ...], ...]:
+    if "error" in choice:
+        return (("none", choice["error"]),)
+    size = next(artifact.size for artifact in manifest.artifacts if artifact.id == choice["artifact"]) / 1e6
+    checked = "files verified before" if choice["verified_before"] else f"{size:.1f} MB to be hashed at the first load"
+    if (passed := choice["self_test_passed_before"]) is not None:
         checked += "; self-test passed before" if passed else "; self-test at the first load"
     return (
-        ("takes", choice.artifact.id, f"{choice.reason}; on {choice.device}; {checked}"),
-        *(("next", artifact.id, "if the one above fails to load") for artifact in choice.candidates[1:]),
-        *(("not", artifact.id, reason) for artifact, reason in choice.rejected),
+        ("takes", choice["artifact"], f"{choice['reason']}; on {choice['device']}; {checked}"),
+        *(("next", name, "if the one above fails to load") for name in choice["fallbacks"]),
+        *(("not", name, reason) for name, reason in choice["rejected"].items()),
     )

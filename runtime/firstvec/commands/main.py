@@ -5,16 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from importlib import import_module
 
 from firstvec import __version__
-from firstvec.commands.table import COMMANDS, ends_options, parse
+from firstvec.commands.table import COMMANDS, parse
 from firstvec.errors import FirstvecError, InputError, MissingDependency, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
 
 _OUT_OF_MEMORY = "error: out of memory; give the process more, or less to do at once"
@@ -26,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the process was started with it closed
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it stays open until the process ends
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal may lack ≤ and Δ
     try:
         code = _run([*(sys.argv[1:] if arguments is None else arguments)], stdout_is_closed)
@@ -36,12 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit(code)
     except FirstvecError as error:
         sys.exit(f"error: {printable(str(error))}")
-    except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does.
-        _drop_output()
-        sys.exit(0)
     except OSError as error:
-        _drop_output()
+        # Otherwise the interpreter would fail again when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)  # the reader of the output has closed it, as `head` does
         if error.errno == errno.ENOMEM:
             sys.exit(_OUT_OF_MEMORY)
         # An error of open() has the name of a file. An error of the writes to stdout has none.
@@ -66,12 +62,10 @@ def _run(arguments: list[str], stdout_is_closed: bool) -> int | None:
         return None
     command = COMMANDS.get(arguments[0]) if arguments else None
     values = parse(command, arguments[1:]) if command is not None else None
-    if stdout_is_closed and not (values is not None and values.get("output")):
+    if stdout_is_closed and not (values and values.get("output")):
         raise InputError("stdout is closed: redirect it, or give `encode` an --output FILE")
     if command is not None and values is not None:
-        if command.name == "encode":
-            values["texts_are_literal"] = ends_options(command, arguments[1:])
-        return run_command(command.module, command.function, values)
+        return command.load()(**values)
     try:
         from firstvec.commands.app import make_app
 
@@ -84,14 +78,3 @@ def _run(arguments: list[str], stdout_is_closed: bool) -> int | None:
         raise MissingDependency(what, error.name, "firstvec[cli]") from error
     app(arguments, prog_name="firstvec")
     return None
-
-
-def run_command(module: str, function: str, values: dict[str, Any]) -> int | None:
-    """Call a command's function. Return the exit code, or None for 0."""
-    code: int | None = getattr(import_module(f"firstvec.commands.{module}"), function)(**values)
-    return code
-
-
-def _drop_output() -> None:
-    """Keep the interpreter from failing again when it flushes stdout."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

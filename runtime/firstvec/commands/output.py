@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from itertools import zip_longest
 
 from firstvec.errors import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
-    from firstvec.bundle.manifest import Artifact, Manifest
+    from firstvec.bundle.manifest import Manifest
 
 
 def print_json(values: object) -> None:
@@ -40,12 +40,9 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), ind
     for row in cells:
         if len(widths) - 1 not in right:
             row[-1] = [part for line in row[-1] for part in _wrap(line, last_width)]
-        for number in range(max(map(len, row))):
-            line = [cell[number] if number < len(cell) else "" for cell in row]
-            padded = [
-                cell.rjust(widths[column]) if column in right else cell.ljust(widths[column])
-                for column, cell in enumerate(line)
-            ]
+        for parts in zip_longest(*row, fillvalue=""):
+            columns = enumerate(zip(parts, widths, strict=True))
+            padded = [part.rjust(width) if column in right else part.ljust(width) for column, (part, width) in columns]
             sys.stdout.write(f"{indent}{'  '.join(padded)}".rstrip() + "\n")
 
 
@@ -57,13 +54,9 @@ def _terminal_width() -> int:
         return sys.maxsize
 
 
-_NARROWEST = 24
-"""Columns. In fewer columns than that wrapped text is harder to read than long lines."""
-
-
 def _wrap(line: str, width: int) -> list[str]:
     """Return the line in pieces of at most ``width``. A longer word, for example a path, stays whole."""
-    if width < _NARROWEST or len(line) <= width:
+    if width < 24 or len(line) <= width:  # in fewer columns wrapped text is harder to read than long lines
         return [line]
     import textwrap
 
@@ -73,38 +66,17 @@ def _wrap(line: str, width: int) -> list[str]:
 def print_artifacts(manifest: Manifest, timings: Mapping[str, tuple[float, float] | None] | None = None) -> None:
     """Print a row for each artifact.
 
-    Args:
-        manifest: the bundle's.
-        timings: id → (load, first vector) in milliseconds. None for an artifact that cannot run here.
+    The timings are id → (load, first vector) in milliseconds, or None for an artifact that cannot run here.
     """
-    heads = ["artifact", "precision", "ISA", "MB", "cosine", "worst", "max |Δ|"]
-    heads += ["load ms", "first vector ms"] if timings is not None else []
-    rows = [heads]
+    rows = [["artifact", "precision", "ISA", "MB", "cosine", "worst", "max |Δ|"]]
     for artifact in manifest.artifacts:
         quality = artifact.quality
-        row = [
-            artifact.id,
-            artifact.precision,
-            artifact.isa or "any",
-            f"{artifact.size / 1e6:.1f}",
-            f"{quality.cosine_mean:.5f}",
-            f"{quality.cosine_min:.4f}",
-            f"{quality.max_abs_diff:.1e}",
-        ]
-        if timings is not None:
-            timing = timings.get(artifact.id)
+        numbers = [f"{quality.cosine_mean:.5f}", f"{quality.cosine_min:.4f}", f"{quality.max_abs_diff:.1e}"]
+        rows.append([artifact.id, artifact.precision, artifact.isa or "any", f"{artifact.size / 1e6:.1f}", *numbers])
+    if timings is not None:
+        rows[0] += ["load ms", "first vector ms"]
+        for row in rows[1:]:
+            timing = timings.get(row[0])
             row += [f"{milliseconds:.0f}" for milliseconds in timing] if timing else ["–", "not here"]
-        rows.append(row)
     print_text(f"{manifest.model.name}  ({manifest.root})")
-    print_table(rows, right=range(3, len(heads)), indent="  ")
-
-
-def artifact_values(artifact: Artifact) -> dict[str, Any]:
-    """Return an artifact as JSON values."""
-    return {
-        **artifact.to_dict(),
-        "devices": list(artifact.devices),
-        "files": [file.to_dict() for file in artifact.files],
-        "quality": artifact.quality.to_dict(),
-        "size": artifact.size,
-    }
+    print_table(rows, right=range(3, len(rows[0])), indent="  ")

@@ -6,33 +6,37 @@ vector. What the quick parser does not understand, and ``--help``, is left to ty
 
 from __future__ import annotations
 
+from importlib import import_module
+from math import inf
+
 from firstvec.options import DEFAULT_MODEL
 from firstvec.record import Record
 from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 
 class Option(Record):
     """An option, a flag, or the texts of a command."""
 
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
     """For example ``--model`` and ``-m``. Empty: the arguments that are no options."""
     field: str
     """Key of the value that the command's function gets."""
+    metavar: str | None
+    """What stands for the value in the help text. None for a flag."""
     help: str
     default: Any = None
-    kind: str = "text"
-    """``text``, ``flag``, ``integer``, ``number``, or ``texts`` (any number of them)."""
-    metavar: str | None = None
-    """What stands for the value in the help text. None for a flag."""
+    kind: type[Any] = str
+    """``str``, ``bool`` (a flag), ``int``, ``float``, or ``list`` (any number of texts)."""
     choices: tuple[str, ...] = ()
     """The values that are allowed, in lower case. They may be given in any case."""
-    low: float | None = None
-    high: float | None = None
+    low: float = 0
+    high: float = inf
+    """The numbers that are allowed. Infinity sets no limit."""
 
     def read(self, text: str) -> Any:
         """Return the value that ``text`` means.
@@ -41,242 +45,126 @@ class Option(Record):
             ValueError: the text means no value of this option, or a value that is not written plainly.
         """
         if self.choices:
-            if text.lower() not in self.choices:
-                raise ValueError(text)
-            return text.lower()
-        if self.kind not in ("integer", "number"):
+            return self.choices[self.choices.index(text.lower())]
+        if self.kind is str:
             return text
+        value = self.kind(text)
         # Python reads more than typer does, for example 1_000 and the digits of other scripts.
-        if not {*text} <= {*"+-.0123456789eE"}:
-            raise ValueError(text)
-        value = int(text) if self.kind == "integer" else float(text)
-        if not (self.low is None or value >= self.low) or not (self.high is None or value <= self.high):
+        if not ({*text} <= {*"+-.0123456789eE"} and self.low <= value <= self.high):
             raise ValueError(text)
         return value
 
 
 class Command(Record):
-    """A command. Its function gets the fields of its options as keyword arguments."""
+    """A command. Its function gets the fields of its options as keyword arguments, and its docstring is the help."""
 
     name: str
     module: str
     """Python module of this room."""
     function: str
-    help: str
-    options: tuple[Option, ...] = ()
+    options: tuple[Option, ...]
+
+    def load(self) -> Callable[..., int | None]:
+        """Import the command's function. It returns the exit code, or None for 0."""
+        function: Callable[..., int | None] = getattr(import_module(f"firstvec.commands.{self.module}"), self.function)
+        return function
 
 
-MODEL = Option(
-    names=("--model", "-m"),
-    field="model",
-    default=DEFAULT_MODEL,
-    metavar="MODEL",
-    help="Name of a bundle, or the path of its folder.",
-)
-ANY_MODEL = MODEL.replace(default=None, help="Name of a bundle, or the path of its folder; all bundles if left out.")
-STRATEGY = Option(
-    names=("--strategy", "-s"),
-    field="strategy",
+def _option(usage: str, help_text: str, field: str = "", **more: Any) -> Option:
+    """Return the option that a usage text writes so: ``--model -m MODEL``. Without the MODEL it is a flag."""
+    names = tuple(word for word in usage.split() if word.startswith("-"))
+    metavar = usage.removeprefix(" ".join(names)).strip() or None
+    field = field or names[0].strip("-").replace("-", "_")
+    settings = more if metavar else {"default": False, "kind": bool}
+    return Option(names=names, field=field, metavar=metavar, help=help_text, **settings)
+
+
+_MODEL = _option("--model -m MODEL", "Name of a bundle, or the path of its folder.", default=DEFAULT_MODEL)
+_ANY_MODEL = _MODEL.replace(default=None, help="Name of a bundle, or the path of its folder; all bundles if left out.")
+_STRATEGY = _option(
+    "--strategy -s STRATEGY",
+    "When the model is loaded and which artifact is taken: quantized takes INT8, cached takes full precision.",
     default="lazy",
-    metavar="STRATEGY",
     choices=(*STRATEGIES,),
-    help="When the model is loaded and which artifact is taken: quantized takes INT8, cached takes full precision.",
 )
-ANY_STRATEGY = STRATEGY.replace(default=None, help="Show this strategy only; all strategies if left out.")
-DEVICE = Option(
-    names=("--device",),
-    field="device",
-    metavar="DEVICE",
-    help="cpu, cuda, cuda:1 or mps; the best for this machine if left out.",
+_ANY_STRATEGY = _STRATEGY.replace(default=None, help="Show this strategy only; all strategies if left out.")
+# They decide which artifact is taken, besides model and strategy.
+_CHOICE_OPTIONS = (
+    _option("--device DEVICE", "cpu, cuda, cuda:1 or mps; the best for this machine if left out."),
+    _option("--enable-quantization", "Let lazy, background and progressive take INT8, too."),
+    _option(
+        "--min-quality COSINE",
+        "Smallest acceptable worst cosine to the fp32 reference.",
+        kind=float,
+        low=-1.0,
+        high=1.0,
+    ),
+    _option("--require-signature KEY", "Public key (PEM) that must have signed the bundle."),
+    _option("--artifact ID", "Take this artifact only; see `firstvec inspect`."),
 )
-QUANTIZATION = Option(
-    names=("--enable-quantization",),
-    field="enable_quantization",
-    default=False,
-    kind="flag",
-    help="Let lazy, background and progressive take INT8, too.",
-)
-QUALITY = Option(
-    names=("--min-quality",),
-    field="min_quality",
-    kind="number",
-    metavar="COSINE",
-    low=-1.0,
-    high=1.0,
-    help="Smallest acceptable worst cosine to the fp32 reference.",
-)
-SIGNATURE = Option(
-    names=("--require-signature",),
-    field="require_signature",
-    metavar="KEY",
-    help="Public key (PEM) that must have signed the bundle.",
-)
-ARTIFACT = Option(
-    names=("--artifact",), field="artifact", metavar="ID", help="Take this artifact only; see `firstvec inspect`."
-)
-JSON = Option(names=("--json",), field="as_json", default=False, kind="flag", help="Print JSON.")
-CHOICE_OPTIONS = (DEVICE, QUANTIZATION, QUALITY, SIGNATURE, ARTIFACT)
-"""Options that decide which artifact is taken, besides model and strategy."""
+_JSON = _option("--json", "Print JSON.", field="as_json")
 
-FORMATS = ("json", "npy", "text")
-
-_COMMANDS = (
-    Command(
-        name="encode",
-        module="encode",
-        function="encode",
-        help="""Embed texts: one vector for each text, in their order.
-
-        The texts are the arguments. Without an argument, or with the argument -, the texts are the lines of stdin.
-        Every argument behind -- is a text, even if it begins with a dash or is the name of a file.""",
-        options=(
-            Option(field="texts", kind="texts", metavar="TEXT", help="Texts, or - for the lines of stdin."),
-            MODEL,
-            STRATEGY,
-            *CHOICE_OPTIONS,
-            Option(
-                names=("--format", "-f"),
-                field="form",
-                metavar="FORMAT",
-                choices=FORMATS,
-                help="npy is an array of float32, text is one line for each vector. If left out, the ending of "
-                "--output decides, and json is the default.",
-            ),
-            Option(
-                names=("--output", "-o"),
-                field="output",
-                metavar="FILE",
-                help="Write to this file, and not to stdout. The endings .json, .npy and .txt choose the format.",
-            ),
-            Option(
-                names=("--batch-size",),
-                field="batch_size",
-                default=32,
-                kind="integer",
-                metavar="N",
-                low=1,
-                help="Texts per run.",
-            ),
-        ),
+_ENCODE_OPTIONS = (
+    _option("TEXT", "Texts, or - for the lines of stdin.", field="texts", kind=list),
+    *(_MODEL, _STRATEGY, *_CHOICE_OPTIONS),
+    _option(
+        "--format -f FORMAT",
+        "npy is an array of float32, text is one line for each vector. If left out, the ending of --output decides, "
+        "and json is the default.",
+        field="form",
+        choices=("json", "npy", "text"),
     ),
-    Command(
-        name="list",
-        module="bundles",
-        function="list_bundles",
-        help="Show the bundles that are found on this machine, and where they are looked for.",
-        options=(JSON,),
+    _option(
+        "--output -o FILE", "Write to this file, and not to stdout. The endings .json, .npy and .txt choose the format."
     ),
-    Command(
-        name="inspect",
-        module="bundles",
-        function="inspect",
-        help="Show what a bundle holds: model, artifacts, sizes and measured quality.",
-        options=(MODEL, JSON),
-    ),
-    Command(
-        name="explain",
-        module="explain",
-        function="explain",
-        help="Show which artifact each strategy takes on this machine, and why not the others. Loads nothing.",
-        options=(MODEL, ANY_STRATEGY, *CHOICE_OPTIONS, JSON),
-    ),
-    Command(
-        name="verify",
-        module="verify",
-        function="verify",
-        help="Hash every file of a bundle and compare it with the manifest. What was remembered does not count.",
-        options=(
-            ANY_MODEL,
-            Option(
-                names=("--public-key",),
-                field="public_key",
-                metavar="KEY",
-                help="Public key (PEM) that must have signed the bundle. model-signing's own verifier is asked, too, "
-                "if it is installed.",
-            ),
-            Option(
-                names=("--strict",),
-                field="strict",
-                default=False,
-                kind="flag",
-                help="Nothing else may lie in the folder, and no symbolic link.",
-            ),
-            JSON,
-        ),
-    ),
-    Command(
-        name="doctor",
-        module="doctor",
-        function="doctor",
-        help="""Show what this machine is, what each strategy would take, what is missing, and what computes wrong.
-
-        Each artifact that can run here runs its self-test, in a process of its own.""",
-        options=(
-            ANY_MODEL,
-            Option(
-                names=("--quick",),
-                field="quick",
-                default=False,
-                kind="flag",
-                help="Do not run the artifacts' self-tests.",
-            ),
-            JSON,
-        ),
-    ),
+    _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
 )
-COMMANDS = {command.name: command for command in _COMMANDS}
+_VERIFY_OPTIONS = (
+    _ANY_MODEL,
+    _option(
+        "--public-key KEY",
+        "Public key (PEM) that must have signed the bundle. model-signing's own verifier is asked, too, if it is "
+        "installed.",
+    ),
+    _option("--strict", "Nothing else may lie in the folder, and no symbolic link."),
+    _JSON,
+)
+_QUICK = _option("--quick", "Do not run the artifacts' self-tests.")
+
+COMMANDS = {
+    name: Command(name=name, module=module, function=function, options=options)
+    for name, module, function, options in (
+        ("encode", "encode", "encode", _ENCODE_OPTIONS),
+        ("list", "bundles", "list_bundles", (_JSON,)),
+        ("inspect", "bundles", "inspect", (_MODEL, _JSON)),
+        ("explain", "explain", "explain", (_MODEL, _ANY_STRATEGY, *_CHOICE_OPTIONS, _JSON)),
+        ("verify", "verify", "verify", _VERIFY_OPTIONS),
+        ("doctor", "doctor", "doctor", (_ANY_MODEL, _QUICK, _JSON)),
+    )
+}
 """Name → command."""
 
 
 def parse(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """Return the values of a command's options, or None if the arguments are not plain enough to be sure of.
-
-    Args:
-        command: the command.
-        arguments: what stands behind its name.
-    """
+    """Return what the command's function gets, or None if the arguments are not plain enough to be sure of."""
     values = {option.field: option.default for option in command.options}
-    named = _options_by_name(command)
+    named = {name: option for option in command.options for name in option.names}
     texts: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
             texts += rest
-            break
-        if not argument.startswith("-") or argument == "-":
+        elif not argument.startswith("-") or argument == "-":
             texts.append(argument)
-            continue
-        name, equals, text = argument.partition("=")
-        option = named.get(name)
-        if option is None or (equals and (option.kind == "flag" or not name.startswith("--"))):
-            return None
-        try:
-            values[option.field] = True if option.kind == "flag" else option.read(text if equals else next(rest))
-        except (ValueError, StopIteration):
-            return None
+        else:
+            name, equals, text = argument.partition("=")
+            option = named.get(name)
+            if option is None or (equals and (option.kind is bool or not name.startswith("--"))):
+                return None
+            try:
+                values[option.field] = option.kind is bool or option.read(text if equals else next(rest))
+            except (ValueError, StopIteration):
+                return None
     if "texts" in values:
-        values["texts"] = tuple(texts)
-    elif texts:
-        return None
-    return values
-
-
-def ends_options(command: Command, arguments: Sequence[str]) -> bool:
-    """Return whether ``--`` stands among the arguments as what ends the options, and not as the value of one.
-
-    Args:
-        command: the command.
-        arguments: what stands behind its name.
-    """
-    named = _options_by_name(command)
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--":
-            return True
-        if argument in named and named[argument].kind != "flag":
-            next(rest, None)
-    return False
-
-
-def _options_by_name(command: Command) -> dict[str, Option]:
-    return {name: option for option in command.options for name in option.names}
+        return values | {"texts": tuple(texts), "texts_are_literal": "--" in arguments}
+    return None if texts else values

@@ -18,50 +18,38 @@ if TYPE_CHECKING:
     from firstvec.engines.session import Session, SessionOptions
 
 CPU_PROVIDER = "CPUExecutionProvider"
-
-
-def load_library() -> None:
-    """Load onnxruntime's library.
-
-    Raises:
-        ImportError, OSError: it is missing or broken.
-    """
-    _way()
+_C_API, _BINDING = "firstvec.engines.onnxruntime_c_api", "firstvec.engines.onnxruntime_binding"
 
 
 def start() -> None:
     """Create the environment of the C API: the library registers all operators that it knows."""
     if c_api_problem() is None:
-        _module("c_api").library().environment()
+        import_module(_C_API).library().environment()
 
 
 def version() -> str:
-    """Return the version of the loaded library."""
+    """Return the version of the library, which the first call loads."""
     return str(_way().version())
 
 
 def open_session(options: SessionOptions) -> Session:
     """Open an ONNX artifact. Its weights stay where the verified file is mapped."""
-    way = _way() if options.provider == CPU_PROVIDER else _module("binding")
-    session: Session = way.open_session(options, _session_entries(options))
+    way = _way() if options.provider == CPU_PROVIDER else import_module(_BINDING)
+    session: Session = way.open_session(options, session_entries(options))
     return session
 
 
 def describe_use() -> str:
     """Return how the library is used here, for people."""
     problem = c_api_problem()
-    if problem is None:
-        return f"through its C API: {_module('c_api').library().path}"
-    return f"through its Python binding: {problem}"
+    return f"through its Python binding: {problem}" if problem else f"through its C API: {_way().library().path}"
 
 
 def c_api_problem() -> str | None:
     """Return why onnxruntime is used through its Python binding. None: the C API is used.
 
-    ``FIRSTVEC_ONNXRUNTIME=binding`` asks for the binding.
-
     Raises:
-        InputError: the variable has another value.
+        InputError: ``FIRSTVEC_ONNXRUNTIME`` is neither ``binding``, which asks for the binding, nor ``capi``.
     """
     asked = os.environ.get("FIRSTVEC_ONNXRUNTIME", "")
     if asked not in ("", "capi", "binding"):
@@ -69,32 +57,26 @@ def c_api_problem() -> str | None:
     if asked == "binding":
         return "FIRSTVEC_ONNXRUNTIME=binding"
     try:
-        _module("c_api").library()
+        import_module(_C_API).library()
     except (OSError, ImportError) as error:  # ImportError: a Python without ctypes
         return str(error)
     return None
 
 
-def _session_entries(options: SessionOptions) -> dict[str, str]:
+def session_entries(options: SessionOptions) -> dict[str, str]:
     """Return onnxruntime's session configuration (``onnxruntime_session_options_config_keys.h``)."""
     # Without this entry onnxruntime guesses the format, and a file in onnxruntime's own format would be accepted.
     entries = {"session.load_model_format": "ONNX"}
-    if options.weights is not None and options.weights.tensors:
+    if options.weights.tensors:
         # onnxruntime is given the weights in memory, but it still checks that the files exist that the model names.
         entries["session.model_external_initializers_file_folder_path"] = options.files[0].folder
-    if not options.quick_start:
-        return entries
-    return entries | {
+    if options.quick_start:
         # Prepacking copies every weight. That costs 12 ms (INT8) to 50 ms (fp32), and no page stays shared.
-        "session.disable_prepacking": "1",
+        entries["session.disable_prepacking"] = "1"
         # Worker threads that spin between runs take the core that the caller's own start needs.
-        "session.intra_op.allow_spinning": "0",
-    }
+        entries["session.intra_op.allow_spinning"] = "0"
+    return entries
 
 
 def _way() -> Any:
-    return _module("c_api" if c_api_problem() is None else "binding")
-
-
-def _module(way: str) -> Any:
-    return import_module(f"firstvec.engines.onnxruntime_{way}")
+    return import_module(_C_API if c_api_problem() is None else _BINDING)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 
-# numpy comes first, because onnxruntime's C extension imports parts of numpy without the lock that `import numpy`
-# takes. It fails where another thread is in the middle of that import.
+# numpy comes first, because onnxruntime's C extension imports parts of numpy without the lock of `import numpy`, and
+# fails where another thread is in the middle of that import.
 import numpy
 
-from firstvec.engines.session import pad
+from firstvec.engines.session import Session, pad
 
 # onnxruntime's wheels send telemetry and keep a database in the user's cache since 1.29, unless this is set first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from firstvec.engines.session import SessionOptions
 
-OUTPUT = "sentence_embedding"
+_INPUTS, _OUTPUT = ("input_ids", "attention_mask"), "sentence_embedding"
 _LOG_ERRORS_ONLY = 3
 _ELEMENTS = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
 """TensorProto.DataType → numpy's data type."""
@@ -34,15 +34,13 @@ def version() -> str:
     return str(onnxruntime.__version__)
 
 
-def open_session(options: SessionOptions, entries: Mapping[str, str]) -> BindingSession:
-    """Open an ONNX artifact in ``options.provider``. ``entries`` is onnxruntime's session configuration."""
-    return BindingSession(options, entries)
-
-
-class BindingSession:
-    """A session of the Python binding: a `firstvec.engines.session.Session`."""
+class BindingSession(Session):
+    """A session of the Python binding, in any provider. ``entries`` is onnxruntime's session configuration."""
 
     def __init__(self, options: SessionOptions, entries: Mapping[str, str]) -> None:
+        super().__init__(f"onnxruntime {version()} (Python binding)", options)
+        if options.provider not in onnxruntime.get_available_providers():
+            raise RuntimeError(f"this onnxruntime has no {options.provider}")
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = _LOG_ERRORS_ONLY
         settings.intra_op_num_threads = options.threads
@@ -51,42 +49,31 @@ class BindingSession:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         for key, value in entries.items():
             settings.add_session_config_entry(key, value)
-        self.engine = f"onnxruntime {version()} (Python binding)"
-        if options.provider not in onnxruntime.get_available_providers():
-            raise RuntimeError(f"this onnxruntime has no {options.provider}")
-        self.kind = options.kind
-        self._pad_token_id = options.pad_token_id
         weights = options.weights
         self._mappings = weights.mappings
         self._weights = [_value(*tensor[1:]) for tensor in weights.tensors]
         for (name, *_), value in zip(weights.tensors, self._weights, strict=True):
             settings.add_initializer(name.decode(), value)
-        self._session: Any = onnxruntime.InferenceSession(
-            weights.model, sess_options=settings, providers=[options.provider]
-        )
+        self._session: Any = onnxruntime.InferenceSession(weights.model, settings, providers=[options.provider])
         if not options.quick_start:
             weights.drop_pages()
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim)."""
-        input_ids, attention_mask = pad(rows, self._pad_token_id)
-        feeds = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return memoryview(self._session.run([OUTPUT], feeds)[0])
+        arrays = (numpy.frombuffer(each, numpy.int64).reshape(len(rows), -1) for each in pad(rows, self._pad_token_id))
+        return memoryview(self._session.run([_OUTPUT], dict(zip(_INPUTS, arrays, strict=True)))[0])
 
     def close(self) -> None:
         """Free the session."""
         self._session = None
 
-    def abandon(
-        self,
-        keep: Any = ctypes.pythonapi.Py_IncRef,
-        as_object: Any = ctypes.py_object,
-    ) -> None:
-        """Keep the session for ever: the binding's destructor waits for threads that this process does not have.
-
-        The arguments are for the interpreter's exit, at which the names of this module are gone.
-        """
+    # The arguments are for the interpreter's exit, at which the names of this module are gone.
+    def abandon(self, keep: Any = ctypes.pythonapi.Py_IncRef, as_object: Any = ctypes.py_object) -> None:
+        """Keep the session for ever: the binding's destructor waits for threads that this process does not have."""
         keep(as_object(self._session))
+
+
+open_session = BindingSession
 
 
 def _value(kind: int, dims: tuple[int, ...], address: int, size: int) -> onnxruntime.OrtValue:

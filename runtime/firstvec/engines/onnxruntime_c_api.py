@@ -11,9 +11,9 @@ import ctypes
 import os
 import sys
 from _thread import allocate_lock
-from array import array
 
 from firstvec.bundle.integrity import read_ahead
+from firstvec.engines.session import Session, pad
 
 # onnxruntime's wheels send telemetry and keep a database in the user's cache since 1.29, unless this is set first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -25,56 +25,39 @@ if TYPE_CHECKING:
 
     from firstvec.engines.session import SessionOptions
 
-_API_VERSION = 17
-"""The ORT_API_VERSION that is asked for. An older library answers NULL."""
+_API_VERSION = 17  # the ORT_API_VERSION that is asked for. An older library answers NULL.
 _LOG_ERRORS_ONLY = 3  # ORT_LOGGING_LEVEL_ERROR
-_INT64 = 7  # ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
-_FLOAT = 1  # ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+_FLOAT, _INT64 = 1, 7  # ONNXTensorElementDataType
 _NO_OPTIMIZATION = 0  # ORT_DISABLE_ALL: the build optimized the file
 _ARENA, _DEFAULT_MEMORY = 1, 0  # OrtArenaAllocator, OrtMemTypeDefault
 
-_pointer = ctypes.c_void_p
-_out = ctypes.POINTER(ctypes.c_void_p)
-_text = ctypes.c_char_p
-_size = ctypes.c_size_t
-_int = ctypes.c_int
-_shape = ctypes.POINTER(ctypes.c_int64)
-_texts = ctypes.POINTER(ctypes.c_char_p)
+_pointer, _text, _size, _int = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
 
 _FUNCTIONS: dict[str, tuple[int, tuple[Any, ...]]] = {
     # name in struct OrtApi → position, argument types; each returns an OrtStatus*, NULL for success
-    "CreateEnv": (3, (_int, _text, _out)),
-    "CreateSessionFromArray": (8, (_pointer, _text, _size, _pointer, _out)),
-    "Run": (9, (_pointer, _pointer, _texts, _out, _size, _texts, _size, _out)),
-    "CreateSessionOptions": (10, (_out,)),
+    "CreateEnv": (3, (_int, _text, _pointer)),
+    "CreateSessionFromArray": (8, (_pointer, _text, _size, _pointer, _pointer)),
+    "Run": (9, (_pointer, _pointer, _pointer, _pointer, _size, _pointer, _size, _pointer)),
+    "CreateSessionOptions": (10, (_pointer,)),
     "SetSessionLogSeverityLevel": (22, (_pointer, _int)),
     "SetSessionGraphOptimizationLevel": (23, (_pointer, _int)),
     "SetIntraOpNumThreads": (24, (_pointer, _int)),
     "SetInterOpNumThreads": (25, (_pointer, _int)),
-    "CreateTensorWithDataAsOrtValue": (49, (_pointer, _pointer, _size, _shape, _size, _int, _out)),
-    "CreateCpuMemoryInfo": (69, (_int, _int, _out)),
+    "CreateTensorWithDataAsOrtValue": (49, (_pointer, _pointer, _size, _pointer, _size, _int, _pointer)),
+    "CreateCpuMemoryInfo": (69, (_int, _int, _pointer)),
     "AddSessionConfigEntry": (130, (_pointer, _text, _text)),
     "AddInitializer": (150, (_pointer, _text, _pointer)),
 }
 _GET_ERROR_MESSAGE = 2
-_RELEASES = {"Status": 93, "Session": 95, "Value": 96, "SessionOptions": 100}
-"""Object → position of its Release function, which returns nothing."""
+_RELEASES = {"Status": 93, "Session": 95, "Value": 96, "SessionOptions": 100}  # they return nothing
 _LONG = ("CreateEnv", "CreateSessionFromArray", "Run", "Session")
 """These functions run without the GIL. The others keep it, because they take microseconds, and to get the GIL back
 from a thread that imports numpy takes 5 ms each time."""
 
 
-class _ApiBase(ctypes.Structure):
-    """struct OrtApiBase."""
-
-    _fields_ = (
-        ("GetApi", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_uint32)),
-        ("GetVersionString", ctypes.CFUNCTYPE(ctypes.c_char_p)),
-    )
-
-
-def _prototype(name: str, *types: Any) -> Any:
-    return (ctypes.CFUNCTYPE if name in _LONG else ctypes.PYFUNCTYPE)(*types)
+def _function(address: int, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """Make a function of the library callable."""
+    return (ctypes.CFUNCTYPE if name in _LONG else ctypes.PYFUNCTYPE)(result, *arguments)(address)
 
 
 class Library:
@@ -86,37 +69,28 @@ class Library:
 
     def __init__(self, path: str) -> None:
         read_ahead(path)
-        library = ctypes.CDLL(path)
-        try:
-            get_base = library.OrtGetApiBase
-        except AttributeError as error:
-            raise OSError(f"{path} has no OrtGetApiBase") from error
-        get_base.restype = ctypes.POINTER(_ApiBase)
-        base = get_base().contents
+        get_base = getattr(ctypes.CDLL(path), "OrtGetApiBase", None)
+        if get_base is None:
+            raise OSError(f"{path} has no OrtGetApiBase")
+        get_base.restype = ctypes.POINTER(_pointer)
+        get_api, get_version = get_base()[:2]  # struct OrtApiBase
         self.path = path
-        self.version: str = base.GetVersionString().decode()
-        table = base.GetApi(_API_VERSION)
-        if not table:
+        self.version = str(_function(get_version, "GetVersionString", _text)().decode())
+        at = _function(get_api, "GetApi", ctypes.POINTER(_pointer), ctypes.c_uint32)(_API_VERSION)
+        if not at:
             raise OSError(f"{path} is onnxruntime {self.version}, which has no API version {_API_VERSION}")
-        functions = ctypes.cast(table, ctypes.POINTER(ctypes.c_void_p))
         self._functions = {
-            name: _prototype(name, ctypes.c_void_p, *arguments)(functions[position])
+            name: _function(at[position], name, _pointer, *arguments)
             for name, (position, arguments) in _FUNCTIONS.items()
         }
-        self._error_message = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(functions[_GET_ERROR_MESSAGE])
-        self._release: dict[str, Callable[[Any], None]] = {
-            name: _prototype(name, None, ctypes.c_void_p)(functions[position]) for name, position in _RELEASES.items()
-        }
+        self.release = {name: _function(at[position], name, None, _pointer) for name, position in _RELEASES.items()}
+        self._error_message = _function(at[_GET_ERROR_MESSAGE], "GetErrorMessage", _text, _pointer)
         self.memory = self.create("CreateCpuMemoryInfo", _ARENA, _DEFAULT_MEMORY)
         self._environment: ctypes.c_void_p | None = None
         self._environment_lock = allocate_lock()
 
     def environment(self) -> ctypes.c_void_p:
-        """Return the environment, which the first call creates: the library registers all operators that it knows.
-
-        Raises:
-            RuntimeError: the environment cannot be created.
-        """
+        """Return the environment, which the first call creates: the library registers all operators that it knows."""
         with self._environment_lock:
             if self._environment is None:
                 self._environment = self.create("CreateEnv", _LOG_ERRORS_ONLY, b"firstvec")
@@ -127,7 +101,7 @@ class Library:
         status = self._functions[name](*arguments)
         if status:
             message = self._error_message(status).decode("utf-8", "replace")
-            self._release["Status"](status)
+            self.release["Status"](status)
             raise RuntimeError(f"{name}: {message}")
 
     def create(self, name: str, *arguments: Any) -> ctypes.c_void_p:
@@ -135,10 +109,6 @@ class Library:
         created = ctypes.c_void_p()
         self.call(name, *arguments, ctypes.byref(created))
         return created
-
-    def release(self, kind: str, handle: ctypes.c_void_p) -> None:
-        """Free what was created."""
-        self._release[kind](handle)
 
 
 _library: Library | None = None
@@ -167,14 +137,11 @@ def find_library() -> str:
     prefix, suffix = ("libonnxruntime.", ".dylib") if sys.platform == "darwin" else ("libonnxruntime.so", "")
     for entry in sys.path:
         folder = os.path.join(entry or os.curdir, "onnxruntime", "capi")
-        try:
-            files = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        for name in files:
-            if name.startswith(prefix) and name.endswith(suffix) and "providers" not in name:
-                return os.path.join(folder, name)
-        raise OSError(f"{folder} has no shared library {prefix}*{suffix}")
+        if os.path.isdir(folder):
+            for name in sorted(os.listdir(folder)):
+                if name.startswith(prefix) and name.endswith(suffix) and "providers" not in name:
+                    return os.path.join(folder, name)
+            raise OSError(f"{folder} has no shared library {prefix}*{suffix}")
     raise OSError("onnxruntime is not installed")
 
 
@@ -183,26 +150,19 @@ def version() -> str:
     return library().version
 
 
-def open_session(options: SessionOptions, entries: Mapping[str, str]) -> CApiSession:
-    """Open an ONNX artifact on the CPU. ``entries`` is onnxruntime's session configuration."""
-    return CApiSession(library(), options, entries)
-
-
-class CApiSession:
-    """An onnxruntime session on the CPU: a `firstvec.engines.session.Session`."""
+class CApiSession(Session):
+    """A session of the C API, on the CPU. ``entries`` is onnxruntime's session configuration."""
 
     _INPUTS = (ctypes.c_char_p * 2)(b"input_ids", b"attention_mask")
     _OUTPUTS = (ctypes.c_char_p * 1)(b"sentence_embedding")
 
-    def __init__(self, api: Library, options: SessionOptions, entries: Mapping[str, str]) -> None:
-        self._api = api
-        self.engine = f"onnxruntime {api.version} (C API)"
-        self.kind = options.kind
-        self._pad_token_id = options.pad_token_id
+    def __init__(self, options: SessionOptions, entries: Mapping[str, str]) -> None:
+        self._api = api = library()
+        super().__init__(f"onnxruntime {api.version} (C API)", options)
         self._dim = options.embedding_dim
         weights = options.weights
         self._mappings = weights.mappings
-        self._weights: list[ctypes.c_void_p] = []
+        self._handles: list[tuple[str, ctypes.c_void_p]] = []  # of the weights, then of the session
         settings = api.create("CreateSessionOptions")
         try:
             api.call("SetSessionLogSeverityLevel", settings, _LOG_ERRORS_ONLY)
@@ -212,16 +172,17 @@ class CApiSession:
             for key, value in entries.items():
                 api.call("AddSessionConfigEntry", settings, key.encode(), os.fsencode(value))
             for name, kind, dims, address, size in weights.tensors:
-                shape = (ctypes.c_int64 * len(dims))(*dims)
-                self._weights.append(self._tensor(address, size, shape, kind))
-                api.call("AddInitializer", settings, name, self._weights[-1])
+                tensor = self._tensor(address, size, dims, kind)
+                self._handles.append(("Value", tensor))
+                api.call("AddInitializer", settings, name, tensor)
             data = weights.model
             self._session = api.create("CreateSessionFromArray", api.environment(), data, len(data), settings)
+            self._handles.append(("Session", self._session))
         except BaseException:
-            self._release_weights()
+            self.close()
             raise
         finally:
-            api.release("SessionOptions", settings)
+            api.release["SessionOptions"](settings)
         if not options.quick_start:
             weights.drop_pages()
 
@@ -231,46 +192,36 @@ class CApiSession:
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim), in memory of its own."""
-        longest = max(map(len, rows))
-        shape = (ctypes.c_int64 * 2)(len(rows), longest)
-        input_ids = array("q", [self._pad_token_id]) * (len(rows) * longest)  # (B, T)
-        attention_mask = array("q", [0]) * (len(rows) * longest)  # (B, T)
-        ones = array("q", [1]) * longest
-        for index, row in enumerate(rows):
-            start = index * longest
-            input_ids[start : start + len(row)] = array("q", row)
-            attention_mask[start : start + len(row)] = ones[: len(row)]
+        inputs = pad(rows, self._pad_token_id)
+        shape = (len(rows), len(inputs[0]) // len(rows))  # (B, T)
         result = bytearray(4 * len(rows) * self._dim)  # (B, D)
-        target = (ctypes.c_char * len(result)).from_buffer(result)
         values: list[ctypes.c_void_p] = []
         try:
-            for data in (input_ids, attention_mask):
+            for data in inputs:
                 address, count = data.buffer_info()
                 values.append(self._tensor(address, 8 * count, shape, _INT64))
-            out_shape = (ctypes.c_int64 * 2)(len(rows), self._dim)
-            values.append(self._tensor(ctypes.addressof(target), len(result), out_shape, _FLOAT))
-            feeds = (ctypes.c_void_p * 2)(values[0], values[1])
+            target = ctypes.addressof(ctypes.c_char.from_buffer(result))
+            values.append(self._tensor(target, len(result), (len(rows), self._dim), _FLOAT))
+            feeds = (ctypes.c_void_p * 2)(*values[:2])
             fetches = (ctypes.c_void_p * 1)(values[2])
             self._api.call("Run", self._session, None, self._INPUTS, feeds, 2, self._OUTPUTS, 1, fetches)
         finally:
             for value in values:
-                self._api.release("Value", value)
+                self._api.release["Value"](value)
         return memoryview(result).cast("f", (len(rows), self._dim))
 
     def close(self) -> None:
-        """Free the session and the handles of its weights."""
-        session, self._session = self._session, ctypes.c_void_p()
-        self._api.release("Session", session)
-        self._release_weights()
+        """Free the session and the handles of its weights. No destructor does, so there is nothing to abandon."""
+        self._session = ctypes.c_void_p()
+        while self._handles:
+            kind, handle = self._handles.pop()
+            self._api.release[kind](handle)
 
-    def abandon(self) -> None:
-        """Do nothing: no destructor frees a handle of the C API."""
-
-    def _release_weights(self) -> None:
-        while self._weights:
-            self._api.release("Value", self._weights.pop())
-
-    def _tensor(self, address: int, size: int, shape: Any, kind: int) -> ctypes.c_void_p:
+    def _tensor(self, address: int, size: int, dims: tuple[int, ...], kind: int) -> ctypes.c_void_p:
         """Make a tensor over memory of ours, which must live longer than the tensor."""
+        shape = (ctypes.c_int64 * len(dims))(*dims)
         create = "CreateTensorWithDataAsOrtValue"
-        return self._api.create(create, self._api.memory, address, size, shape, len(shape), kind)
+        return self._api.create(create, self._api.memory, address, size, shape, len(dims), kind)
+
+
+open_session = CApiSession

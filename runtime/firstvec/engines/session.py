@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from importlib import import_module
 
 from firstvec.engines.table import ENGINES, version_fits
-from firstvec.errors import IncompatibleArtifact
+from firstvec.errors import IncompatibleArtifact, excerpt
 from firstvec.record import Record
 
 TYPE_CHECKING = False
@@ -19,61 +20,53 @@ if TYPE_CHECKING:
     class EngineModule(Protocol):
         """The functions of a module that `firstvec.engines.table.Engine.module` names."""
 
-        def load_library(self) -> None:
-            """Load the engine's library into the process. Holds the GIL."""
-
-        def start(self) -> None:
-            """Do what the first session would wait for. Releases the GIL."""
-
-        def version(self) -> str:
-            """Return the version of the loaded library."""
-
-        def describe_use(self) -> str:
-            """Return how the library is used here, for people."""
-
-        def open_session(self, options: SessionOptions) -> Session:
-            """Open an artifact."""
-
-    class Session(Protocol):
-        """An open artifact. ``run`` may be called from several threads at once."""
-
-        engine: str
-        """Engine and version, for people."""
-        kind: str
-        """``quick-start`` or ``throughput``."""
-
-        def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
-            """Compute the vectors of token ids. Rows may differ in length. Returns float32, (len(rows), dim)."""
-
-        def close(self) -> None:
-            """Free the memory. Nothing may be running."""
-
-        def abandon(self) -> None:
-            """Make sure that nothing ever frees the memory: its threads belong to another process."""
+        def version(self) -> str: ...  # of the engine's library, which the first call loads. Holds the GIL.
+        def open_session(self, options: SessionOptions) -> Session: ...  # opens an artifact
+        def start(self) -> None: ...  # only where ``starts_early``: does what the first session would wait for
+        def describe_use(self) -> str: ...  # only where ``is_required``: how the library is used here, for people
 
 
 class SessionOptions(Record):
     """How to open an artifact."""
 
     artifact_id: str
-    files: tuple[OpenFile, ...]
-    """The artifact's files, verified. The first one is the model."""
-    weights: Any
-    """What the engine's ``weights_reader`` found in the files."""
+    files: tuple[OpenFile, ...]  # the artifact's files, verified. The first one is the model.
+    weights: Any  # what the engine's ``weights_reader`` found in the files
     device: str
-    provider: str
-    """Execution provider, for onnxruntime."""
-    threads: int
-    """Cores to use, at least 1."""
+    provider: str  # execution provider, for onnxruntime
+    threads: int  # cores to use, at least 1
     pad_token_id: int
     embedding_dim: int
-    quick_start: bool
-    """True starts fastest. False spends load time on what makes runs faster (weight prepacking)."""
+    quick_start: bool  # True starts fastest. False spends load time on what makes runs faster (weight prepacking).
 
     @property
     def kind(self) -> str:
-        """``quick-start`` or ``throughput``, for people."""
+        """What `session_kind` returns."""
         return session_kind(quick_start=self.quick_start)
+
+
+class Session:
+    """An open artifact, which each engine's session extends. ``run`` may be called from several threads at once.
+
+    Args:
+        engine: the engine and its version, for people.
+        options: how the artifact is opened.
+    """
+
+    def __init__(self, engine: str, options: SessionOptions) -> None:
+        self.engine = engine
+        self.kind = options.kind
+        self._pad_token_id = options.pad_token_id
+
+    def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
+        """Compute the vectors of token ids. Rows may differ in length. Returns float32, (len(rows), dim)."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free the memory. Nothing may be running."""
+
+    def abandon(self) -> None:
+        """Make sure that nothing ever frees the memory: its threads belong to another process."""
 
 
 def session_kind(*, quick_start: bool) -> str:
@@ -87,15 +80,15 @@ def import_engine(artifact: Artifact) -> EngineModule:
     Raises:
         IncompatibleArtifact: the engine is unknown, missing, broken, or of a version that the artifact does not accept.
     """
-    row = ENGINES.get(artifact.engine)
-    if row is None:
-        raise IncompatibleArtifact(artifact.id, f"the engine {artifact.engine!r} is unknown to this firstvec: upgrade")
+    if artifact.engine not in ENGINES:
+        raise IncompatibleArtifact(
+            artifact.id, f"the engine '{excerpt(artifact.engine)}' is unknown to this firstvec: upgrade"
+        )
     try:
-        engine: EngineModule = import_module(row.module)
-        engine.load_library()
+        engine: EngineModule = import_module(ENGINES[artifact.engine].module)
+        version = engine.version()
     except (ImportError, OSError) as error:
         raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot be imported: {error}") from error
-    version = engine.version()
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         needed = f">={artifact.engine_min},<{artifact.engine_below}"
         raise IncompatibleArtifact(artifact.id, f"needs {artifact.engine} {needed}, {version} was imported")
@@ -109,15 +102,11 @@ def open_session(engine: EngineModule, artifact: Artifact, options: SessionOptio
         IncompatibleArtifact: the engine refuses the artifact.
     """
     try:
-        try:
-            return engine.open_session(options)
-        except RuntimeError as error:
-            # This is onnxruntime's message where the system grants no more threads. One thread gives the same vectors.
-            if options.threads == 1 or "pthread_create failed" not in str(error):
-                raise
-            return engine.open_session(options.replace(threads=1))
-    except Exception as error:
-        # Engines raise types of their own. The caller takes the next candidate.
+        return engine.open_session(options)
+    except Exception as error:  # engines raise types of their own
+        # This is onnxruntime's message where the system grants no more threads. One thread gives the same vectors.
+        if options.threads > 1 and "pthread_create failed" in str(error):
+            return open_session(engine, artifact, options.replace(threads=1))
         raise IncompatibleArtifact(artifact.id, f"{artifact.engine} cannot load it: {error}") from error
 
 
@@ -132,29 +121,28 @@ def run_session(session: Session, artifact_id: str, rows: Sequence[Sequence[int]
     except (RuntimeError, ValueError) as error:
         if not _comes_from_engine(error):
             raise
-        raise IncompatibleArtifact(
-            artifact_id, f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle"
-        ) from error
+        reason = f"{session.engine} cannot run it: {error}; run `firstvec verify`, or rebuild the bundle"
+        raise IncompatibleArtifact(artifact_id, reason) from error
 
 
 def _comes_from_engine(error: Exception) -> bool:
     """Return False if a signal handler of the program raised the error while an engine ran."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = str(frame.tb_frame.f_globals.get("__name__", "")) if frame is not None else ""
+    place, module = error.__traceback__, ""
+    while place is not None:
+        module = str(place.tb_frame.f_globals.get("__name__", ""))
+        place = place.tb_next
     packages = {package for row in ENGINES.values() for package in (row.package, row.module.partition(".")[0])}
     return module.partition(".")[0] in packages | {"firstvec", "numpy"}
 
 
-def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Any, Any]:
-    """Right-pad token ids to one length: input_ids and attention_mask, int64 arrays, (len(rows), longest)."""
-    import numpy
-
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[array[int], array[int]]:
+    """Right-pad token ids to one length: input_ids and attention_mask, int64, len(rows) times the longest."""
     longest = max(map(len, rows))
-    input_ids = numpy.full((len(rows), longest), pad_token_id, dtype=numpy.int64)  # (B, T)
-    attention_mask = numpy.zeros((len(rows), longest), dtype=numpy.int64)  # (B, T)
+    input_ids = array("q", [pad_token_id]) * (len(rows) * longest)  # (B, T)
+    attention_mask = array("q", [0]) * (len(rows) * longest)  # (B, T)
+    ones = array("q", [1]) * longest
     for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = row
-        attention_mask[index, : len(row)] = 1
+        start = index * longest
+        input_ids[start : start + len(row)] = array("q", row)
+        attention_mask[start : start + len(row)] = ones[: len(row)]
     return input_ids, attention_mask

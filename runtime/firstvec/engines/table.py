@@ -1,8 +1,7 @@
 """The table of engines and the table of instruction sets. Everything that differs between two engines is in a row.
 
-Selection, detection, doctor, the memory rule, the session, the build's recipes and its timing read these rows. A new
-engine is one row here, one module with the functions of `firstvec.engines.session.EngineModule`, and one recipe in
-`firstvec_build.recipes`. A provider of onnxruntime (CUDA, OpenVINO, CoreML) is a row, too: the same module with
+A new engine is one row here, one module with the functions of `firstvec.engines.session.EngineModule`, and one recipe
+in `firstvec_build.recipes`. A provider of onnxruntime (CUDA, OpenVINO, CoreML) is a row, too: the same module with
 another ``provider``, its own distributions and devices.
 """
 
@@ -18,42 +17,24 @@ if TYPE_CHECKING:
 class Engine(Record):
     """What runs artifacts of some formats. The name of a row is the value of ``engine`` in a manifest."""
 
-    formats: tuple[str, ...]
-    """Values of ``format`` in a manifest that this engine runs."""
-    module: str
-    """Python module with the functions of `firstvec.engines.session.EngineModule`."""
-    weights_reader: str | None = None
-    """Python module whose ``read_weights(artifact_id, files)`` reads verified files before a session is opened."""
-    package: str
-    """Package that Python imports. An engine whose package is imported already counts as loaded."""
-    distributions: tuple[str, ...]
-    """Distributions that provide the package, as their ``.dist-info`` folders spell them, in lower case."""
-    versions: tuple[str, str]
-    """Range that the build writes into a manifest: from the first (inclusive) to the second (exclusive)."""
-    devices: tuple[str, ...]
-    """Devices on which this engine can run an artifact."""
-    was_built_for: Callable[[str, str], bool] = lambda _folder, _device: True
-    """(package's folder, device) → whether the installed package can use the device."""
-    provider: str = ""
-    """Execution provider, for the rows of onnxruntime."""
-    rank: int
-    """The higher rank is taken on the CPU where two artifacts are otherwise equal."""
-    is_preferred_when_loaded: bool = False
-    """Whether CACHED takes this engine's artifact in a process that has imported the package already."""
-    starts_early: bool = False
-    """Whether a load on the CPU starts this engine before the manifest says that it is needed."""
-    memory_mb: float
-    """Memory of the library and of small runs, in 2^20 bytes."""
-    memory_when_loaded_mb: float
-    """The same in a process that has imported the package already."""
-    maps_weights: bool
-    """Whether a quick-start session uses the weights where the file is mapped. Otherwise they are copied."""
-    is_required: bool
-    """Whether firstvec's own dependencies include this engine."""
-    install: str
-    """What to give to ``pip install``."""
-    purpose: str
-    """What the engine does, for people."""
+    formats: tuple[str, ...]  # values of ``format`` in a manifest
+    module: str  # Python module with the functions of `firstvec.engines.session.EngineModule`
+    weights_reader: str | None = None  # module whose ``read_weights(artifact_id, files)`` reads verified files first
+    package: str  # what Python imports. An engine whose package is imported already counts as loaded.
+    distributions: tuple[str, ...]  # that provide the package, as ``.dist-info`` folders spell them, in lower case
+    versions: tuple[str, str]  # for a manifest of the build: from the first (inclusive) to the second (exclusive)
+    devices: tuple[str, ...]  # on which this engine can run an artifact
+    was_built_for: Callable[[str, str], bool] = lambda _folder, _device: True  # whether that package can use the device
+    provider: str = ""  # execution provider, for the rows of onnxruntime
+    rank: int  # the higher rank is taken on the CPU where two artifacts are otherwise equal
+    is_preferred_when_loaded: bool = False  # CACHED takes it in a process that has imported the package already
+    starts_early: bool = False  # a load on the CPU starts it before the manifest says that it is needed
+    memory_mb: float  # for the library and for small runs, in 2^20 bytes
+    memory_when_loaded_mb: float  # the same in a process that has imported the package already
+    maps_weights: bool  # a quick-start session uses the weights where the file is mapped. Otherwise it copies them.
+    is_required: bool  # firstvec's own dependencies include it
+    install: str  # what to give to ``pip install``
+    purpose: str  # what the engine does, for people
 
 
 def _torch_was_built_for(folder: str, device: str) -> bool:
@@ -112,18 +93,12 @@ ENGINES = {
 class InstructionSet(Record):
     """An instruction set that INT8 artifacts are built for. The name of a row is the value of ``isa`` in a manifest."""
 
-    machines: tuple[str, ...]
-    """Processor families that can have it, as ``platform.machine()`` spells them, in lower case."""
-    cpu_flag: str | None
-    """Word in the line ``flags`` of ``/proc/cpuinfo``. None: every processor of these families has it."""
-    sysctl: str | None = None
-    """The key of macOS's ``sysctl`` that says the same."""
-    rank: int
-    """The higher rank is faster, among artifacts that this processor computes right."""
-    weight_bits: int
-    """Bits of a weight that this instruction set multiplies without overflow."""
-    reason: str
-    """Why these weights need this instruction set, for people."""
+    machines: tuple[str, ...]  # processor families that can have it: ``platform.machine()`` in lower case
+    cpu_flag: str | None  # word in the flags of ``/proc/cpuinfo``. None: every processor of these families has it.
+    sysctl: str | None = None  # key of macOS's ``sysctl`` that says the same
+    rank: int  # the higher rank is faster, among artifacts that this processor computes right
+    weight_bits: int  # that this instruction set multiplies without overflow
+    reason: str  # why these weights need this instruction set, for people
 
 
 _X86 = ("x86_64", "amd64", "i686", "i386")

@@ -16,10 +16,10 @@ _threads_are_ours = "torch" not in sys.modules
 """True until the first session."""
 
 # numpy comes before torch, because torch's C extension imports parts of numpy without the lock of `import numpy`.
-import numpy  # noqa: F401
+import numpy
 import torch
 
-from firstvec.engines.session import pad
+from firstvec.engines.session import Session, pad
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,46 +28,20 @@ if TYPE_CHECKING:
     from firstvec.engines.session import SessionOptions
 
 
-def load_library() -> None:
-    """Do nothing: the import of this module loads torch."""
-
-
-def start() -> None:
-    """Do nothing: torch has no environment to create."""
-
-
 def version() -> str:
-    """Return the version of the imported torch."""
+    """Return the version of torch, which the import of this module loads."""
     return str(torch.__version__)
 
 
-def describe_use() -> str:
-    """Return how torch is used here, for people."""
-    return f"TorchScript in torch {version()}"
-
-
-def open_session(options: SessionOptions) -> TorchScriptSession:
-    """Load a frozen TorchScript module onto the device."""
-    _limit_threads(options.threads)
-    return TorchScriptSession(options)
-
-
-def _limit_threads(usable: int) -> None:
-    """Lower torch's number of threads at the first session. Later the program may set another number."""
-    global _threads_are_ours
-    if _threads_are_ours:
-        _threads_are_ours = False
-        if torch.get_num_threads() > usable:
-            torch.set_num_threads(usable)
-
-
-class TorchScriptSession:
-    """A frozen TorchScript module: a `firstvec.engines.session.Session`."""
+class TorchScriptSession(Session):
+    """A frozen TorchScript module on a device."""
 
     def __init__(self, options: SessionOptions) -> None:
-        self.engine = f"torch {version()} (TorchScript, {options.device})"
-        self.kind = options.kind
-        self._pad_token_id = options.pad_token_id
+        global _threads_are_ours
+        if _threads_are_ours and options.threads < torch.get_num_threads():
+            torch.set_num_threads(options.threads)
+        _threads_are_ours = False  # later the program may set another number
+        super().__init__(f"torch {version()} (TorchScript, {options.device})", options)
         self._device = torch.device(options.device)
         file = options.files[0]
         with warnings.catch_warnings():
@@ -79,14 +53,12 @@ class TorchScriptSession:
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim)."""
         input_ids, attention_mask = (
-            torch.from_numpy(array).to(self._device) for array in pad(rows, self._pad_token_id)
+            torch.from_numpy(numpy.frombuffer(each, numpy.int64).reshape(len(rows), -1)).to(self._device)
+            for each in pad(rows, self._pad_token_id)
         )
         # The profiling executor would specialize the module, and compile it again, for each new shape.
         with torch.inference_mode(), torch.jit.optimized_execution(False):
             return memoryview(self._module(input_ids, attention_mask).cpu().contiguous().numpy())
 
-    def close(self) -> None:
-        """Do nothing: torch frees the module when nothing refers to it."""
 
-    def abandon(self) -> None:
-        """Do nothing: the module's destructor waits for no thread."""
+open_session = TorchScriptSession

@@ -11,31 +11,22 @@ import errno
 import os
 import sys
 import time
-from functools import partial
 from importlib import import_module
 
 from firstvec.engines.table import ENGINES
-from firstvec.errors import (
-    ArtifactError,
-    FirstvecError,
-    IntegrityError,
-    LoadError,
-    LoadTimeout,
-    NoCompatibleArtifact,
-)
+from firstvec.errors import ArtifactError, FirstvecError, IntegrityError, LoadError, LoadTimeout, NoCompatibleArtifact
 from firstvec.loading.trace import Trace
 from firstvec.machine.limits import address_space_left
 from firstvec.process.threads import Event, ProcessExiting, Task, engine_gate, watch_for_lost_ctrl_c
-from firstvec.record import Record
 from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import TracebackType
     from typing import Any
 
-    from firstvec.bundle.manifest import Artifact, Manifest
+    from firstvec.bundle.manifest import Manifest
     from firstvec.engines.session import EngineModule
     from firstvec.loading.monitoring import Watch
     from firstvec.loading.opening import OpenArtifact, VerifiedArtifact
@@ -49,18 +40,12 @@ _INFO = 20  # logging.INFO
 
 
 class Load:
-    """An attempt to load. Its provider, or its error, is final.
-
-    Args:
-        options: what to load and how.
-        profile: the machine.
-    """
+    """An attempt to load. Its provider, or its error, is final."""
 
     def __init__(self, options: Options, profile: ResourceProfile) -> None:
         self.provider: EmbeddingProvider[Any, Any] | None = None
         self.error: BaseException | None = None
-        self.seconds = 0.0
-        """How long the load took. 0.0 until it has ended."""
+        self.seconds = 0.0  # how long the load took, 0.0 until it has ended
         self.trace = Trace()
         self._options = options
         self._strategy = STRATEGIES[options.strategy]
@@ -68,24 +53,21 @@ class Load:
         self._done = Event()
         self._tokenizer: Tokenizer | None = None
         self._tokenizer_done = Event()
-        self._verification: str | None = None
-        self._self_test: str | None = None
+        self._checks: dict[str, str] = {}  # the report's fields verification and self_test
         self._fallbacks: list[dict[str, str]] = []
         self._traceback: TracebackType | None = None
         self._watch: Watch | None = None
         self._task: Task[None] | None = None
 
     @property
-    def is_usable(self) -> bool:
-        """Whether the load is under way, or its provider is there and open."""
-        if self.provider is not None:
-            return not self.provider.closed
-        return self.is_under_way
-
-    @property
     def is_under_way(self) -> bool:
         """Whether the load has not ended."""
         return self.provider is None and self.error is None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the load is under way, or its provider is there and open."""
+        return self.is_under_way if self.provider is None else not self.provider.closed
 
     @property
     def is_lost(self) -> bool:
@@ -116,80 +98,182 @@ class Load:
             raise self._final_error()
         return self._tokenizer
 
-    def to_values(self) -> dict[str, Any]:
-        """Return what the load did, as JSON values: see `firstvec.loading.report.Report`."""
-        from firstvec.loading.report import Report
-
-        provider, error, trace = self.provider, self.error, self.trace
-        session = provider.session if provider is not None else None
-        if provider is not None:
-            state = "loaded" if session is not None else "closed"
-        else:
-            state = "loading" if error is None else "failed"
-        hand_over = provider.hand_over_state if provider is not None else None
-        if session is None and hand_over == "waiting":  # a closed provider waits for nothing
-            hand_over = None
-        return Report(
-            model=self._options.model_name,
-            strategy=self._options.strategy,
-            state=state,
-            artifact=provider.artifact.id if provider is not None else None,
-            engine=session.engine if session is not None else None,
-            device=provider.device if provider is not None else None,
-            session=session.kind if session is not None else None,
-            verification=self._verification,
-            self_test=self._self_test,
-            fallbacks=tuple(self._fallbacks),
-            hand_over=hand_over,
-            error=str(error) if error is not None else None,
-            seconds=round(self.seconds, 6),
-            first_vector_ms=trace.first_vector_ms,
-            started=trace.began,
-            stages=tuple(trace.to_values()),
-        ).to_values()
+    def _wait(self, event: Event, timeout: float | None) -> None:
+        if not event.wait(timeout):
+            raise LoadTimeout(self._options.model_name, timeout or 0.0)
 
     def _final_error(self) -> BaseException:
         """Return the error as the load left it. A raise adds to the traceback, and every call raises the same error."""
         assert self.error is not None
         return self.error.with_traceback(self._traceback)
 
-    def _wait(self, event: Event, timeout: float | None) -> None:
-        if not event.wait(timeout):
-            raise LoadTimeout(self._options.model_name, timeout or 0.0)
+    def to_values(self) -> dict[str, Any]:
+        """Return what the load did, as JSON values: see `firstvec.loading.report.Report`."""
+        from firstvec.loading.report import Report
+
+        report = Report(
+            model=self._options.model_name,
+            strategy=self._options.strategy,
+            state="loading" if self.error is None else "failed",
+            fallbacks=tuple(self._fallbacks),
+            error=str(self.error) if self.error is not None else None,
+            seconds=round(self.seconds, 6),
+            first_vector_ms=self.trace.first_vector_ms,
+            started=self.trace.began,
+            stages=tuple(self.trace.to_values()),
+            **self._checks,
+        )
+        if (provider := self.provider) is not None:
+            report = report.replace(state="closed", artifact=provider.artifact.id, device=provider.device)
+            hand_over = provider.hand_over_state
+            if (session := provider.session) is not None:
+                report = report.replace(state="loaded", engine=session.engine, session=session.kind)
+            elif hand_over == "waiting":  # a closed provider waits for nothing
+                hand_over = None
+            report = report.replace(hand_over=hand_over)
+        return report.to_values()
 
     def _run(self) -> None:
         try:
             provider = self._load()
             self.seconds = time.perf_counter() - self.trace.began
             self.provider = provider
-        except FirstvecError as error:
-            self._fail(error)
-        except Exception as error:
-            hint = "run `firstvec doctor` to see what this machine lacks"
-            if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-                hint = "close some files, or raise the limit (`ulimit -n`), and try again"
-            name = self._options.model_name
-            failure = LoadError(f"{name} could not be loaded: {type(error).__name__}: {error}; {hint}")
-            failure.__cause__ = error
-            self._fail(failure)
-        except BaseException as error:  # Ctrl-C, where no thread could be started
-            name, kind = self._options.model_name, type(error).__name__
-            self._fail(LoadError(f"{name}: the load was interrupted by {kind}; try again"))
-            raise
+        except BaseException as error:
+            self.seconds = time.perf_counter() - self.trace.began
+            failure = _as_firstvec_error(error, self._options.model_name)
+            _clear_frames(failure)
+            self._traceback = failure.__traceback__
+            self.error = failure
+            if not isinstance(error, Exception):
+                raise
         finally:
             if self._watch is not None:
                 # A load that the exit stopped has not failed: its line is written by the exit.
                 has_failed = self.error is not None and not isinstance(self.error, ProcessExiting)
-                self._watch.load_ended(has_failed=has_failed)
+                self._watch.note("failed" if has_failed else "loaded")
             self._done.set()
             self._tokenizer_done.set()
             self._tell_listeners()
 
-    def _fail(self, error: BaseException) -> None:
-        self.seconds = time.perf_counter() - self.trace.began
-        _clear_frames(error)
-        self._traceback = error.__traceback__
-        self.error = error
+    def _load(self) -> EmbeddingProvider[Any, Any]:
+        trace, strategy, watch, output = self.trace, self._strategy, self._watch, self._options.output
+        # Where addresses are limited, nothing starts early: the engine and numpy would end the process if the addresses
+        # do not suffice, so the choice of the artifact looks at the memory first.
+        may_start_early = address_space_left() is None
+        engine = self._start_early() if may_start_early else None
+        if output == "numpy" and may_start_early:
+            from firstvec.vectors import import_numpy_ahead
+
+            import_numpy_ahead(trace)  # The first vector that has to be an array waits for it.
+        preparing = Task(self._prepare)
+        if engine is not None:
+            with trace.stage(f"{engine[0]}: environment"), engine_gate:
+                engine[1].start()
+        manifest, choice, tokenizer, first = preparing.result()
+        verified, opened = self._open_candidate(manifest, choice, first)
+        from firstvec.loading.opening import open_artifact
+        from firstvec.loading.session_in_use import SessionInUse
+        from firstvec.provider import EmbeddingProvider
+
+        def open_again() -> Any:
+            return open_artifact(verified, quick_start=strategy.quick_start, self_test=False).session
+
+        def note_first_vector() -> None:
+            trace.first_vector_ms = trace.milliseconds(time.perf_counter())
+            if watch is not None:
+                watch.note("first vector")
+
+        sessions = SessionInUse(verified.artifact.id, opened.session, open_again, note_first_vector)
+        if strategy.hand_over_after is not None:
+            from firstvec.loading.hand_over import HandOver
+
+            sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
+        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output)
+
+    def _start_early(self) -> tuple[str, EngineModule] | None:
+        """Load the library of the engine that a load on the CPU takes nearly always. Return its name and module."""
+        device = self._options.device or self._profile.recommended_device
+        loaded = [ENGINES[name] for name in self._profile.loaded_engines if name in ENGINES]
+        name = next((name for name, row in ENGINES.items() if row.starts_early), None)
+        if device != "cpu" or name is None or any(row.is_preferred_when_loaded for row in loaded):
+            return None
+        # The import, and the opening of the library, hold the GIL: nothing could overlap with them.
+        with self.trace.stage(f"{name}: library"), engine_gate:
+            engine: EngineModule = import_module(ENGINES[name].module)
+            try:
+                engine.version()  # loads the library
+            except (ImportError, OSError):
+                return None  # opening the artifact will say so
+        return name, engine
+
+    def _prepare(self) -> tuple[Manifest, Choice, Tokenizer, VerifiedArtifact | None]:
+        """Do all but the engine's work: find the bundle, choose and verify the artifact, open the tokenizer."""
+        options, trace = self._options, self.trace
+        with trace.stage("manifest"):
+            from firstvec.bundle.integrity import read_ahead
+            from firstvec.bundle.store import find_bundle
+
+            manifest = find_bundle(options.model_name, options.require_signature, options.working_folder)
+        with trace.stage("choice"):
+            from firstvec.selection import select
+
+            choice = select(manifest, self._profile, options)
+        for file in choice.artifact.files:
+            read_ahead(os.path.join(manifest.root, file.path))
+        with trace.stage("tokenizer"):
+            from firstvec.text.tokenizer import open_tokenizer
+
+            self._tokenizer = open_tokenizer(manifest)
+            self._tokenizer_done.set()
+        from firstvec.loading.opening import verify_artifact
+
+        first: VerifiedArtifact | None = None
+        try:
+            first = verify_artifact(manifest, choice.artifact, choice.device, trace)
+        except ArtifactError:
+            pass  # the opening of the candidates meets the error again, and tries the next candidate
+        with trace.stage("import provider"):
+            # Here, where the other thread waits for the engine. An import that fails later would leave a session open.
+            import firstvec.loading.session_in_use
+            import firstvec.provider  # noqa: F401
+        return manifest, choice, self._tokenizer, first
+
+    def _open_candidate(
+        self, manifest: Manifest, choice: Choice, first: VerifiedArtifact | None
+    ) -> tuple[VerifiedArtifact, OpenArtifact]:
+        """Open the first candidate that works. Raise the error of the only one, or NoCompatibleArtifact."""
+        from firstvec.loading.opening import open_artifact, verify_artifact
+
+        errors: list[ArtifactError] = []
+        for artifact in choice.candidates:
+            try:
+                if first is not None and first.artifact is artifact:
+                    verified = first
+                else:
+                    verified = verify_artifact(manifest, artifact, choice.device_of(artifact), self.trace)
+                opened = open_artifact(verified, quick_start=self._strategy.quick_start, trace=self.trace)
+            except ArtifactError as error:
+                errors.append(error)
+                self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
+                continue
+            if errors:
+                import logging
+
+                reasons = "; ".join(str(error) for error in errors)
+                text = f"{manifest.model.name}: using {artifact.id}, because a better artifact failed: {reasons}"
+                logging.getLogger("firstvec").warning("%s", text)
+                # Each traceback refers to this frame, and so to the session: it would not be freed with the provider.
+                for each in (each for error in errors for each in _with_causes(error)):
+                    each.__traceback__ = None
+            self._checks = {"verification": verified.verification, "self_test": opened.self_test}
+            return verified, opened
+        if len(errors) == 1:
+            raise errors[0]
+        hint = "Run `firstvec doctor` to see what this machine lacks."
+        if any(isinstance(error, IntegrityError) for error in errors):
+            hint = "Run `firstvec verify` to see which files were changed, and restore or rebuild the bundle."
+        rejected = [(error.artifact, error.reason) for error in errors]
+        raise NoCompatibleArtifact(manifest.model.name, "each candidate failed to load", rejected, hint)
 
     def _tell_listeners(self) -> None:
         """Log the load and record its spans, where something listens. Nobody waits for the load any more."""
@@ -204,181 +288,25 @@ class Load:
             tell(self.to_values(), self.trace, self.error, self._watch)
             self._watch = None
 
-    def _load(self) -> EmbeddingProvider[Any, Any]:
-        trace = self.trace
-        # Where addresses are limited, nothing starts early: the engine and numpy would end the process if the addresses
-        # do not suffice, so the choice of the artifact looks at the memory first.
-        may_start_early = address_space_left() is None
-        engine = _start_early(self._options, self._profile, trace) if may_start_early else None
-        if self._options.output == "numpy" and may_start_early:
-            from firstvec.vectors import import_numpy_ahead
 
-            # Nobody waits for numpy here. The first vector that has to be an array does.
-            import_numpy_ahead(trace)
-        preparing = Task(partial(_prepare, self._options, self._profile, trace, self._have_tokenizer))
-        if engine is not None:
-            with trace.stage(f"{engine[0]}: environment"), engine_gate:
-                engine[1].start()
-        prepared = preparing.result()
-        verified, opened = self._open_candidate(prepared)
-        return self._make_provider(prepared, verified, opened)
-
-    def _have_tokenizer(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer_done.set()
-
-    def _open_candidate(self, prepared: Prepared) -> tuple[VerifiedArtifact, OpenArtifact]:
-        """Open the first candidate that works.
-
-        Raises:
-            ArtifactError: there was one candidate, and it failed.
-            NoCompatibleArtifact: each of several candidates failed.
-        """
-        from firstvec.loading.opening import open_artifact
-
-        errors: list[ArtifactError] = []
-        for artifact in prepared.choice.candidates:
-            try:
-                verified = prepared.verify(artifact, self.trace)
-                opened = open_artifact(verified, quick_start=self._strategy.quick_start, trace=self.trace)
-            except ArtifactError as error:
-                errors.append(error)
-                self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
-                continue
-            if errors:
-                _warn_of_fallback(prepared.manifest, errors, artifact)
-                # Each traceback refers to this frame, and so to the session: it would not be freed with the provider.
-                for each in (each for error in errors for each in _with_causes(error)):
-                    each.__traceback__ = None
-            self._verification, self._self_test = verified.verification, opened.self_test
-            return verified, opened
-        if len(errors) == 1:
-            raise errors[0]
-        raise NoCompatibleArtifact(
-            prepared.manifest.model.name,
-            "each candidate failed to load",
-            [(error.artifact, error.reason) for error in errors],
-            "Run `firstvec verify` to see which files were changed, and restore or rebuild the bundle."
-            if any(isinstance(error, IntegrityError) for error in errors)
-            else "Run `firstvec doctor` to see what this machine lacks.",
-        )
-
-    def _make_provider(
-        self, prepared: Prepared, verified: VerifiedArtifact, opened: OpenArtifact
-    ) -> EmbeddingProvider[Any, Any]:
-        from firstvec.loading.session_in_use import SessionInUse
-        from firstvec.provider import EmbeddingProvider
-
-        strategy, trace = self._strategy, self.trace
-        sessions = SessionInUse(
-            verified.artifact.id,
-            opened.session,
-            partial(_open_again, verified, strategy.quick_start),
-            partial(_first_vector, trace, self._watch),
-        )
-        if strategy.hand_over_after is not None and strategy.quick_start:
-            from firstvec.loading.hand_over import HandOver
-
-            sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
-        manifest, artifact = verified.manifest, verified.artifact
-        return EmbeddingProvider(
-            manifest, artifact, verified.device, prepared.tokenizer, sessions, self._options.output
-        )
-
-
-class Prepared(Record):
-    """Everything but the engine."""
-
-    manifest: Manifest
-    choice: Choice
-    tokenizer: Tokenizer
-    first: VerifiedArtifact | ArtifactError
-    """The chosen artifact, or why its files cannot be used."""
-
-    def verify(self, artifact: Artifact, trace: Trace) -> VerifiedArtifact:
-        """Return the artifact with verified files. The chosen one was verified already.
-
-        Raises:
-            ArtifactError, LoadError: as `firstvec.loading.opening.verify_artifact`.
-        """
-        if artifact is not self.choice.artifact:
-            from firstvec.loading.opening import verify_artifact
-
-            return verify_artifact(self.manifest, artifact, self.choice.device_of(artifact), trace)
-        if isinstance(self.first, ArtifactError):
-            raise self.first
-        return self.first
-
-
-def _start_early(options: Options, profile: ResourceProfile, trace: Trace) -> tuple[str, EngineModule] | None:
-    """Load the library of the engine that a load on the CPU takes nearly always. Return its name and module."""
-    if (options.device or profile.recommended_device) != "cpu":
-        return None
-    for name, row in ENGINES.items():
-        if row.starts_early and not any(
-            ENGINES[other].is_preferred_when_loaded for other in profile.loaded_engines if other in ENGINES
-        ):
-            # The import, and the opening of the library, hold the GIL: nothing could overlap with them.
-            with trace.stage(f"{name}: library"), engine_gate:
-                engine: EngineModule = import_module(row.module)
-                try:
-                    engine.load_library()
-                except (ImportError, OSError):
-                    return None  # opening the artifact will say so
-            return name, engine
-    return None
-
-
-def _prepare(
-    options: Options, profile: ResourceProfile, trace: Trace, have_tokenizer: Callable[[Tokenizer], None]
-) -> Prepared:
-    """Find the bundle, choose the artifact, open the tokenizer, and verify the artifact's files."""
-    with trace.stage("manifest"):
-        from firstvec.bundle.store import find_bundle
-
-        manifest = find_bundle(options.model_name, options.require_signature, options.working_folder)
-    with trace.stage("choice"):
-        from firstvec.selection import select
-
-        choice = select(manifest, profile, options)
-    from firstvec.loading.opening import read_artifact_ahead, verify_artifact
-
-    read_artifact_ahead(manifest, choice.artifact)
-    with trace.stage("tokenizer"):
-        from firstvec.text.tokenizer import open_tokenizer
-
-        tokenizer = open_tokenizer(manifest)
-        have_tokenizer(tokenizer)
-    first: VerifiedArtifact | ArtifactError
-    try:
-        first = verify_artifact(manifest, choice.artifact, choice.device, trace)
-    except ArtifactError as error:
-        first = error
-    with trace.stage("import provider"):
-        # Here, where the other thread waits for the engine. An import that fails later would leave a session open.
-        import firstvec.loading.session_in_use
-        import firstvec.provider  # noqa: F401
-    return Prepared(manifest=manifest, choice=choice, tokenizer=tokenizer, first=first)
-
-
-def _open_again(verified: VerifiedArtifact, quick_start: bool) -> Any:
-    """Open another session of the same files, for a forked child."""
-    from firstvec.loading.opening import open_artifact
-
-    return open_artifact(verified, quick_start=quick_start, self_test=False).session
-
-
-def _first_vector(trace: Trace, watch: Watch | None) -> None:
-    trace.note_first_vector()
-    if watch is not None:
-        watch.first_vector_computed()
+def _as_firstvec_error(error: BaseException, model_name: str) -> FirstvecError:
+    if isinstance(error, FirstvecError):
+        return error
+    kind = type(error).__name__
+    if not isinstance(error, Exception):  # Ctrl-C, where no thread could be started
+        return LoadError(f"{model_name}: the load was interrupted by {kind}; try again")
+    hint = "run `firstvec doctor` to see what this machine lacks"
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+        hint = "close some files, or raise the limit (`ulimit -n`), and try again"
+    failure = LoadError(f"{model_name} could not be loaded: {kind}: {error}; {hint}")
+    failure.__cause__ = error
+    return failure
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Drop what the traceback of a caught error refers to, such as open files. The lines of the traceback stay.
+    """Drop what the frames of a caught error refer to, such as open files. The lines of the traceback stay.
 
-    An error and the frames that it came through refer to each other, so without this call all that would stay until the
-    garbage collector comes by.
+    The error and the frames refer to each other, so all that would otherwise stay until the garbage collector comes by.
     """
     for each in _with_causes(error):
         entry = each.__traceback__
@@ -394,12 +322,3 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _warn_of_fallback(manifest: Manifest, errors: list[ArtifactError], artifact: Artifact) -> None:
-    import logging
-
-    reasons = "; ".join(str(error) for error in errors)
-    logging.getLogger("firstvec").warning(
-        "%s: using %s, because a better artifact failed: %s", manifest.model.name, artifact.id, reasons
-    )

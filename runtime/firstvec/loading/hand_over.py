@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import weakref
+from _thread import allocate_lock
 
 from firstvec.errors import IncompatibleArtifact
 from firstvec.loading.opening import VerifiedArtifact, open_artifact
@@ -12,22 +15,20 @@ from firstvec.selection import memory_shortage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from firstvec.loading.session_in_use import SessionInUse
+    from firstvec.loading.session_in_use import SessionInUse, _OwnedSession
     from firstvec.loading.trace import Trace
 
 DELAY = 0.25
-"""Seconds between the run that asks for it and the building of the throughput session. A program that computes one
-vector and ends never builds a session that it would only wait for."""
+"""Seconds until the building begins, so that a program that ends after one vector does not wait for a session."""
+_POLL = 0.01
+_PATIENCE = 5.0
+"""Seconds that a replaced session is kept for the runs that still use it. A fork waits for this thread meanwhile."""
 
 
 class HandOver:
     """Waits until ``after_tokens`` tokens were computed, then builds the throughput session in a thread.
 
-    Args:
-        sessions: where the new session is swapped in. It is not kept alive.
-        verified: the artifact.
-        after_tokens: how many tokens.
-        trace: for the stages.
+    ``sessions``, where the new session is swapped in, is not kept alive.
     """
 
     def __init__(self, sessions: SessionInUse, verified: VerifiedArtifact, after_tokens: int, trace: Trace) -> None:
@@ -36,22 +37,19 @@ class HandOver:
         self._sessions = weakref.ref(sessions)
         self._verified = verified
         self._left = after_tokens
-        self._not_started = [True]
         self._trace = trace
+        self._not_begun = allocate_lock()  # taken once
 
     def count(self, tokens: int) -> None:
         """Count the tokens of a run. Threads may count at once: then a hand-over comes a little later."""
         self._left -= tokens
-        if self._left <= 0 and self._not_started:
-            try:
-                self._not_started.pop()
-            except IndexError:  # another thread was first
-                return
+        if self._left <= 0 and self._not_begun.acquire(blocking=False):
             Task(self._build)
 
     def _build(self) -> None:
-        if exiting.wait(DELAY) or not self._is_needed():
+        if exiting.wait(DELAY) or (sessions := self._sessions()) is None or sessions.closed:
             return
+        del sessions
         try:
             model, artifact = self._verified.manifest.model, self._verified.artifact
             if reason := memory_shortage(model, artifact, ResourceProfile.detect(), quick_start=False):
@@ -65,13 +63,23 @@ class HandOver:
 
             logging.getLogger("firstvec").warning("the quick-start session stays in use: %s", error)
             return
-        if (sessions := self._sessions()) is not None:
-            sessions.swap(opened.session)
-            if not sessions.closed:
-                self.state = "done"
-        else:
+        if (sessions := self._sessions()) is None:
             opened.session.close()
+            return
+        replaced = [sessions.swap(opened.session)]
+        if not sessions.closed:
+            self.state = "done"
+        del sessions, opened
+        _wait_until_unused(replaced)
 
-    def _is_needed(self) -> bool:
-        sessions = self._sessions()
-        return sessions is not None and not sessions.closed
+
+def _wait_until_unused(replaced: list[_OwnedSession]) -> None:
+    """Wait until the list alone refers to its session, so that the session is closed in this thread.
+
+    Closing takes milliseconds. In the thread of a caller it would run in a destructor, and Ctrl-C would be lost there.
+    """
+    unused = [object()]
+    deadline = time.monotonic() + _PATIENCE
+    while sys.getrefcount(replaced[0]) > sys.getrefcount(unused[0]) and time.monotonic() < deadline:
+        if exiting.wait(_POLL):
+            break

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import time
 
 from firstvec import __version__
 from firstvec.loading.report import SPAN_ATTRIBUTES
@@ -28,129 +27,105 @@ _STDERR = ("1", "true", "yes", "on", "stderr")
 
 
 class Watch:
-    """What one load will tell. It is made in the thread that starts the load.
-
-    Args:
-        report: returns the load's report. It is kept until the load has ended, so a dropped model is freed at once.
-        trace: of the load.
-    """
+    """What one load will tell. It is made in the thread that starts the load."""
 
     def __init__(self, report: Callable[[], dict[str, Any]], trace: Trace) -> None:
-        self.parent = _current_context()
-        self._report: Callable[[], dict[str, Any]] | None = report
+        self.parent: Context | None = None
+        if "opentelemetry.trace" in sys.modules:
+            from opentelemetry import context
+
+            self.parent = context.get_current()
+        self._report: Callable[[], dict[str, Any]] | None = report  # dropped when the load ends, and the model with it
         self._trace = trace
         self._values: dict[str, Any] = {}
         self._target = os.environ.get("FIRSTVEC_TRACE", "")
         if self._target not in _OFF:
             _unwritten.add(self)
 
-    def load_ended(self, *, has_failed: bool) -> None:
-        """Keep what the load did. Nobody has its provider yet."""
-        try:
-            if self._report is not None:
-                self._values, self._report = self._report(), None
-            if has_failed:
-                self._write("failed")
-        except Exception as error:
-            _warn("FIRSTVEC_TRACE", error)
+    def note(self, event: str) -> None:
+        """Note that the load is ``loaded``, or write the line of its end: ``failed``, ``first vector`` or ``exit``."""
+        _try("FIRSTVEC_TRACE", self._note, event)
 
-    def first_vector_computed(self) -> None:
-        """Write the line, in the thread that computed the first vector."""
-        if self in _unwritten:
-            try:
-                # numpy may still be imported in another thread. That is the longest stage of all, so wait for it.
-                _wait_for_numpy()
-                self._write("first vector")
-            except Exception as error:
-                _warn("FIRSTVEC_TRACE", error)
-
-    def process_exits(self) -> None:
-        """Write the line of a load that has given no vector."""
-        try:
-            if self._report is not None:  # the load hangs
-                self._values = self._report()
-            self._write("exit")
-        except Exception as error:
-            _warn("FIRSTVEC_TRACE", error)
-
-    def _write(self, event: str) -> None:
+    def _note(self, event: str) -> None:
+        if self._report is not None:  # the load has ended, or it hangs while the process exits
+            self._values, self._report = self._report(), None
+        if event == "loaded" or self not in _unwritten:
+            return
+        if event == "first vector":
+            _wait_for_numpy()
         try:
             _unwritten.remove(self)
-        except KeyError:  # another thread was first, or no line is asked for
+        except KeyError:  # another thread was first
             return
         import json
+        from datetime import UTC, datetime
 
+        began = datetime.fromtimestamp(self._trace.began_ns / 1e9, UTC).isoformat(timespec="milliseconds")
         line = {
             "event": event,
-            "time": _utc(self._trace.began_ns),
+            "time": began.replace("+00:00", "Z"),
             "pid": os.getpid(),
             "firstvec": __version__,
             **self._values,
             "first_vector_ms": self._trace.first_vector_ms,
             "stages": self._trace.to_values(),
         }
-        try:
-            _append(self._target, json.dumps(line) + "\n")
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
-            _warn(f"FIRSTVEC_TRACE={self._target} cannot be written", error)
+        _try(f"FIRSTVEC_TRACE={self._target} cannot be written", _append, self._target, json.dumps(line) + "\n")
 
 
 def watch_load(report: Callable[[], dict[str, Any]], trace: Trace) -> Watch | None:
     """Watch a load that is about to be started."""
-    try:
-        return Watch(report, trace)
-    except Exception as error:
-        _warn("the load is not watched", error)
-        return None
+    watch: Watch | None = _try("the load is not watched", Watch, report, trace)
+    return watch
 
 
 def tell(values: dict[str, Any], trace: Trace, error: BaseException | None, watch: Watch | None) -> None:
-    """Log a load that has ended, and record its spans, where something listens. May wait for the import of numpy.
-
-    Args:
-        values: the load's report.
-        trace: its stages.
-        error: the error with which it ended, if it did.
-        watch: what `watch_load` returned.
-    """
-    try:
-        _log(values, trace, error)
-    except Exception as problem:
-        _warn("the load is not logged", problem)
+    """Log a load that has ended, and record its spans, where something listens. May wait for the import of numpy."""
+    if "logging" in sys.modules:
+        _try("the load is not logged", _log, values, trace, error)
     if "opentelemetry.trace" in sys.modules:
-        try:
-            _record_spans(values, trace, error, watch.parent if watch is not None else None)
-        except Exception as problem:
-            _warn("the load's spans are not recorded", problem)
+        parent = watch.parent if watch is not None else None
+        _try("the load's spans are not recorded", _record_spans, values, trace, error, parent)
     if watch is not None:
         watch.parent = None  # a model lives longer than the request that loaded it, whose spans must not stay
 
 
+def _try(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function. Log its error as one warning of each kind in a process, and return None then."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        if what not in _warned:
+            _warned.add(what)
+            try:
+                import logging
+
+                logging.getLogger("firstvec").warning("%s: %s: %s", what, type(error).__name__, error)
+            except Exception:  # a handler or filter of the program may raise anything, and no load ends because of it
+                return None
+
+
 def _log(values: dict[str, Any], trace: Trace, error: BaseException | None) -> None:
-    if "logging" not in sys.modules:
-        return
     import logging
 
     logger = logging.getLogger("firstvec")
     if not logger.isEnabledFor(logging.INFO):
         return
-    name, milliseconds = values["model"], 1e3 * values["seconds"]
+    values = {**values, "ms": 1e3 * values["seconds"]}
     if error is not None:
         # This is no warning, because the caller who asks for the provider gets the error itself.
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line
-        logger.info("%s: not loaded, after %.1f ms: %s", name, milliseconds, reason)
+        values["reason"] = f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line
+        logger.info("%(model)s: not loaded, after %(ms).1f ms: %(reason)s", values)
     else:
         logger.info(
-            "%s: %s loaded in %.1f ms: %s, %s, %s; files %s; self-test %s",
-            *(name, values["artifact"], milliseconds, values["engine"], values["device"], values["session"]),
-            *(values["verification"], values["self_test"]),
+            "%(model)s: %(artifact)s loaded in %(ms).1f ms: %(engine)s, %(device)s, %(session)s; "
+            "files %(verification)s; self-test %(self_test)s",
+            values,
         )
     if logger.isEnabledFor(logging.DEBUG):
         for stage in _stages_of_load(values, trace):
-            logger.debug(
-                "%s: %s: %.1f ms, from %.1f ms, thread %d",
-                *(name, stage["name"], stage["ms"], stage["at_ms"], stage["thread"]),
-            )
+            text = "%(model)s: %(name)s: %(ms).1f ms, from %(at_ms).1f ms, thread %(thread)d"
+            logger.debug(text, {"model": values["model"], **stage})
 
 
 def _record_spans(values: dict[str, Any], trace: Trace, error: BaseException | None, parent: Context | None) -> None:
@@ -162,11 +137,9 @@ def _record_spans(values: dict[str, Any], trace: Trace, error: BaseException | N
     attributes = {f"firstvec.{name}": values[name] for name in SPAN_ATTRIBUTES if values[name] is not None}
     if values["fallbacks"]:
         attributes["firstvec.fallbacks"] = [f"{each['artifact']}: {each['error']}" for each in values["fallbacks"]]
-    tracer = telemetry.get_tracer("firstvec", __version__)
+    start_span = telemetry.get_tracer("firstvec", __version__).start_span
     # A load without a parent is a root, whatever this thread is doing.
-    span = tracer.start_span(
-        "firstvec.load", parent if parent is not None else Context(), attributes=attributes, start_time=began
-    )
+    span = start_span("firstvec.load", parent or Context(), attributes=attributes, start_time=began)
     if not span.is_recording():
         return
     end = began + round(1e9 * values["seconds"])
@@ -176,29 +149,20 @@ def _record_spans(values: dict[str, Any], trace: Trace, error: BaseException | N
     inside = telemetry.set_span_in_context(span, Context())
     for stage in _stages_of_load(values, trace):
         start = began + round(1e6 * stage["at_ms"])
-        child = tracer.start_span(
-            f"firstvec.{stage['name']}", inside, attributes={"thread.id": stage["thread"]}, start_time=start
-        )
+        attributes = {"thread.id": stage["thread"]}
+        child = start_span(f"firstvec.{stage['name']}", inside, attributes=attributes, start_time=start)
         child.end(start + round(1e6 * stage["ms"]))
     span.end(end)
 
 
 def _stages_of_load(values: dict[str, Any], trace: Trace) -> list[dict[str, Any]]:
-    """Return the stages of the load itself. numpy's import is one of them, and those of a hand-over are not."""
+    """Return the stages of the load itself: with numpy's import, without those of a hand-over."""
     _wait_for_numpy()
     return [stage for stage in trace.to_values() if stage["at_ms"] <= 1e3 * values["seconds"]]
 
 
-def _current_context() -> Context | None:
-    """Return OpenTelemetry's context of this thread. None: the program does not use OpenTelemetry."""
-    if "opentelemetry.trace" not in sys.modules:
-        return None
-    from opentelemetry import context
-
-    return context.get_current()
-
-
 def _wait_for_numpy() -> None:
+    """Wait for the longest stage of all, the import of numpy in another thread, if there is one."""
     if "firstvec.vectors" in sys.modules:
         from firstvec.vectors import wait_for_numpy
 
@@ -209,8 +173,7 @@ def _append(target: str, line: str) -> None:
     """Write the line with one call, so that the lines of several processes do not mix."""
     if target.lower() in _STDERR:
         if sys.stderr is not None:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+            print(line, end="", file=sys.stderr, flush=True)
         return
     # O_NONBLOCK: the open must not wait for a reader if the path is a pipe.
     descriptor = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
@@ -220,25 +183,6 @@ def _append(target: str, line: str) -> None:
             raise OSError("only a part of the line was written")
     finally:
         os.close(descriptor)
-
-
-def _utc(nanoseconds: int) -> str:
-    """Unix time → ISO 8601, with milliseconds."""
-    seconds, rest = divmod(nanoseconds, 10**9)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 10**6:03d}Z"
-
-
-def _warn(what: str, error: Exception) -> None:
-    """Log one warning of each kind in a process."""
-    if what in _warned:
-        return
-    _warned.add(what)
-    try:
-        import logging
-
-        logging.getLogger("firstvec").warning("%s: %s: %s", what, type(error).__name__, error)
-    except Exception:  # a handler or filter of the program may raise anything, and no load ends because of it
-        return
 
 
 _warned: set[str] = set()
@@ -252,7 +196,7 @@ def _before_exit() -> None:
     # OpenTelemetry's exporter, which takes no span later.
     threads.before_exit()
     for watch in list(_unwritten):
-        watch.process_exits()
+        watch.note("exit")
 
 
 # The parent writes the lines of its own loads.

@@ -1,15 +1,13 @@
 """Open an artifact: verified files first, then the engine's session, then the self-test.
 
-Each step returns a value that the next step needs, so no session can be opened of files that were not verified. The
-load, the hand-over, a forked child, `firstvec doctor` and the build all use these functions.
+Each step returns a value that the next step needs, so no session can be opened of files that were not verified.
 """
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 
-from firstvec.bundle.integrity import OpenFile, open_verified, read_ahead
+from firstvec.bundle.integrity import OpenFile, open_verified
 from firstvec.engines.session import SessionOptions, import_engine, open_session
 from firstvec.engines.table import ENGINES
 from firstvec.errors import IncompatibleArtifact
@@ -28,10 +26,9 @@ if TYPE_CHECKING:
 
 
 class VerifiedArtifact(Record):
-    """An artifact whose files are open and are the ones that were built.
+    """An artifact whose files are open and are the ones that were built. The files stay open while this record lives.
 
-    The files stay open for as long as this record lives. A session that is opened later, for a hand-over or in a forked
-    child, is of the same files, whatever took their names by then.
+    So a session that is opened later is of the same files, whatever took their names by then.
     """
 
     manifest: Manifest
@@ -39,26 +36,16 @@ class VerifiedArtifact(Record):
     device: str
     files: tuple[OpenFile, ...]
     weights: list[Any]
-    """What the engine's reader found in the files, for the first session. `open_artifact` takes it out, so that the
-    memory is freed with that session."""
-    verification: str
-    """``remembered`` for every file, or ``hashed now``."""
-    key: str
-    """For the self-test's marker."""
+    """What the engine's reader found in the files. The first session takes it out, and its memory with it."""
+    verification: str  # "hashed now", or "remembered" for every file
+    key: str  # for the self-test's marker
 
 
 class OpenArtifact(Record):
     """A session that may be used."""
 
     session: Session
-    self_test: str
-    """``passed now``, ``passed before``, ``none`` where the bundle has no self-test, or ``skipped``."""
-
-
-def read_artifact_ahead(manifest: Manifest, artifact: Artifact) -> None:
-    """Ask the system to read the artifact's files while other work is done."""
-    for file in artifact.files:
-        read_ahead(os.path.join(manifest.root, file.path))
+    self_test: str  # what `pass_self_test` returned, or "skipped"
 
 
 def verify_artifact(
@@ -90,10 +77,8 @@ def open_artifact(
     """Open a session of a verified artifact, and test that this machine computes what the build computed.
 
     Args:
-        verified: what `verify_artifact` returned.
         quick_start: True opens the session that starts fastest, False the one that runs fastest.
         self_test: False leaves the self-test out, where the same kind of session has passed it in this process.
-        trace: for the stages.
 
     Raises:
         IntegrityError: a file is not the one that was built.
@@ -101,18 +86,17 @@ def open_artifact(
         SelfTestError: this machine computes other vectors.
     """
     trace = trace or Trace()
+    manifest, artifact = verified.manifest, verified.artifact
     if not all(file.is_open for file in verified.files):
         # The program has closed all descriptors, as a daemon does.
-        verified = verify_artifact(verified.manifest, verified.artifact, verified.device, trace)
-    manifest, artifact, files = verified.manifest, verified.artifact, verified.files
-    weights = verified.weights.pop() if verified.weights else _read_weights(artifact, files)
+        verified = verify_artifact(manifest, artifact, verified.device, trace)
     with trace.stage("engine"):
         # Outside of the gate: an import, which may take seconds, is Python's work and no run of an engine.
         engine = import_engine(artifact)
     options = SessionOptions(
         artifact_id=artifact.id,
-        files=files,
-        weights=weights,
+        files=verified.files,
+        weights=verified.weights.pop() if verified.weights else _read_weights(artifact, verified.files),
         device=verified.device,
         provider=ENGINES[artifact.engine].provider,
         threads=usable_cores(),
@@ -123,12 +107,12 @@ def open_artifact(
     with trace.stage("session"), engine_gate:
         session = open_session(engine, artifact, options)
     try:
-        for file in files:
+        for file in verified.files:
             file.verify_again()
-        if not self_test:
-            return OpenArtifact(session=session, self_test="skipped")
-        with trace.stage("self-test"), engine_gate:
-            result = pass_self_test(manifest, artifact, verified.key, engine.version(), session)
+        result = "skipped"
+        if self_test:
+            with trace.stage("self-test"), engine_gate:
+                result = pass_self_test(manifest, artifact, verified.key, engine.version(), session)
         return OpenArtifact(session=session, self_test=result)
     except BaseException:
         session.close()
@@ -137,7 +121,7 @@ def open_artifact(
 
 def _read_weights(artifact: Artifact, files: tuple[OpenFile, ...]) -> Any:
     """Let the engine's reader read the files, which are verified. None: the engine has no reader."""
-    row = ENGINES.get(artifact.engine)
-    if row is None:
+    if artifact.engine not in ENGINES:
         raise IncompatibleArtifact(artifact.id, f"the engine {artifact.engine!r} is unknown to this firstvec: upgrade")
-    return None if row.weights_reader is None else import_module(row.weights_reader).read_weights(artifact.id, files)
+    reader = ENGINES[artifact.engine].weights_reader
+    return None if reader is None else import_module(reader).read_weights(artifact.id, files)

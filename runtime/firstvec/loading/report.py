@@ -13,34 +13,21 @@ class Report(Record):
     """What a load did, as JSON values. What is not known yet is None."""
 
     model: str
-    """As the loader was told."""
     strategy: str
-    """As the loader was told."""
-    state: str = "idle"
-    """``idle``, ``loading``, ``loaded``, ``closed`` or ``failed``."""
-    artifact: str | None = None
-    """Id of the artifact that answers."""
-    engine: str | None = None
-    """Engine and version."""
+    state: str = "idle"  # or "loading", "loaded", "closed", "failed"
+    artifact: str | None = None  # id of the artifact that answers
+    engine: str | None = None  # with its version
     device: str | None = None
-    session: str | None = None
-    """``quick-start`` or ``throughput``."""
-    verification: str | None = None
-    """Of the artifact's files: ``hashed now``, or ``remembered`` from an earlier load."""
-    self_test: str | None = None
-    """``passed now``, ``passed before``, or ``none`` where the bundle has no self-test."""
+    session: str | None = None  # "quick-start" or "throughput"
+    verification: str | None = None  # of the artifact's files: "hashed now", or "remembered" from an earlier load
+    self_test: str | None = None  # "passed now", "passed before", or "none" where the bundle has no self-test
     fallbacks: tuple[dict[str, str], ...] = ()
     """The candidates that failed, in order: ``artifact``, ``error`` (class) and ``reason`` of each."""
-    hand_over: str | None = None
-    """Of a strategy that hands over: ``waiting``, ``done`` or ``failed: …``."""
-    error: str | None = None
-    """Message of the error with which the load ended."""
-    seconds: float = 0.0
-    """How long the load took. 0.0 until it has ended."""
-    first_vector_ms: float | None = None
-    """Milliseconds from the load's start to the end of the provider's first run."""
-    started: float | None = None
-    """``time.perf_counter()`` at the load's start."""
+    hand_over: str | None = None  # "waiting", "done", "failed: …"; None: the strategy hands nothing over
+    error: str | None = None  # message of the error with which the load ended
+    seconds: float = 0.0  # how long the load took, 0.0 until it has ended
+    first_vector_ms: float | None = None  # milliseconds from the load's start to the end of the provider's first run
+    started: float | None = None  # ``time.perf_counter()`` at the load's start
     stages: tuple[dict[str, Any], ...] = ()
     """``name``, ``at_ms`` (begin, from the load's start), ``ms`` (length) and ``thread`` of each stage. Stages of
     different threads overlap, so their sum is more than the time that the load took."""

@@ -1,9 +1,9 @@
 """Test that this machine computes the vectors that the build computed.
 
-A file can be the one that was built, and an engine can run it, and the vectors are wrong all the same. Some processors
-add products of 8-bit weights in 16 bits. An engine may have a defect on some processor. So a bundle carries a few texts
-with the vectors of each artifact, and a session computes them before it is used. A passed test is remembered by an
-empty marker file, for these files, this processor, engine, device and kind of session.
+Vectors can be wrong though a file is the one that was built and an engine runs it. Some processors add products of
+8-bit weights in 16 bits. An engine may have a defect on some processor. So a bundle carries a few texts with the
+vectors of each artifact, and a session computes them before it is used. A passed test is remembered by an empty marker
+file, for these files, this processor, engine, device and kind of session.
 """
 
 from __future__ import annotations
@@ -32,26 +32,14 @@ _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 class Golden(Record):
     """What one artifact must compute."""
 
-    token_ids: tuple[tuple[int, ...], ...]
-    """Of N texts."""
-    vectors: list[float]
-    """What the build computed of them in one run: N x embedding_dim numbers, one text after another."""
+    token_ids: tuple[tuple[int, ...], ...]  # of N texts
+    vectors: list[float]  # what the build computed of them in one run, N x embedding_dim numbers
     max_difference: float
     """Largest mean relative difference of a right vector to these."""
 
 
 def pass_self_test(manifest: Manifest, artifact: Artifact, key: str, engine_version: str, session: Session) -> str:
-    """Run the self-test in ``session``, unless it passed before.
-
-    Args:
-        manifest: the bundle's.
-        artifact: the one that is open in the session.
-        key: what `self_test_key` returned.
-        engine_version: of the session's engine.
-        session: the session.
-
-    Returns:
-        ``passed now``, ``passed before``, or ``none`` where the bundle has no self-test.
+    """Run the self-test in the artifact's session. Return ``passed now``, ``passed before``, or ``none`` without one.
 
     Raises:
         SelfTestError: this machine computes other vectors than the build.
@@ -83,32 +71,26 @@ def self_test_key(manifest: Manifest, artifact: Artifact, device: str) -> str:
     return f"{number:064x}-{processor.identity()}-{artifact.engine}-{device}"
 
 
-def _marker_path(key: str, version: str, kind: str) -> str:
-    name = f"{key}-{version}-{kind}"
-    return cache.path_of("self-tested", "".join(letter if letter in _NAME_CHARACTERS else "-" for letter in name))
+def _marker_path(*parts: str) -> str:
+    return cache.path_of("self-tested", "".join(each if each in _NAME_CHARACTERS else "-" for each in "-".join(parts)))
 
 
 def read_golden(manifest: Manifest, artifact: Artifact) -> Golden:
-    """Read from the bundle's self-test what ``artifact`` must compute.
-
-    Raises:
-        IntegrityError: the file is not the one that was built.
-        ManifestError: the file is not valid, or has no vectors of this artifact.
-    """
+    """Read from the bundle's self-test what ``artifact`` must compute. Raise IntegrityError or ManifestError."""
     assert manifest.self_test is not None
     path = os.path.join(manifest.root, manifest.self_test.path)
     top = parse_object(read_verified(manifest.root, manifest.self_test, artifact.id), path)
     token_ids = tuple(item.integers("token_ids", 0, 1 << 31) for item in top.children("texts", at_least=1))
+    dim = manifest.model.embedding_dim
     for item in top.children("artifacts"):
         if item.text("id") == artifact.id:
             vectors = item.floats("vectors")
-            if len(vectors) != len(token_ids) * manifest.model.embedding_dim or not all(token_ids):
-                raise item.error("vectors", f"is not one vector of {manifest.model.embedding_dim} numbers a text")
-            if artifact.precision == "fp32":
-                # Without rounding, right and wrong vectors are far apart. A few texts are enough, and are sooner done.
-                token_ids = token_ids[:_TEXTS_FOR_FP32]
-                vectors = vectors[: len(token_ids) * manifest.model.embedding_dim]
-            return Golden(token_ids=token_ids, vectors=vectors, max_difference=item.number("max_difference", 0, 2))
+            if len(vectors) != len(token_ids) * dim or not all(token_ids):
+                raise item.error("vectors", f"is not one vector of {dim} numbers a text")
+            # Without rounding, right and wrong vectors are far apart. A few texts are enough, and are sooner done.
+            count = _TEXTS_FOR_FP32 if artifact.precision == "fp32" else len(token_ids)
+            limit = item.number("max_difference", 0, 2)
+            return Golden(token_ids=token_ids[:count], vectors=vectors[: count * dim], max_difference=limit)
     raise ManifestError(path, f"holds no vectors of {artifact.id}")
 
 
@@ -116,8 +98,7 @@ def compare(artifact: Artifact, session: Session, golden: Golden) -> float:
     """Compute the texts in ``session``. Return the mean relative difference of their vectors to the golden ones.
 
     Raises:
-        SelfTestError: the difference is larger than is right, or is not a number.
-        IncompatibleArtifact: the engine cannot run the artifact.
+        SelfTestError, IncompatibleArtifact: as `pass_self_test`. A difference that is not a number is too large.
     """
     vectors = run_session(session, artifact.id, golden.token_ids)
     found = mean_difference(vectors.cast("B").cast("f").tolist(), golden.vectors, len(golden.token_ids))
@@ -131,8 +112,5 @@ def mean_difference(vectors: Sequence[float], golden: Sequence[float], count: in
     if len(vectors) != len(golden):
         return float("inf")
     width = len(golden) // count
-    rows = range(0, len(golden), width)
-    return sum(
-        dist(vectors[at : at + width], golden[at : at + width]) / max(hypot(*golden[at : at + width]), 1e-30)
-        for at in rows
-    ) / len(rows)
+    rows = [slice(at, at + width) for at in range(0, len(golden), width)]
+    return sum(dist(vectors[row], golden[row]) / max(hypot(*golden[row]), 1e-30) for row in rows) / len(rows)

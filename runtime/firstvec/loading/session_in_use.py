@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 
 from firstvec.engines.session import run_session
 from firstvec.errors import ClosedError
@@ -37,11 +38,7 @@ class _OwnedSession:
 class SessionInUse:
     """The session of one artifact, from its opening to `close`.
 
-    Args:
-        artifact_id: for error messages.
-        session: the open session.
-        open_again: opens another session of the same verified files, for a forked child.
-        after_first_run: called once, after the first run.
+    ``open_again`` opens another session of the same verified files, for a forked child.
     """
 
     def __init__(
@@ -49,14 +46,15 @@ class SessionInUse:
         artifact_id: str,
         session: Session,
         open_again: Callable[[], Session],
-        after_first_run: Callable[[], object] | None = None,
+        after_first_run: Callable[[], object] = lambda: None,
     ) -> None:
         self._artifact_id = artifact_id
         self._owned: _OwnedSession | None = _OwnedSession(session)
         self._open_again = open_again
         self._process = os.getpid()
         self._lock = ProcessLock()
-        self._after_first_run = [after_first_run] if after_first_run is not None else []
+        self._after_first_run = after_first_run
+        self._not_run = allocate_lock()  # taken once
         self.hand_over: HandOver | None = None
         """Builds a session that runs faster. None: the strategy hands nothing over."""
 
@@ -72,50 +70,48 @@ class SessionInUse:
         return self._owned is None
 
     def lease(self) -> Lease:
-        """Return the right to run, for one call of the provider.
-
-        Raises:
-            ClosedError: the session is closed.
-        """
+        """Return the right to run, for one call of the provider. Raise ClosedError if the session is closed."""
         return Lease(self, self._current(None))
 
     def close(self) -> None:
         """Let later calls raise ClosedError, and return at once. The last run that is under way frees the memory."""
-        with self._lock.here():
-            owned, self._owned = self._owned, None
-        del owned  # outside of the lock, because freeing a session takes milliseconds
+        self._replace(None)
 
-    def swap(self, session: Session) -> None:
-        """Let later runs use ``session``, of the same artifact. A run under way keeps the session that it has."""
+    def swap(self, session: Session) -> _OwnedSession:
+        """Let later runs use ``session``, of the same artifact. A run under way keeps the session that it has.
+
+        Returns:
+            The session that no later run uses. It is closed where its last reference is dropped.
+        """
         owned = _OwnedSession(session)
+        return self._replace(owned) or owned  # a closed one stays closed
+
+    def _replace(self, new: _OwnedSession | None) -> _OwnedSession | None:
+        """Return the old session, which the caller drops outside of the lock: freeing it takes milliseconds."""
         with self._lock.here():
-            if self._owned is not None:
-                owned, self._owned = self._owned, owned
-        del owned  # outside of the lock, because freeing a session takes milliseconds
+            if (old := self._owned) is not None:
+                self._owned = new
+        return old
 
     def _current(self, leased: _OwnedSession | None) -> _OwnedSession:
-        """Return the session for the next run. Of a closed one: what the call under way has leased."""
+        """Return the session for the next run. Once closed, that is what the call under way has leased."""
         owned = self._owned or leased
         if owned is None:
             raise ClosedError("the provider was closed: get a new one with get_provider() after start_loading()")
-        if self._process != os.getpid():
-            # An engine's threads stay in the parent, so a forked child needs a session of its own.
-            with self._lock.here():
-                if self._process != os.getpid() and self._owned is not None:
-                    # A task, so that a fork of this child waits until the session is open.
-                    self._owned = _OwnedSession(Task(self._open_again).result())
-                    self._process = os.getpid()
-            return self._current(None)
-        return owned
+        if self._process == os.getpid():
+            return owned
+        # An engine's threads stay in the parent, so a forked child needs a session of its own.
+        with self._lock.here():
+            if self._process != os.getpid() and self._owned is not None:
+                # A task, so that a fork of this child waits until the session is open.
+                self._owned = _OwnedSession(Task(self._open_again).result())
+                self._process = os.getpid()
+        return self._current(None)
 
     def _ran(self, tokens: int) -> None:
         """Do what the load has planned for after a run."""
-        while self._after_first_run:
-            try:
-                call = self._after_first_run.pop()
-            except IndexError:  # another thread was first
-                break
-            call()
+        if self._not_run.acquire(blocking=False):
+            self._after_first_run()
         if self.hand_over is not None:
             self.hand_over.count(tokens)
 
@@ -134,11 +130,7 @@ class Lease:
         return self._owned.session
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
-        """Compute the vectors of token ids. Returns float32, (len(rows), embedding_dim).
-
-        Raises:
-            IncompatibleArtifact: the engine cannot run the artifact.
-        """
+        """Compute the vectors of token ids, float32, (len(rows), embedding_dim). May raise IncompatibleArtifact."""
         session = self.session
         with engine_gate:
             vectors = run_session(session, self._sessions._artifact_id, rows)

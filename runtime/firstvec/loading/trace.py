@@ -5,23 +5,11 @@ from __future__ import annotations
 from _thread import get_ident
 from time import perf_counter, time_ns
 
-from firstvec.process.threads import exiting, stop_if_exiting
-from firstvec.record import Record
+from firstvec.process.threads import ProcessExiting, exiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-
-class Stage(Record):
-    """A part of a load."""
-
-    name: str
-    started: float
-    """``time.perf_counter()``, seconds."""
-    ended: float
-    thread: int
-    """``threading.get_ident()``. Stages of different threads overlap."""
 
 
 class Trace:
@@ -29,25 +17,15 @@ class Trace:
 
     def __init__(self) -> None:
         self.began = perf_counter()
-        self.began_ns = time_ns()
-        """Unix time, nanoseconds."""
+        self.began_ns = time_ns()  # Unix time
         self.stages: list[Stage] = []
-        self._first_vector: float | None = None
+        self.first_vector_ms: float | None = None  # milliseconds from the load's start
         self.began_at_exit = exiting.is_set
         """Whether a function that the program registered with ``atexit`` waits for these stages."""
 
-    def stage(self, name: str) -> _Timer:
+    def stage(self, name: str) -> Stage:
         """Return a context manager that adds a stage. On entry it raises `ProcessExiting` if the exit has begun."""
-        return _Timer(self, name)
-
-    def note_first_vector(self) -> None:
-        """Take the time of the first vector: now."""
-        self._first_vector = perf_counter()
-
-    @property
-    def first_vector_ms(self) -> float | None:
-        """Milliseconds from the load's start to the first vector. None until then."""
-        return self.milliseconds(self._first_vector) if self._first_vector is not None else None
+        return Stage(self, name)
 
     def milliseconds(self, moment: float) -> float:
         """``time.perf_counter()`` → milliseconds from the load's start, with three decimals."""
@@ -66,16 +44,23 @@ class Trace:
         ]
 
 
-class _Timer:
+class Stage:
+    """A part of a load. Stages of different threads overlap. Times are ``time.perf_counter()``."""
+
+    started: float
+    ended: float
+    thread: int
+
     def __init__(self, trace: Trace, name: str) -> None:
+        self.name = name
         self._trace = trace
-        self._name = name
 
     def __enter__(self) -> None:
-        if not self._trace.began_at_exit:
-            stop_if_exiting()
-        self._started = perf_counter()
+        if exiting.is_set and not self._trace.began_at_exit:
+            raise ProcessExiting("the process is exiting, so the load was stopped")
+        self.started = perf_counter()
 
     def __exit__(self, *_exception: object) -> None:
-        stage = Stage(name=self._name, started=self._started, ended=perf_counter(), thread=get_ident())
-        self._trace.stages.append(stage)
+        self.ended, self.thread = perf_counter(), get_ident()
+        self._trace.stages.append(self)
+        del self._trace  # which refers to this stage now

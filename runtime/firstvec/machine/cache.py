@@ -10,6 +10,8 @@ import stat
 import sys
 import time
 
+from firstvec.machine.system_files import read_bytes
+
 
 def cache_folder() -> str:
     """Return the folder for what firstvec remembers: ``$FIRSTVEC_CACHE``, else the platform's user cache folder.
@@ -17,10 +19,9 @@ def cache_folder() -> str:
     A user without a home gets a folder of their own below ``$TMPDIR`` or ``/tmp``. If another user could write there,
     the result is a path at which nothing can be written.
     """
-    get = os.environ.get
-    if chosen := get("FIRSTVEC_CACHE"):
+    if chosen := os.environ.get("FIRSTVEC_CACHE"):
         return chosen
-    key = (get("XDG_CACHE_HOME"), get("HOME"), get("TMPDIR"))
+    key = tuple(map(os.environ.get, ("XDG_CACHE_HOME", "HOME", "TMPDIR")))
     if key not in _defaults:
         _defaults[key] = _default_folder()
     return _defaults[key]
@@ -28,21 +29,18 @@ def cache_folder() -> str:
 
 _defaults: dict[object, str] = {}
 """The variables that decide → the platform's user cache folder."""
+_NOWHERE = f"{os.devnull}/firstvec"
+"""A path at which nothing can be written."""
 
 
 def _default_folder() -> str:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return f"{base}/firstvec"
-    home = home_folder()
-    if home is None:
-        folder = _folder_without_home()
-        is_safe = not os.path.lexists(folder) or (not os.path.islink(folder) and _is_private(folder))
-        return folder if is_safe else _NOWHERE
-    return f"{home}/Library/Caches/firstvec" if sys.platform == "darwin" else f"{home}/.cache/firstvec"
-
-
-_NOWHERE = f"{os.devnull}/firstvec"
-"""A path at which nothing can be written."""
+    if (home := home_folder()) is not None:
+        return f"{home}/Library/Caches/firstvec" if sys.platform == "darwin" else f"{home}/.cache/firstvec"
+    folder = _folder_without_home()
+    is_safe = not os.path.lexists(folder) or (not os.path.islink(folder) and _is_private(folder))
+    return folder if is_safe else _NOWHERE
 
 
 def _folder_without_home() -> str:
@@ -60,22 +58,17 @@ def cache_problem() -> str | None:
     folder = cache_folder()
     hint = "every start verifies and tests again; set FIRSTVEC_CACHE to a folder that only this user can write"
     if folder == _NOWHERE:
-        folder = _folder_without_home()
-        return f"this user has no home, and {folder} was made or can be written by another user, so {hint}"
+        own = _folder_without_home()
+        return f"this user has no home, and {own} was made or can be written by another user, so {hint}"
     existing = folder
     while not os.path.exists(existing) and os.path.dirname(existing) != existing:
         existing = os.path.dirname(existing)
     if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         return f"{existing} cannot be written, so {hint}"
-    for kind in _KINDS:
-        believed = f"{folder}/{kind}"
+    for believed in (f"{folder}/{kind}" for kind in ("metadata", "self-tested", "verified")):
         if os.path.isdir(believed) and not _is_private(believed):
             return f"{believed} can be written by others, so what it holds is not believed, and {hint}"
     return None
-
-
-_KINDS = ("metadata", "self-tested", "verified")
-"""The kinds of markers and notes. firstvec makes each kind's folder so that only this user can write there."""
 
 
 def path_of(kind: str, name: str) -> str:
@@ -84,11 +77,7 @@ def path_of(kind: str, name: str) -> str:
 
 
 def make_folder(folder: str) -> None:
-    """Make the folder of a kind, and the cache folder above it, so that only this user can write there.
-
-    Raises:
-        OSError: this user may not make them.
-    """
+    """Make the folder of a kind, and the cache folder above it, so that only this user can write there."""
     if not os.path.isdir(folder):
         # `makedirs` uses the mode for the last folder only. The cache folder of a user without a home must be private.
         os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
@@ -131,15 +120,14 @@ def put_marker(path: str) -> None:
         make_folder(os.path.dirname(path))
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     except OSError:
-        # A home is read-only or missing. The next load verifies again, which is slower and as safe.
-        return
+        return  # a home is read-only or missing: the next load verifies again, which is slower and as safe
 
 
 def _checksum(data: bytes) -> bytes:
     """Return a note's checksum: its bytes as one number, lowest first, with a 1 behind, modulo a prime.
 
-    A flipped bit always changes the checksum. Other damage keeps the checksum once in 10^9. crc32 would do as well,
-    but its import takes 0.35 ms, three times as long as everything else that is done for a note.
+    A flipped bit always changes it, and other damage keeps it once in 10^9. crc32 would do, but its import takes
+    0.35 ms, three times as long as everything else that is done for a note.
     """
     return (int.from_bytes(data + b"\1", "little") % ((1 << 30) - 35)).to_bytes(4, "little")
 
@@ -147,14 +135,7 @@ def _checksum(data: bytes) -> bytes:
 def read_note(path: str) -> bytes | None:
     """Return a note of at most 8 KiB. None: it is missing or damaged, or another user could have written it."""
     try:
-        if not _is_private(os.path.dirname(path)):
-            return None
-        # O_NONBLOCK: the open must not wait for a writer if the path is a pipe.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            data = os.read(descriptor, 1 << 13)
-        finally:
-            os.close(descriptor)
+        data = read_bytes(path, 1 << 13) if _is_private(os.path.dirname(path)) else b""
     except OSError:
         return None
     return data[4:] if data[:4] == _checksum(data[4:]) else None
@@ -171,10 +152,7 @@ def write_note(path: str, data: bytes) -> None:
             is_whole = os.write(descriptor, data) == len(data)
         finally:
             os.close(descriptor)
-        if is_whole:
-            os.replace(unfinished, path)
-        else:
-            os.unlink(unfinished)
+        os.replace(unfinished, path) if is_whole else os.unlink(unfinished)
     except OSError:
         return
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _RESERVED = 192 << 20
 """Bytes of addresses that are reserved and not used, for the stacks of threads and the arenas of malloc. Found by
 trying with 2 cores: with less than that, libraries abort the process instead of failing."""
+_MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Limit and use of a control group, versions 2 and 1."""
 
 
 def usable_cores() -> int:
@@ -22,10 +24,7 @@ def usable_cores() -> int:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         count = os.cpu_count() or 1
-    for folder in _cgroup_folders("cpu"):
-        if (quota := _quota(folder)) is not None:
-            count = min(count, max(1, -(-quota[0] // quota[1])))
-    return max(1, count)
+    return max(1, min([count, *filter(None, map(_quota, _cgroup_folders("cpu")))]))
 
 
 def available_memory() -> int:
@@ -34,57 +33,44 @@ def available_memory() -> int:
     The smallest counts: the system's, what the control groups leave, and what the limit of the addresses leaves.
     """
     if sys.platform != "linux":
-        try:
-            # macOS has only the total in sysconf. Half of it is a cautious guess at what is free.
-            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-        except (AttributeError, ValueError, OSError):
-            return 4 << 30
-    available = 0
-    for line in read_text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-            break
+        # macOS has only the total in sysconf. Half of it is a cautious guess at what is free.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    available = (_first_number("/proc/meminfo", "MemAvailable:") or 0) * 1024
     for folder in _cgroup_folders("memory"):
-        for limit_name, used_name in (
-            ("memory.max", "memory.current"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        ):
-            limit, used = read_text(f"{folder}/{limit_name}").strip(), read_text(f"{folder}/{used_name}").strip()
-            if limit.isdecimal() and used.isdecimal() and int(limit) < available + int(used):
-                left = int(limit) - int(used) + _reclaimable(folder)
-                available = min(available, max(0, left))
-    if (left_addresses := address_space_left()) is not None:
-        available = min(available, max(1 << 20, left_addresses - _RESERVED))
+        for limit_file, used_file in _MEMORY_FILES:
+            limit, used = _first_number(f"{folder}/{limit_file}"), _first_number(f"{folder}/{used_file}")
+            if limit is not None and used is not None and limit < available + used:
+                available = min(available, max(0, limit - used + _reclaimable(folder)))
+    if (left := address_space_left()) is not None:
+        available = min(available, max(1 << 20, left - _RESERVED))
     return available
 
 
 def address_space_left() -> int | None:
     """Return the bytes of addresses that this process may still take (``ulimit -v``). None: there is no limit."""
-    limit = read_text("/proc/self/limits").partition("Max address space")[2].split(maxsplit=1)[:1]
-    if not limit or not limit[0].isdecimal():
+    if (limit := _first_number("/proc/self/limits", "Max address space")) is None:
         return None
-    pages = read_text("/proc/self/statm").split(maxsplit=1)[:1]
-    return int(limit[0]) - (int(pages[0]) if pages and pages[0].isdecimal() else 0) * os.sysconf("SC_PAGE_SIZE")
+    return limit - (_first_number("/proc/self/statm") or 0) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _first_number(path: str, label: str = "") -> int | None:
+    """Return the number behind the label in a system file, or at its beginning. None: there is none."""
+    words = (read_text(path).partition(label)[2] if label else read_text(path)).split(maxsplit=1)
+    return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def _reclaimable(folder: str) -> int:
     """Return the bytes of a control group's page cache. It counts as used, and the kernel drops it when it must."""
-    lines = read_text(f"{folder}/memory.stat").splitlines()
-    found = {name: value for name, _, value in (line.partition(" ") for line in lines)}
-
-    def file_pages(prefix: str) -> int:
-        values = (found.get(f"{prefix}{kind}_file", "") for kind in ("active", "inactive"))
-        return sum(int(value) for value in values if value.isdecimal())
-
+    lines = [line.partition(" ") for line in read_text(f"{folder}/memory.stat").splitlines()]
+    found = {name: int(value) for name, _, value in lines if value.isdecimal()}
     # Version 1 counts the groups below apart.
-    return max(file_pages(""), file_pages("total_"))
+    return max(found.get(f"{of}active_file", 0) + found.get(f"{of}inactive_file", 0) for of in ("", "total_"))
 
 
 def _cgroup_folders(controller: str) -> Iterable[str]:
-    """Yield the folders of this process's control group for ``controller`` and of its ancestors, versions 2 and 1.
+    """Yield the folders of this process's control group and of its ancestors, whose limits count, too (cgroups(7)).
 
-    A limit anywhere up the tree counts (cgroups(7)). In a container the group's path is often not visible, and the
-    mount's root is the container's own group. There the path's ancestors end.
+    In a container the group's path is often not visible, and the mount's root is the container's own group.
     """
     if sys.platform != "linux":
         return
@@ -98,18 +84,17 @@ def _cgroup_folders(controller: str) -> Iterable[str]:
         else:
             continue
         path = path.rstrip("/")
-        while True:
+        while path:
             yield f"{mount}{path}"
-            if not path:
-                break
             path = path.rpartition("/")[0]
+        yield mount
 
 
-def _quota(folder: str) -> tuple[int, int] | None:
-    """Return (quota, period) in microseconds, or None without a limit."""
-    fields = read_text(f"{folder}/cpu.max").split()
-    if not fields:
-        fields = [read_text(f"{folder}/cpu.cfs_quota_us").strip(), read_text(f"{folder}/cpu.cfs_period_us").strip()]
-    if len(fields) == 2 and all(field.isdecimal() and int(field) > 0 for field in fields):
-        return int(fields[0]), int(fields[1])
-    return None
+def _quota(folder: str) -> int | None:
+    """Return the cores that a control group may use, rounded up, or None without a limit."""
+    text = read_text(f"{folder}/cpu.max")
+    text = text or f"{read_text(f'{folder}/cpu.cfs_quota_us')} {read_text(f'{folder}/cpu.cfs_period_us')}"
+    quota_and_period = [int(field) if field.isdecimal() else 0 for field in text.split()]
+    if len(quota_and_period) != 2 or 0 in quota_and_period:
+        return None
+    return -(-quota_and_period[0] // quota_and_period[1])

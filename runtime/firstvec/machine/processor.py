@@ -12,12 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from firstvec.engines.table import InstructionSet
 
-_IDENTITY = frozenset(
-    (
-        *("vendor_id", "cpu family", "model", "model name", "stepping", "flags"),  # x86-64
-        *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"),  # Arm
-    )
-)
+_IDENTITY = frozenset(("vendor_id", "cpu family", "model", "model name", "stepping", "flags"))  # x86-64
+_IDENTITY |= {"CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"}  # Arm
 """Lines of ``/proc/cpuinfo``. The other lines change from core to core, or while the machine runs."""
 
 _seen: list[str] = []
@@ -28,7 +24,7 @@ _found: dict[tuple[str, str], tuple[str, ...]] = {}
 
 def machine() -> str:
     """Return the processor's family as ``platform.machine()`` spells it."""
-    return os.uname().machine if hasattr(os, "uname") else "unknown"
+    return os.uname().machine
 
 
 def instruction_sets() -> tuple[str, ...]:
@@ -36,13 +32,13 @@ def instruction_sets() -> tuple[str, ...]:
     family = machine().lower()
     key = family, _description()
     if key not in _found:
+        flags = key[1].partition("\nflags")[2].partition("\n")[0].partition(":")[2].split()
         rows = INSTRUCTION_SETS.items()
-        flags = set(key[1].partition("\nflags")[2].partition("\n")[0].partition(":")[2].split())
         _found[key] = tuple(name for name, row in rows if family in row.machines and _has(row, flags))
     return _found[key]
 
 
-def _has(row: InstructionSet, flags: set[str]) -> bool:
+def _has(row: InstructionSet, flags: list[str]) -> bool:
     if row.cpu_flag is None:
         return True
     if sys.platform == "darwin":
@@ -67,9 +63,8 @@ def identity() -> str:
 
 def _description() -> str:
     """Return Linux's description of the first processor. Empty on other systems."""
-    if not _seen:
-        # The first 8 KiB hold the first processor, also on a machine of 256 cores.
-        if not (text := read_text("/proc/cpuinfo", 8192).partition("\n\n")[0]):
-            return ""  # it could not be read, for example because too many files are open: the next call tries again
+    # The first 8 KiB hold the first processor, also on a machine of 256 cores. The next call tries again where they
+    # could not be read, for example because too many files are open.
+    if not _seen and (text := read_text("/proc/cpuinfo", 8192).partition("\n\n")[0]):
         _seen.append(text)
-    return _seen[0]
+    return _seen[0] if _seen else ""

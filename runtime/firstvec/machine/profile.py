@@ -15,20 +15,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_TOKENIZERS = ("tokenizers", ("tokenizers",))
-"""A package that is no engine, whose version is shown beside those of the engines."""
-
 
 class ResourceProfile(Record):
-    """A machine and a process, as far as choosing and running an artifact needs to know them.
-
-    Cores, memory, storage and engines are looked up when they are first read. Then they stay.
-    """
+    """A machine and a process. Cores, memory, storage and engines are looked up when they are first read."""
 
     machine: str
     """Processor family as ``platform.machine()`` spells it, for example ``x86_64`` or ``arm64``."""
     cpu_count: int = Late(lambda _: usable_cores())  # type: ignore[assignment]
-    """Cores that this process may use: the smaller of its affinity and its control group's quota, rounded up."""
+    """See `firstvec.machine.limits.usable_cores`."""
     isa: tuple[str, ...]
     """The instruction sets of `firstvec.engines.table.INSTRUCTION_SETS` that the processor has."""
     has_cuda: bool
@@ -36,15 +30,14 @@ class ResourceProfile(Record):
     has_mps: bool
     """Whether this is an Apple-silicon Mac."""
     available_memory_mb: float = Late(lambda _: round(available_memory() / (1 << 20), 1))  # type: ignore[assignment]
-    """Memory that can still be used, in 2^20 bytes: the smallest of the system's, the control groups' and what the
-    limit of the process's addresses leaves. 0.0 where the system does not say."""
+    """Memory that can still be used, in 2^20 bytes. The control groups and the limit of addresses count."""
     is_ssd: bool | None = Late(lambda _: is_ssd(os.curdir))  # type: ignore[assignment]
-    """Whether the current folder's storage is not rotational. None where the system does not say."""
+    """Of the current folder's storage: see `is_ssd`."""
     recommended_batch_size: int = Late(lambda profile: _batch_size(profile.available_memory_mb))  # type: ignore[assignment]
     """64 with more than 8 GB of memory, 32 with more than 4 GB, else 16: as the replaced loader's."""
     recommended_device: str
     """``cuda`` or ``mps`` where an engine that can use it is installed, else ``cpu``."""
-    engines: tuple[tuple[str, str | None], ...] = Late(lambda _: _installed().versions)  # type: ignore[assignment]
+    engines: tuple[tuple[str, str | None], ...] = Late(lambda _: _installed()[0])  # type: ignore[assignment]
     """Engine → installed version, or None. See `engine_version`."""
     loaded_engines: tuple[str, ...]
     """Engines whose package this process has imported already."""
@@ -73,12 +66,10 @@ class ResourceProfile(Record):
         return is_ssd(os.curdir) is not False
 
     def __str__(self) -> str:
-        parts = [
-            self.machine,
-            "+".join(self.isa) or "no known vector extension",
-            f"{self.cpu_count} core{'s' if self.cpu_count != 1 else ''}",
-        ]
-        return ", ".join([*parts, *(name for name in ("cuda", "mps") if getattr(self, f"has_{name}"))])
+        isa = "+".join(self.isa) or "no known vector extension"
+        cores = f"{self.cpu_count} core{'s' if self.cpu_count != 1 else ''}"
+        accelerators = (name for name in ("cuda", "mps") if getattr(self, f"has_{name}"))
+        return ", ".join([self.machine, isa, cores, *accelerators])
 
 
 def _batch_size(memory_mb: float) -> int:
@@ -88,18 +79,16 @@ def _batch_size(memory_mb: float) -> int:
 def is_ssd(path: str) -> bool | None:
     """Return whether the storage that holds ``path`` is not rotational. None where the system does not say.
 
-    Linux only, from ``/sys/dev/block`` (Documentation/ABI/stable/sysfs-block, ``queue/rotational``). A partition has
-    no queue of its own. The queue of its disk is one folder up.
+    Linux says it in ``/sys/dev/block`` (Documentation/ABI/stable/sysfs-block). A partition has no queue of its own. The
+    queue of its disk is one folder up.
     """
     try:
         device = os.stat(path).st_dev
         block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
-    except (OSError, AttributeError):
+    except OSError:
         return None
-    for folder in (block, f"{block}/.."):
-        if text := read_text(f"{folder}/queue/rotational"):
-            return text.strip() == "0"
-    return None
+    text = read_text(f"{block}/queue/rotational") or read_text(f"{block}/../queue/rotational")
+    return text.strip() == "0" if text else None
 
 
 def _has_cuda() -> bool:
@@ -114,42 +103,32 @@ def _has_cuda() -> bool:
         return os.path.exists("/dev/dxg") and os.path.exists("/usr/lib/wsl/lib/libcuda.so.1")
 
 
-class _Installed(Record):
-    """What the folders of ``sys.path`` hold."""
-
-    versions: tuple[tuple[str, str | None], ...]
-    """Engine → version, from the names of ``*.dist-info`` folders."""
-    folders: dict[str, str]
-    """Engine → the folder of its package."""
-
-
 def _can_use(device: str) -> bool:
     """Return whether an installed engine was built for the device."""
-    installed = _installed()
-    versions = dict(installed.versions)
+    versions, folders = _installed()
+    has = dict(versions)
     return any(
-        device in engine.devices
-        and versions[name] is not None
-        and name in installed.folders
-        and engine.was_built_for(installed.folders[name], device)
+        device in engine.devices and has[name] and name in folders and engine.was_built_for(folders[name], device)
         for name, engine in ENGINES.items()
     )
 
 
-_known: dict[Any, _Installed] = {}
+Installed = tuple[tuple[tuple[str, "str | None"], ...], dict[str, str]]
+"""Of each engine: its version, from the name of its ``*.dist-info`` folder, and the folder of its package."""
+
+_known: dict[Any, Installed] = {}
 """What was found counts until ``sys.path``, or a folder of it, changes."""
 
 _STANDARD_LIBRARY = frozenset((os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")))
 """These folders hold no packages."""
 
 
-def _installed() -> _Installed:
+def _installed() -> Installed:
     key = tuple((entry, _modified(entry or os.curdir)) for entry in sys.path if entry not in _STANDARD_LIBRARY)
-    found = _known.get(key)
-    if found is None or not any(version for _, version in found.versions):
-        # Nothing may have been found because too many files were open: the next call tries again.
-        found = _known[key] = _find_installed([entry for entry, _ in key])
-    return found
+    # Nothing may have been found because too many files were open: the next call tries again.
+    if key not in _known or not any(version for _, version in _known[key][0]):
+        _known[key] = _find_installed([entry for entry, _ in key])
+    return _known[key]
 
 
 def _modified(folder: str) -> int:
@@ -159,13 +138,14 @@ def _modified(folder: str) -> int:
         return 0
 
 
-def _find_installed(entries: list[str]) -> _Installed:
-    # Two rows may have a distribution in common: two providers of onnxruntime, for example.
-    engines_of: dict[str, list[str]] = {}
-    for engine, distributions in (*((name, row.distributions) for name, row in ENGINES.items()), _TOKENIZERS):
-        for distribution in distributions:
+def _find_installed(entries: list[str]) -> Installed:
+    # Two rows may have a distribution in common: two providers of onnxruntime, for example. The tokenizers package is
+    # no engine, and its version is shown beside those of the engines.
+    engines_of: dict[str, list[str]] = {"tokenizers": ["tokenizers"]}
+    for engine, row in ENGINES.items():
+        for distribution in row.distributions:
             engines_of.setdefault(distribution, []).append(engine)
-    versions: dict[str, str | None] = dict.fromkeys((*ENGINES, _TOKENIZERS[0]))
+    versions: dict[str, str | None] = dict.fromkeys((*ENGINES, "tokenizers"))
     folders: dict[str, str] = {}
     for entry in entries:
         try:
@@ -174,10 +154,10 @@ def _find_installed(entries: list[str]) -> _Installed:
             continue
         for name in names:
             if name.endswith(".dist-info"):
-                distribution, _, version = name[: -len(".dist-info")].rpartition("-")
+                distribution, _, version = name.removesuffix(".dist-info").rpartition("-")
                 for engine in engines_of.get(distribution.lower(), ()):
                     versions[engine] = versions[engine] or version
         for engine, row in ENGINES.items():
-            if engine not in folders and row.package in names:
-                folders[engine] = os.path.join(entry, row.package)
-    return _Installed(versions=tuple(sorted(versions.items())), folders=folders)
+            if row.package in names:
+                folders.setdefault(engine, os.path.join(entry, row.package))
+    return tuple(sorted(versions.items())), folders

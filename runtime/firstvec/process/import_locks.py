@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 _IMPORTLIB = "<frozen importlib._bootstrap>"
 _POLL = 0.1
 """Seconds between two looks of the watch."""
-_LOOKS = 20
-_BETWEEN_LOOKS = 0.025
-"""Seconds. importlib holds the one lock of all imports for microseconds. Held at 20 looks, it is held for good."""
+_LOOKS = 10
+_BETWEEN_LOOKS = 0.05
+"""Seconds. importlib holds the one lock of all imports for microseconds. Held at 10 looks, it is held for good."""
 
 
 def release_left_locks() -> None:
     """Release the import locks that this thread holds and no longer uses. Call it in the main thread.
 
-    It may be called by code that a module runs while it is imported, and by a signal handler in the middle of an
-    import: the locks of such imports stay.
+    The locks of imports under way stay: a module that is imported, or a signal handler, may be what calls this.
     """
-    frames = _frames_in_importlib()
+    frames: list[FrameType] = []  # in which this thread runs importlib's code
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORTLIB:
+            frames.append(frame)
+        frame = frame.f_back
     uses_the_one_lock = any(frame.f_code.co_name in ("_get_module_lock", "cb") for frame in frames)
     while _imp.lock_held() and not uses_the_one_lock:
         try:
@@ -46,26 +50,14 @@ def release_left_locks() -> None:
     under_way |= {getattr(frame.f_locals.get("spec"), "name", None) for frame in frames}
     # importlib has no public list of its locks. Without this list there is nothing to release.
     locks: dict[Any, Any] = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
-    this = get_ident()
     for reference in list(locks.values()):
         lock = reference()
-        while lock is not None and getattr(lock, "owner", None) == this and lock.name not in under_way:
+        while lock is not None and getattr(lock, "owner", None) == get_ident() and lock.name not in under_way:
             lock.release()
 
 
-def _frames_in_importlib() -> list[FrameType]:
-    """Return the frames in which this thread runs importlib's code."""
-    found: list[FrameType] = []
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_filename == _IMPORTLIB:
-            found.append(frame)
-        frame = frame.f_back
-    return found
-
-
 def watch_imports(main_thread: int, are_threads_at_work: Callable[[], bool]) -> None:
-    """Send the main thread a Ctrl-C that Python has lost.
+    """Send the main thread a Ctrl-C that Python has lost, as long as firstvec's threads may import something.
 
     Ctrl-C can come in a weak reference's callback in importlib. Then Python ignores the exception, but the main thread
     keeps the one lock of all imports, and no other thread may release it. When the main thread then imports a module
@@ -73,26 +65,15 @@ def watch_imports(main_thread: int, are_threads_at_work: Callable[[], bool]) -> 
 
     The watch looks at the lock only. A frame of the main thread would keep importlib's objects alive, and the watch
     would then be the thread that runs their callbacks, and waits for the lock.
-
-    Args:
-        main_thread: its identifier.
-        are_threads_at_work: whether firstvec's threads may still import something. The watch ends when they do not.
     """
     start_new_thread(_watch, (main_thread, are_threads_at_work))
 
 
 def _watch(main_thread: int, are_threads_at_work: Callable[[], bool]) -> None:
-    time.sleep(_POLL)
-    while are_threads_at_work():
-        if _is_held_for_good():
+    looks = 0
+    while looks or are_threads_at_work():
+        time.sleep(_BETWEEN_LOOKS if looks else _POLL)
+        looks = looks + 1 if _imp.lock_held() else 0
+        if looks == _LOOKS:
             _signal.pthread_kill(main_thread, _signal.SIGINT)
-        time.sleep(_POLL)
-
-
-def _is_held_for_good() -> bool:
-    """Return whether the one lock of all imports is held at every look."""
-    for _ in range(_LOOKS):
-        if not _imp.lock_held():
-            return False
-        time.sleep(_BETWEEN_LOOKS)
-    return True
+            looks = 0

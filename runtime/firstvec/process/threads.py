@@ -5,8 +5,7 @@ thread that is inside an engine while the interpreter is taken down aborts the p
 threads that ``atexit`` waits for, and that can see that the process is exiting. A daemon thread of the program's own
 may run an engine, too: `engine_gate` lets it out, and not in again.
 
-Threads are started with ``_thread``, because ``threading.Thread.start()`` waits until the new thread runs. That costs
-the caller the 5 ms for which the new thread may then keep the GIL (``sys.getswitchinterval()``).
+Threads are started with ``_thread``, because ``threading.Thread.start()`` waits until the new thread runs, up to 5 ms.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _POLL = 0.1
 """Seconds between two looks at what nobody announces."""
 _PATIENCE = 15.0
 """Seconds that the exit and a fork wait for threads: many times what a load takes."""
-_PATIENCE_AFTER_CTRL_C = 0.7
+_PATIENCE_AFTER_CTRL_C = 0.5
 """Seconds that the exit waits after Ctrl-C for threads that are in no engine."""
 _MOST_SIGNALS = 100
 """Signals after which the exit no longer goes on waiting."""
@@ -47,8 +46,8 @@ _MOST_SIGNALS = 100
 class Event:
     """What `threading.Event` is, for a main thread that Ctrl-C may interrupt anywhere.
 
-    A wait looks again every 0.1 s. So a wait ends even if Ctrl-C, between two calls, kept the event's lock or a lock of
-    the import system that the other thread needs.
+    A wait looks again every 0.1 s. So it ends even if Ctrl-C kept the event's lock, or an import lock that the other
+    thread needs.
     """
 
     def __init__(self) -> None:
@@ -88,12 +87,6 @@ class ProcessExiting(LoadError):
     """The process is exiting, and the load that is under way is left undone."""
 
 
-def stop_if_exiting() -> None:
-    """Raise `ProcessExiting` if the process is exiting. A load calls this between its steps."""
-    if exiting.is_set:
-        raise ProcessExiting("the process is exiting, so the load was stopped")
-
-
 class EngineGate:
     """Every call into an engine goes through this gate. The exit closes it, and waits for who is inside."""
 
@@ -119,7 +112,7 @@ class EngineGate:
             self._inside.remove(this)
 
     def threads_inside(self) -> list[int]:
-        """Return the threads that are in an engine now, by ``threading.get_ident()``."""
+        """Return the threads that are in an engine now."""
         return [*self._inside]
 
 
@@ -144,8 +137,8 @@ class Task(Generic[T]):
         self._work = [work]
         """Empty as soon as a thread has taken the work."""
         self._value: T | None = None
-        self._error: BaseException | None = None
-        self._finished = Event()
+        self.error: BaseException | None = None  # with which the call ended
+        self.finished = Event()
         self.thread: int | None = None
         self.is_lost = False
         """Whether the process forked while the call was under way: this process has no thread for it."""
@@ -161,13 +154,14 @@ class Task(Generic[T]):
             # would raise SIGINT in the process when it is refused its own threads (driver/others/blas_server.c).
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
             self._run()
-            if self._error is not None and not isinstance(self._error, Exception):
-                raise self._error from None  # Ctrl-C is meant for the program, which did not ask for a thread
+            if self.error is not None and not isinstance(self.error, Exception):
+                raise self.error from None  # Ctrl-C is meant for the program, which did not ask for a thread
         except BaseException:
             # Ctrl-C: the thread may have been started or not. Nobody will ask for its result.
             if self._work:
                 self._work.clear()
-                self._end()
+                _running.discard(self)
+                self.finished.set()
             raise
 
     def _run(self) -> None:
@@ -179,30 +173,18 @@ class Task(Generic[T]):
         try:
             self._value = work()
         except BaseException as error:
-            self._error = error
+            self.error = error
         finally:
             del work  # and everything that it refers to
-            self._end()
-
-    def _end(self) -> None:
-        _running.discard(self)
-        self._finished.set()
+            _running.discard(self)
+            self.finished.set()
 
     def result(self) -> T:
         """Wait for the call to end. Return its value or raise its error."""
-        self._finished.wait()
-        if self._error is not None:
-            raise self._error
+        self.finished.wait()
+        if self.error is not None:
+            raise self.error
         return self._value  # type: ignore[return-value]
-
-    @property
-    def failed(self) -> bool:
-        """Whether the call ended with an error."""
-        return self._error is not None
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait for the call to end, at most ``timeout`` seconds. Its error is not raised."""
-        self._finished.wait(timeout)
 
 
 class ComputedOnce(Generic[T]):
@@ -221,7 +203,7 @@ class ComputedOnce(Generic[T]):
         try:
             return task.result()
         except BaseException:
-            if task.failed:  # otherwise only the wait was interrupted
+            if task.error is not None:  # otherwise only the wait was interrupted
                 self._task = None
             raise
 
@@ -240,19 +222,19 @@ def watch_for_lost_ctrl_c() -> None:
                 raise
 
 
-_is_watching = False
-
-
 def _are_tasks_at_work() -> bool:
     global _is_watching
     _is_watching = bool(_running)
     return _is_watching
 
 
+_is_watching = False
 _once_lock = ProcessLock()
 _running: set[Task[Any]] = set()
 _given_up: set[Task[Any]] = set()
 """The exit waited for these tasks in vain, and does not wait for them again."""
+_saw_ctrl_c = False
+_resets_in_child: list[Callable[[], object]] = []
 
 
 def before_exit() -> None:
@@ -272,58 +254,45 @@ atexit.register(before_exit)
 def _may_go_on() -> bool:
     """Return whether this thread may run an engine though the gate is closed: the main thread and awaited tasks may."""
     this = get_ident()
-    tasks = [task for task in list(_running) if task not in _given_up]
-    return this == threading.main_thread().ident or any(task.thread == this for task in tasks)
+    return this == threading.main_thread().ident or any(task.thread == this for task in _running - _given_up)
 
 
-_saw_ctrl_c = False
-
-
-def _wait_whatever_signals_say(wait: Callable[[], list[Task[Any]]]) -> list[Task[Any]]:
+def _wait_whatever_signals_say(wait: Callable[[], list[Task[Any]] | None]) -> list[Task[Any]]:
     """Go on waiting after a signal, because the process must not end, nor fork, while an engine is at work."""
     global _saw_ctrl_c
     for _ in range(_MOST_SIGNALS):
         try:
             release_left_locks()
-            return wait()
+            return wait() or []
         except BaseException as error:  # Ctrl-C, or what a signal handler of the program raises
             _saw_ctrl_c = _saw_ctrl_c or isinstance(error, KeyboardInterrupt)
     return []
-
-
-def _was_interrupted() -> bool:
-    """Return whether Ctrl-C is why the process exits."""
-    return _saw_ctrl_c or getattr(sys, "last_type", None) is KeyboardInterrupt
 
 
 def _wait_for_tasks() -> list[Task[Any]]:
     """Wait for every task. Return the tasks for which the patience was not enough."""
     began, this = time.monotonic(), get_ident()
     # A task may start others before it ends.
-    while others := [task for task in list(_running) if task.thread != this and task not in _given_up]:
+    while others := [task for task in _running - _given_up if task.thread != this]:
         waited = time.monotonic() - began
         if waited > _PATIENCE:
             return others
-        if exiting.is_set and waited > _PATIENCE_AFTER_CTRL_C and _was_interrupted():
+        # `sys.last_type` is the error for which the interpreter exits.
+        was_interrupted = _saw_ctrl_c or getattr(sys, "last_type", None) is KeyboardInterrupt
+        if exiting.is_set and was_interrupted and waited > _PATIENCE_AFTER_CTRL_C:
             inside = engine_gate.threads_inside()
-            others = [task for task in others if task.thread in inside]
-            if not others:
-                return [task for task in list(_running) if task.thread != this]
-        others[0].wait(_POLL)
+            if not any(task.thread in inside for task in others):
+                return others
+        others[0].finished.wait(_POLL)
     return []
 
 
-def _wait_for_engines() -> list[Task[Any]]:
+def _wait_for_engines() -> None:
     """Wait until no daemon thread of the program is inside an engine."""
     began, this = time.monotonic(), get_ident()
     # This thread is in no engine, but Ctrl-C in a `with engine_gate` may have left its entry.
     while {*engine_gate.threads_inside()} - {this} and time.monotonic() - began < _PATIENCE:
         time.sleep(0.001)
-    return []
-
-
-def _before_fork() -> None:
-    _wait_whatever_signals_say(_wait_for_tasks)
 
 
 def _after_fork_in_child() -> None:
@@ -333,15 +302,12 @@ def _after_fork_in_child() -> None:
     _is_watching = False
     for task in _running:
         task.is_lost = True
-        task._error = RuntimeError("the process forked while this was under way")
-        task._finished.reset()
-        task._finished.set()
+        task.error = RuntimeError("the process forked while this was under way")
+        task.finished.reset()
+        task.finished.set()
     _running.clear()
     for reset in _resets_in_child:
         reset()
-
-
-_resets_in_child: list[Callable[[], object]] = []
 
 
 def reset_in_forked_child(reset: Callable[[], object]) -> None:
@@ -349,7 +315,6 @@ def reset_in_forked_child(reset: Callable[[], object]) -> None:
     _resets_in_child.append(reset)
 
 
-if hasattr(os, "register_at_fork"):
-    # A fork in the middle of an import leaves the child with a module that is half there, for good. So the fork waits
-    # until the load ends, a tenth of a second.
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+# A fork in the middle of an import leaves the child with a module that is half there, for good. So the fork waits until
+# the load ends, a tenth of a second.
+os.register_at_fork(before=lambda: _wait_whatever_signals_say(_wait_for_tasks), after_in_child=_after_fork_in_child)

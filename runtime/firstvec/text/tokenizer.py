@@ -26,7 +26,6 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
         IncompatibleArtifact: the tokenizers package is needed at once, and cannot read the file.
     """
     root, length = manifest.root, manifest.model.max_seq_length
-
     # The file stays open until it is needed, if ever. By then its name may lead to another bundle's file.
     file = integrity.open_verified(root, manifest.tokenizer)
 
@@ -50,10 +49,7 @@ class Tokenizer:
     Args:
         open_json: opens the tokenizer.json, verified.
         max_seq_length: tokens, special tokens included.
-        quick: gives the same ids as the tokenizers package, or None. The package is imported when it is needed.
-
-    Raises:
-        IncompatibleArtifact: the installed tokenizers package cannot read the file.
+        quick: gives the same ids as the tokenizers package. Without it the package is loaded at once.
     """
 
     def __init__(
@@ -77,24 +73,17 @@ class Tokenizer:
             return self._tokenize_with_package(texts)
         texts = [self._quick.cut(text) for text in texts]
         rows = [self._quick.tokenize(text) for text in texts]
-        left = [index for index, row in enumerate(rows) if row is None]
-        if left:
-            for index, row in zip(left, self._tokenize_with_package([texts[index] for index in left]), strict=True):
-                rows[index] = row
-        return rows  # type: ignore[return-value]
+        left = [text for text, row in zip(texts, rows, strict=True) if row is None]
+        others = iter(self._tokenize_with_package(left) if left else ())
+        return [next(others) if row is None else row for row in rows]
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Return each text's number of tokens, special tokens included, after truncation.
-
-        Raises:
-            InputError, IncompatibleArtifact: as `tokenize`.
-        """
+        """Return each text's number of tokens, special tokens included, after truncation. Errors as of `tokenize`."""
         return [len(ids) for ids in self.tokenize(texts)]
 
     def _tokenize_with_package(self, texts: Sequence[str]) -> list[list[int]]:
         package = self._package.result()
-        if len(texts) > 1 and not self._one_by_one:
-            # A batch starts a thread pool.
+        if len(texts) > 1 and not self._one_by_one:  # a batch starts a thread pool
             try:
                 return [encoding.ids for encoding in package.encode_batch_fast(texts)]
             except BaseException as error:
@@ -113,15 +102,13 @@ def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any
     with open_json() as file:
         alias = file.alias
         content = file.read() if alias is None else b""
+        load = tokenizers.Tokenizer
         try:
             # Both calls release the GIL, so an engine can be imported and opened meanwhile.
-            from_file, from_str = tokenizers.Tokenizer.from_file, tokenizers.Tokenizer.from_str
-            package = from_file(alias) if alias else from_str(content.decode())
+            package = load.from_file(alias) if alias else load.from_str(content.decode())
         except Exception as error:  # tokenizers raises plain Exception
-            hint = "pip install -U tokenizers"
-            raise IncompatibleArtifact(
-                "", f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}; {hint}"
-            ) from error
+            reason = f"tokenizers {tokenizers.__version__} cannot read {file.path}: {error}"
+            raise IncompatibleArtifact("", f"{reason}; pip install -U tokenizers") from error
         file.verify_again()
     package.no_padding()
     package.enable_truncation(max_seq_length)
@@ -129,11 +116,7 @@ def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any
 
 
 def as_list(texts: Any) -> list[str]:
-    """Return the texts that a caller passed as a list: one text, or several in an order.
-
-    Raises:
-        InputError: the texts have no order, or the argument is neither a text nor a sequence.
-    """
+    """Return the texts of a call as a list, or raise InputError if they have no order or are no texts at all."""
     if isinstance(texts, (str, bytes)):
         return [texts]  # type: ignore[list-item]
     if isinstance(texts, (set, frozenset, dict)):
@@ -145,11 +128,7 @@ def as_list(texts: Any) -> list[str]:
 
 
 def check_texts(texts: Sequence[object], first: int = 0) -> None:
-    """Check that every text can be tokenized. ``first`` is the index of the first text.
-
-    Raises:
-        InputError: a text is not a string, or cannot be encoded as UTF-8. The error has its index.
-    """
+    """Raise InputError if a text is not a string, or has a lone surrogate. ``first`` is the index of the first text."""
     for index, text in enumerate(texts, first):
         if not isinstance(text, str):
             hint = "decode it first: text.decode('utf-8')" if isinstance(text, bytes) else "pass a str"
@@ -158,8 +137,5 @@ def check_texts(texts: Sequence[object], first: int = 0) -> None:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise InputError(
-                    f"has a lone surrogate {text[error.start]!r} at character {error.start}; "
-                    "decode the source with errors='replace'",
-                    index,
-                ) from error
+                found = f"has a lone surrogate {text[error.start]!r} at character {error.start}"
+                raise InputError(f"{found}; decode the source with errors='replace'", index) from error

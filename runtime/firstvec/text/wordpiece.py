@@ -21,7 +21,6 @@ _RECLASSIFIED = frozenset("\u166d\u1734\u1885\u1886")
 _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 """Blocks whose characters are words of their own for BERT (its tokenization.py), as far as Unicode 3.2 has them."""
 
-
 _LONG = 10_000
 """Characters. Of a longer text, only the beginning is looked at that truncation leaves."""
 
@@ -31,13 +30,7 @@ class LeaveToPackage(Exception):
 
 
 class QuickTokenizer:
-    """BERT's normalizer, pre-tokenizer, WordPiece and special tokens, truncated to ``max_seq_length``.
-
-    Args:
-        rules: the manifest's.
-        vocabulary: the text of the vocabulary file, one token a line, in the order of their ids.
-        max_seq_length: tokens, special tokens included.
-    """
+    """BERT's normalizer, pre-tokenizer, WordPiece and special tokens, truncated to ``max_seq_length``."""
 
     def __init__(self, rules: WordPiece, vocabulary: str, max_seq_length: int) -> None:
         tokens = vocabulary.removesuffix("\n").split("\n")
@@ -114,10 +107,8 @@ class _Characters(dict[int, str]):
     def _ascii(self, character: str) -> str:
         if character in "\t\n\r ":
             return " "
-        if not character.isprintable():
-            return ""
         if not character.isalnum():
-            return f" {character} "
+            return f" {character} " if character.isprintable() else ""
         return character.lower() if self._lowercase else character
 
     def _beyond_ascii(self, character: str) -> str:

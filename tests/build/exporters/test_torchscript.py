@@ -140,7 +140,7 @@ session.close()
 """
 
 
-def test_loading_and_running_warn_of_nothing(tiny_built: Path, fresh: Fresh) -> None:
+def test_loading_and_running_give_no_warning(tiny_built: Path, fresh: Fresh) -> None:
     assert fresh(LOAD, tiny_built, PYTHONWARNINGS="error").stdout == "(2, 32)\n"
 
 

@@ -46,7 +46,7 @@ def test_each_products_input_is_recorded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.high, seen.max(axis=0))
 
 
-def test_of_many_rows_some_are_kept_evenly_and_all_count_for_the_range(
+def test_some_rows_are_kept_evenly_and_all_rows_count_for_the_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "_ROWS", 4)

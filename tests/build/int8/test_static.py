@@ -24,7 +24,7 @@ def make_random(*shape: int, seed: int = 1) -> Floats:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def test_even_inputs_need_no_scheme() -> None:
+def test_inputs_without_large_channels_take_the_plain_scheme() -> None:
     assert choose_scheme(make_product(make_random(256, 64), make_random(64, 64)), 8).name == "plain"
     assert choose_scheme(make_product(make_random(256, 64), make_random(64, 16)), 8).name == "plain"
 
@@ -146,7 +146,7 @@ def test_a_vector_does_not_depend_on_its_batch(batch_size: int, bundle: Path) ->
     assert cosine(alone, mixed).min() >= 0.9999
 
 
-def test_int8_of_the_real_bundle_reaches_what_the_readme_says(bundle: Path) -> None:
+def test_int8_of_the_real_bundle_reaches_the_figures_of_the_readme(bundle: Path) -> None:
     for artifact in Manifest.read(bundle).artifacts:
         if artifact.precision == "int8":
             quality = artifact.quality

@@ -195,6 +195,6 @@ def test_error_of_model_signing_is_a_build_error(
         raise ValueError("the reason")
 
     monkeypatch.setattr(signing.Config, "use_elliptic_key_signer", fail)
-    with pytest.raises(BuildError, match=r"model-signing cannot sign it \(the reason\); try again"):
+    with pytest.raises(BuildError, match=r"model-signing cannot sign the bundle \(the reason\); try again"):
         sign(Manifest.read(tiny_bundle), keys.private)
     assert not (tiny_bundle / SIGNATURE).exists()

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from firstvec.bundle.store import find_bundle
 from firstvec.errors import FirstvecError, IntegrityError, ManifestError, MissingDependency
 from tests.conftest import Fresh, edit_manifest
 from tests.keys import Change, Pair, digest_of, forge, make_keys, peer_accepts, sign_with_peer
+from tests.loads import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -714,9 +714,7 @@ def test_a_hand_over_uses_the_manifest_that_was_checked(signed: Path, keys: Pair
     provider = held.get_provider()
     before = provider.embed_query("text")
     edit_manifest(signed, lambda document: document["model"].update(embedding_dim=31))
-    deadline = time.monotonic() + 60
-    while held.report()["hand_over"] == "waiting" and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: held.report()["hand_over"] != "waiting")
     assert held.report()["hand_over"] == "done"
     assert provider.embed_query("text") == pytest.approx(before, abs=1e-6)
     refused(signed, keys.public)

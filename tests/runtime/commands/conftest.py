@@ -23,7 +23,7 @@ def shell() -> Shell:
 
     def run(command: str, *values: object) -> subprocess.CompletedProcess[str]:
         arguments = ["bash", "-c", f"set -o pipefail; F={PROGRAM}; {command}", "bash", *map(str, values)]
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=False)
 
     return run
 

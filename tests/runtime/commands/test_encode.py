@@ -114,8 +114,8 @@ def on_a_terminal(arguments: list[object], typed: bytes) -> tuple[int, str]:
     shown = b""
     try:
         os.write(terminal, typed)
-        end = time.monotonic() + 60
-        while time.monotonic() < end and select.select([terminal], [], [], 60)[0]:
+        end = time.monotonic() + 300
+        while time.monotonic() < end and select.select([terminal], [], [], 300)[0]:
             data = os.read(terminal, 1 << 16)
             if not data:
                 break

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from firstvec import __version__
-from firstvec.commands import main as main_module
 from firstvec.commands.main import main
-from firstvec.commands.table import COMMANDS
+from firstvec.commands.table import COMMANDS, Command
 from firstvec.errors import InputError
 from tests.conftest import Fresh
 from tests.runtime.commands.conftest import PROGRAM, Shell
@@ -32,7 +31,7 @@ def test_the_version_is_printed(firstvec: Fresh) -> None:
 )
 def test_python_m_firstvec_is_the_same_command(arguments: list[str], firstvec: Fresh) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "firstvec", *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "firstvec", *arguments], capture_output=True, text=True, check=False, timeout=300
     )
     same = firstvec(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (same.returncode, same.stdout, same.stderr)
@@ -145,7 +144,7 @@ def test_too_little_memory_for_the_libraries_is_one_message(command: str, tiny_b
     messages = 0
     for megabytes in (25, 40, 60, 90, 130, 200):
         limited = f"ulimit -v {megabytes * 1024}; exec {shlex.join([PROGRAM, command, *arguments])}"
-        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, check=False, timeout=300)
         assert "Traceback" not in done.stderr, (megabytes, done.stderr)
         if done.returncode:
             messages += "error: " in done.stderr
@@ -178,10 +177,10 @@ def test_too_little_memory_for_the_libraries_is_one_message(command: str, tiny_b
 def test_an_error_of_a_command_ends_the_process_with_one_message(
     error: BaseException, code: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(main_module, "run_command", fail)
+    monkeypatch.setattr(Command, "load", lambda _: fail)
     with (tmp_path / "stdout").open("w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         with pytest.raises(SystemExit) as ended:

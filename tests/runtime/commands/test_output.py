@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from firstvec.bundle.manifest import Manifest
 from firstvec.commands import output
-from firstvec.commands.output import artifact_values, print_artifacts, print_json, print_table, print_text
+from firstvec.commands.output import print_artifacts, print_json, print_table, print_text
 
 Printed = Callable[[], str]
 
@@ -148,12 +148,3 @@ def test_artifacts_have_their_times(tiny_built: Path, printed: Printed) -> None:
     rows = {row.split()[0]: row for row in printed().splitlines()[2:]}
     assert rows[first.id].split()[-2:] == ["12", "35"]
     assert rows[second.id].endswith("–         not here")
-
-
-def test_an_artifact_is_given_as_json_values(tiny_built: Path, printed: Printed) -> None:
-    for artifact in Manifest.read(tiny_built).artifacts:
-        values = artifact_values(artifact)
-        print_json(values)
-        assert values["size"] == artifact.size
-        assert [file["path"] for file in values["files"]] == [file.path for file in artifact.files]
-    assert "max_abs_diff" in printed()

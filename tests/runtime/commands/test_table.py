@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from firstvec.commands import app as app_module
 from firstvec.commands.app import make_app
-from firstvec.commands.table import COMMANDS, Command, Option, ends_options, parse
+from firstvec.commands.table import COMMANDS, Command, Option, parse
 from firstvec.options import make_options
 
 OPTIONS = [
@@ -23,19 +22,11 @@ OPTIONS = [
 ]
 
 
-def pass_quickly(command: str, arguments: list[str]) -> dict[str, Any] | None:
-    """What `firstvec.commands.main` gives the command's function. None: typer decides."""
-    values = parse(COMMANDS[command], arguments)
-    if values is not None and "texts" in values:
-        values["texts_are_literal"] = ends_options(COMMANDS[command], arguments)
-    return values
-
-
 def pass_by_typer(command: str, arguments: list[str]) -> dict[str, Any] | None:
     """What typer gives the command's function. None: typer refuses the arguments, or prints help."""
-    passed: list[tuple[str, str, dict[str, Any]]] = []
+    passed: list[tuple[str, dict[str, Any]]] = []
     with (
-        patch.object(app_module, "run_command", lambda *call: passed.append(call)),
+        patch.object(Command, "load", lambda self: lambda **values: passed.append((self.name, values))),
         patch.object(app_module, "entry_points", lambda group: ()),
     ):
         try:
@@ -47,8 +38,8 @@ def pass_by_typer(command: str, arguments: list[str]) -> dict[str, Any] | None:
             return None
     if not passed:
         return None
-    ((module, function, values),) = passed
-    assert (module, function) == (COMMANDS[command].module, COMMANDS[command].function)
+    ((called, values),) = passed
+    assert called == command
     return values
 
 
@@ -95,7 +86,7 @@ PLAIN = [
 @pytest.mark.parametrize("line", PLAIN, ids=" ".join)
 def test_what_is_parsed_is_what_typer_passes(line: list[str]) -> None:
     command, *arguments = line
-    quick, full = pass_quickly(command, arguments), pass_by_typer(command, arguments)
+    quick, full = parse(COMMANDS[command], arguments), pass_by_typer(command, arguments)
     assert quick is not None
     assert full is not None
     assert same(quick, full), (quick, full)
@@ -164,7 +155,7 @@ def lines() -> st.SearchStrategy[tuple[str, list[str]]]:
         ]
         for option in command.options:
             for name in option.names:
-                if option.kind == "flag":
+                if option.kind is bool:
                     pieces += [st.just([name]), st.just([name]), _values(option).map(lambda v, n=name: [f"{n}={v}"])]
                 else:
                     pieces += [
@@ -186,7 +177,7 @@ def lines() -> st.SearchStrategy[tuple[str, list[str]]]:
 @example(("encode", ["-m", "--", "--", "x"]))
 def test_whatever_is_parsed_is_what_typer_passes(line: tuple[str, list[str]]) -> None:
     command, arguments = line
-    quick = pass_quickly(command, arguments)
+    quick = parse(COMMANDS[command], arguments)
     if quick is None:
         return
     full = pass_by_typer(command, arguments)
@@ -194,21 +185,9 @@ def test_whatever_is_parsed_is_what_typer_passes(line: tuple[str, list[str]]) ->
     assert same(quick, full), (quick, full)
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.sampled_from(["--", "-m", "-mx", "--model", "--model=x", "--json", "text", "-f", "json"]), max_size=6)
-)
-def test_where_options_end_is_where_typer_ends_them(arguments: list[str]) -> None:
-    """Behind the end a word that typer would refuse as an option is a text."""
-    passed = pass_by_typer("encode", [*arguments, "--nonsense"])
-    if passed is not None:
-        assert ("--nonsense" in passed["texts"]) is ends_options(COMMANDS["encode"], arguments)
-
-
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=[*COMMANDS])
 def test_a_command_gets_every_option_that_its_function_takes(command: Command) -> None:
-    function = getattr(import_module(f"firstvec.commands.{command.module}"), command.function)
-    taken = inspect.signature(function).parameters
+    taken = inspect.signature(command.load()).parameters
     fields = {option.field for option in command.options}
     if command.name == "encode":
         fields.add("texts_are_literal")
@@ -224,9 +203,9 @@ def test_a_command_gets_every_option_that_its_function_takes(command: Command) -
 def test_an_option_is_declared_whole(command: Command, option: Option) -> None:
     names = [name for each in command.options for name in each.names]
     assert len(names) == len({*names})
-    assert option.kind in ("text", "flag", "integer", "number", "texts")
+    assert option.kind in (str, bool, int, float, list)
     assert option.help.endswith(".")
-    assert (option.metavar is None) is (option.kind == "flag")
+    assert (option.metavar is None) is (option.kind is bool)
     assert all(name.startswith("--") for name in option.names[:1])
     if option.choices:
         assert all(choice == choice.lower() for choice in option.choices)

@@ -42,7 +42,7 @@ def test_the_c_api_is_used_where_the_library_is_found(tiny_built: Path) -> None:
 @pytest.mark.parametrize("artifact_id", ONNX_HERE)
 def test_both_ways_into_onnxruntime_give_identical_vectors(artifact_id: str, quick_start: bool, bundle: Path) -> None:
     options = session_options(bundle, artifact_id, quick_start=quick_start)
-    entries = onnxruntime._session_entries(options)
+    entries = onnxruntime.session_entries(options)
     direct = onnxruntime_c_api.open_session(options, entries)
     binding = onnxruntime_binding.open_session(options, entries)
     assert direct.kind == binding.kind == options.kind
@@ -59,7 +59,7 @@ def test_both_ways_into_onnxruntime_give_identical_vectors(artifact_id: str, qui
 
 def test_a_quick_start_session_neither_prepacks_nor_spins(tiny_built: Path) -> None:
     quick, throughput = (
-        onnxruntime._session_entries(session_options(tiny_built, quick_start=quick_start))
+        onnxruntime.session_entries(session_options(tiny_built, quick_start=quick_start))
         for quick_start in (True, False)
     )
     assert quick.items() - throughput.items() == {

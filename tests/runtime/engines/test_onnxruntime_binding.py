@@ -11,7 +11,7 @@ import onnxruntime as package
 import psutil
 import pytest
 
-from firstvec.engines.onnxruntime import _session_entries
+from firstvec.engines.onnxruntime import session_entries
 from firstvec.engines.onnxruntime_binding import BindingSession, open_session, version
 from firstvec.engines.session import SessionOptions
 from tests.conftest import Fresh
@@ -19,7 +19,7 @@ from tests.runtime.engines.options import session_options
 
 
 def opened(options: SessionOptions) -> BindingSession:
-    return open_session(options, _session_entries(options))
+    return open_session(options, session_entries(options))
 
 
 @pytest.mark.parametrize("quick_start", [True, False])

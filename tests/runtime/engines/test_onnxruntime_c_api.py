@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from firstvec.engines.onnxruntime import _session_entries
+from firstvec.engines.onnxruntime import session_entries
 from firstvec.engines.onnxruntime_c_api import CApiSession, find_library, open_session
 from firstvec.engines.session import SessionOptions
 from tests.conftest import Fresh
@@ -17,7 +17,7 @@ from tests.runtime.engines.options import session_options
 
 
 def opened(options: SessionOptions) -> CApiSession:
-    return open_session(options, _session_entries(options))
+    return open_session(options, session_entries(options))
 
 
 def test_a_result_outlives_later_runs_and_the_session(tiny_built: Path) -> None:

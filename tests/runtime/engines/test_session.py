@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from firstvec import IncompatibleArtifact, Manifest
@@ -26,10 +25,10 @@ def test_an_engine_that_is_no_row_is_an_incompatible_artifact(tiny_built: Path) 
 def test_an_engine_that_cannot_be_loaded_is_an_incompatible_artifact(
     error: Exception, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail() -> str:
         raise error
 
-    monkeypatch.setattr("firstvec.engines.onnxruntime.load_library", fail)
+    monkeypatch.setattr("firstvec.engines.onnxruntime.version", fail)
     with pytest.raises(IncompatibleArtifact, match=f"onnx-fp32: onnxruntime cannot be imported: {error}"):
         import_engine(artifact_of(Manifest.read(tiny_built), "onnx-fp32"))
 
@@ -118,9 +117,10 @@ def test_an_error_that_a_signal_handler_of_the_program_raises_stays_as_it_is(err
 
 def test_rows_are_padded_on_the_right_to_the_longest() -> None:
     input_ids, attention_mask = pad([[5, 6, 7], [8], [9, 10]], 3)
-    assert input_ids.dtype == attention_mask.dtype == np.int64
-    assert input_ids.tolist() == [[5, 6, 7], [8, 3, 3], [9, 10, 3]]
-    assert attention_mask.tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
+    assert (input_ids.typecode, input_ids.itemsize) == (attention_mask.typecode, attention_mask.itemsize) == ("q", 8)
+    assert input_ids.tolist() == [*[5, 6, 7], *[8, 3, 3], *[9, 10, 3]]
+    assert attention_mask.tolist() == [*[1, 1, 1], *[1, 0, 0], *[1, 1, 0]]
+    assert [each.tolist() for each in pad([[], []], 3)] == [[], []]
 
 
 def test_the_kind_of_a_session_is_named_for_people(tiny_built: Path) -> None:

@@ -118,11 +118,11 @@ from firstvec.process.threads import exiting
 find_bundle, begun = store.find_bundle, threading.Event()
 def held(*arguments):
     begun.set()
-    assert exiting.wait(30)
+    assert exiting.wait(100)
     return find_bundle(*arguments)
 store.find_bundle = held
 {LOAD}
-assert begun.wait(30)
+assert begun.wait(100)
 """
     done = fresh(code, tiny_built, "background", "list", check=False, FIRSTVEC_TRACE="1")
     line = json.loads(done.stderr)
@@ -133,24 +133,31 @@ assert begun.wait(30)
 
 def test_a_load_that_hangs_holds_the_exit_up_once_and_leaves_its_line(tiny_built: Path, fresh: Fresh) -> None:
     code = """
-import sys, time
+import atexit, sys, time
+gave_up = []
+atexit.register(lambda: print(sum(gave_up)))  # before firstvec's own functions, so it is called after them
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.loading import opening
 from firstvec.process import threads
-threads._PATIENCE = 3.0
+threads._PATIENCE = 1.0
+wait_for_tasks = threads._wait_for_tasks
+def noted():
+    left = wait_for_tasks()
+    gave_up.append(bool(left))
+    return left
+threads._wait_for_tasks = noted
 hangs = []
 def hang(*arguments, **options):
     hangs.append(True)
-    time.sleep(60)
+    time.sleep(600)
 opening.open_artifact = hang
 OptimizedEmbeddingLoader(sys.argv[1], "background", "cpu").start_loading()
 while not hangs:
     time.sleep(0.01)
 """
-    began = time.monotonic()
     done = fresh(code, tiny_built, check=False, FIRSTVEC_TRACE="1")
-    assert 3 <= time.monotonic() - began < 6
     line = json.loads(done.stderr)
+    assert done.stdout == "1\n"
     assert (done.returncode, line["event"], line["state"], line["seconds"]) == (0, "exit", "loading", 0.0)
 
 
@@ -228,7 +235,7 @@ def test_twenty_processes_write_twenty_whole_lines(tiny_built: Path, tmp_path: P
     command = [sys.executable, "-c", LOAD, name, "background", "list", "text"]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(20)]
     for process in processes:
-        assert (process.communicate(timeout=120)[1], process.returncode) == (b"", 0)
+        assert (process.communicate(timeout=300)[1], process.returncode) == (b"", 0)
     data = path.read_bytes()
     assert data.endswith(b"\n")
     lines = [json.loads(line) for line in data.splitlines()]
@@ -268,7 +275,7 @@ def test_a_stderr_that_is_not_there_does_not_matter(
     assert len(load(tiny_built).get_provider().embed_query("text")) == 32
 
 
-@pytest.mark.parametrize("broken", ["_append", "_current_context", "_utc", "_wait_for_numpy", "_log"])
+@pytest.mark.parametrize("broken", ["_append", "Watch", "_wait_for_numpy", "_log"])
 def test_an_error_in_the_monitoring_never_breaks_a_load(
     broken: str,
     tiny_built: Path,

@@ -124,7 +124,7 @@ def test_a_report_takes_no_lock(tiny_built: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(ProcessLock, "here", taken)
         thread = threading.Thread(target=lambda: reports.append(loader.report()), daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(60)
     assert [report["state"] for report in reports] == ["loaded"]
 
 

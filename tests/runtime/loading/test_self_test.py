@@ -230,7 +230,7 @@ def test_nothing_is_remembered_of_a_failure(tiny_bundle: Path, markers: Path) ->
         (lambda document: document["artifacts"].clear(), "holds no vectors of onnx-fp32"),
         (lambda document: golden(document, "onnx-fp32").pop("vectors"), r"artifacts\[1\]\.vectors: is missing"),
         (lambda document: golden(document, "onnx-fp32").update(vectors="AAAA"), r"vectors: is not float32 numbers"),
-        (lambda document: golden(document, "onnx-fp32").update(vectors="*"), r"vectors: is not float32 numbers"),
+        (lambda document: golden(document, "onnx-fp32").update(vectors="*"), r"vectors: is not base64"),
         (
             lambda document: golden(document, "onnx-fp32").update(vectors=""),
             r"vectors: is not one vector of 32 numbers",
@@ -318,15 +318,15 @@ def test_explain_says_whether_it_passed_before(tiny_built: Path, firstvec: Fresh
 def test_doctor_runs_each_artifact_that_can_run_here(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(tiny_built))
     diagnosis = examine()
-    found = {test.artifact: test for test in diagnosis.self_tests[str(tiny_built)]}
+    found = diagnosis["self_tests"][str(tiny_built)]
     manifest = Manifest.read(tiny_built)
     isa = ResourceProfile.detect().isa
     for artifact in manifest.artifacts:
         here = artifact.isa in (None, *isa)
-        assert found[artifact.id].status == ("passed" if here else "not run")
-        assert ("differs from the build by" if here else "isa: needs") in found[artifact.id].details
-    assert diagnosis.healthy
-    assert examine(run_self_tests=False).self_tests == {}
+        assert found[artifact.id]["status"] == ("passed" if here else "not run")
+        assert ("differs from the build by" if here else "isa: needs") in found[artifact.id]["details"]
+    assert diagnosis["healthy"] is True
+    assert examine(run_self_tests=False)["self_tests"] == {}
 
 
 def test_doctor_shows_what_computes_wrong_and_what_crashes(tiny_bundle: Path, firstvec: Fresh, tmp_path: Path) -> None:
@@ -359,9 +359,9 @@ def test_doctor_tells_where_no_process_can_be_started(
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(tiny_built))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     diagnosis = examine()
-    assert "its process cannot be started: No such file" in diagnosis.engines["onnxruntime"].description
-    assert "crashed" in {test.status for test in diagnosis.self_tests[str(tiny_built)]}
-    assert not diagnosis.healthy
+    assert "its process cannot be started: No such file" in diagnosis["engines"]["onnxruntime"]["description"]
+    assert "crashed" in {test["status"] for test in diagnosis["self_tests"][str(tiny_built)].values()}
+    assert diagnosis["healthy"] is False
 
 
 def cut_off(real: Path, library: Path) -> None:
@@ -375,7 +375,7 @@ def with_an_instruction_that_no_processor_has(real: Path, library: Path) -> None
         pytest.skip("needs gcc")
     code = "__attribute__((constructor)) static void start(void) { __builtin_trap(); }"
     command = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(library), "-"]
-    subprocess.run(command, input=code, text=True, check=True, timeout=60)
+    subprocess.run(command, input=code, text=True, check=True, timeout=300)
 
 
 def engine_of(folder: Path, make: Callable[[Path, Path], None]) -> Path:
@@ -449,7 +449,7 @@ def test_a_processor_that_claims_vnni_and_saturates_gets_the_seven_bit_file(bund
 
     def run(*emulator: str) -> list[str]:
         command = [*emulator, sys.executable, "-c", SATURATES, str(bundle)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return done.stdout.splitlines()
 
     warning, answer = run("qemu-x86_64", "-cpu", "max")

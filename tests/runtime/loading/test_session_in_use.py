@@ -21,7 +21,7 @@ from firstvec import provider as provider_module
 from firstvec.loading.opening import open_artifact, verify_artifact
 from firstvec.loading.session_in_use import Lease, SessionInUse
 from tests.conftest import Fresh
-from tests.loads import artifact_of, load, run_in_threads, wait_for
+from tests.loads import artifact_of, load, run_in_threads, wait_for, wait_for_tasks
 
 TEXTS = [f"{'word ' * (1 + index % 20)}{index}" for index in range(64)]
 """Of 3 to 22 tokens."""
@@ -108,6 +108,7 @@ def test_the_first_session_is_released_after_the_swap(bundle: Path) -> None:
     provider.embed_query("text")
     assert first() is not None
     wait_for(lambda: provider.session_kind == "throughput")
+    wait_for_tasks()
     gc.collect()
     assert first() is None
 
@@ -264,7 +265,7 @@ gc.disable()
 before = len(os.listdir("/proc/self/fd"))
 for _ in range(3):
     for reference in use():
-        for _ in range(100):  # the thread that made it may still be about to end
+        for _ in range(6000):  # the thread that made it may still be about to end
             if reference() is None:
                 break
             time.sleep(0.01)

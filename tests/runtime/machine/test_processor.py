@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -89,12 +88,6 @@ def test_this_machines_instruction_sets_are_those_of_its_cpuinfo() -> None:
 
 def test_this_machine_is_called_as_platform_calls_it() -> None:
     assert processor.machine() == platform.machine()
-
-
-def test_without_uname_the_processor_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "uname")
-    assert processor.machine() == "unknown"
-    assert processor.instruction_sets() == ()
 
 
 def test_the_description_is_read_once_and_again_until_it_could_be_read(

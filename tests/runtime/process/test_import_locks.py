@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +35,9 @@ WAIT = {
 
 TASK = """
 import sys
+from firstvec.process import threads
 from firstvec.process.threads import Task
+threads._PATIENCE = 100  # then the exit and the fork give up, and nothing is printed
 assert "colorsys" not in sys.modules
 def work():
     import colorsys
@@ -47,9 +48,7 @@ def work():
 @pytest.mark.parametrize("taken", TAKE)
 @pytest.mark.parametrize("how", WAIT)
 def test_a_lock_that_the_main_thread_left_taken_holds_up_no_task(how: str, taken: str, fresh: Fresh) -> None:
-    began = time.monotonic()
     assert fresh(f"{TASK}{TAKE[taken]}\ntask = Task(work)\n{WAIT[how]}").stdout == "imported\n"
-    assert time.monotonic() - began < 5
 
 
 LOAD = """
@@ -58,16 +57,14 @@ from firstvec import preload_embeddings
 assert "firstvec.loading.opening" not in sys.modules
 {}
 loader = preload_embeddings(sys.argv[1], "background", output="list")
-print(len(loader.get_provider(timeout=10).embed_query("text")))
+print(len(loader.get_provider(timeout=100).embed_query("text")))
 """
 
 
 @pytest.mark.parametrize("taken", ["the one lock", "the lock of a module of the load"])
 def test_a_lock_that_the_main_thread_left_taken_holds_up_no_load(taken: str, tiny_built: Path, fresh: Fresh) -> None:
     take = TAKE.get(taken) or TAKE["a module's lock"].replace("colorsys", "firstvec.loading.opening")
-    began = time.monotonic()
     assert fresh(LOAD.format(take), tiny_built).stdout == "32\n"
-    assert time.monotonic() - began < 5
 
 
 def test_a_lock_that_another_thread_uses_is_not_released() -> None:
@@ -81,13 +78,13 @@ def test_a_lock_that_another_thread_uses_is_not_released() -> None:
         lock.acquire()
         held.set()
         # This wait imports nothing, so nobody needs the lock meanwhile.
-        go_on.wait(10)
+        assert go_on.wait(60)
         lock.release()
         _imp.release_lock()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert held.wait(10)
+    assert held.wait(60)
     import_locks.release_left_locks()
     is_held, owner = _imp.lock_held(), lock.owner
     go_on.set()
@@ -174,12 +171,11 @@ loader = preload_embeddings(sys.argv[1], "background", output="list")
 while "slow" not in sys.modules:
     time.sleep(0.01)
 _imp.acquire_lock()  # as if Python had ignored the exception of a Ctrl-C
-began = time.monotonic()
 try:
     import slow
 except KeyboardInterrupt:
-    print("interrupted", time.monotonic() - began < 20)
-print(len(loader.get_provider(timeout=10).embed_query("text")))
+    print("interrupted")
+print(len(loader.get_provider(timeout=100).embed_query("text")))
 """
 
 
@@ -187,14 +183,14 @@ def test_a_main_thread_that_waits_for_itself_is_interrupted_and_the_load_goes_on
     tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.3)\nimport colorsys\n", "utf-8")
-    assert fresh(DEADLOCK, tiny_built, tmp_path).stdout == "interrupted True\n32\n"
+    assert fresh(DEADLOCK, tiny_built, tmp_path).stdout == "interrupted\n32\n"
 
 
 LAST_REFERENCE = """
 import _imp, faulthandler, signal, threading, time
 from firstvec.process import import_locks
 signal.signal(signal.SIGINT, signal.default_int_handler)
-faulthandler.dump_traceback_later(60, exit=True)  # the stacks of a hang
+faulthandler.dump_traceback_later(200, exit=True)  # the stacks of a hang
 namespace = {"acquire": _imp.acquire_lock, "sleep": time.sleep, "for_ever": threading.Lock()}
 code = '''
 from importlib._bootstrap import _get_module_lock
@@ -251,7 +247,7 @@ import sys, time
 from _thread import _count
 from firstvec import OptimizedEmbeddingLoader
 OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list").get_provider().embed_query("text")
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + 60
 while _count() and time.monotonic() < deadline:
     time.sleep(0.01)
 print(_count())

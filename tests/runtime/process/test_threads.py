@@ -36,14 +36,14 @@ def test_an_event_ends_every_wait_and_counts_once() -> None:
 def test_a_wait_takes_no_longer_than_its_time_limit() -> None:
     began = time.monotonic()
     assert not Event().wait(0.25)
-    assert 0.25 <= time.monotonic() - began < 1
+    assert 0.25 <= time.monotonic() - began < 30
 
 
 def test_a_wait_ends_though_ctrl_c_has_kept_the_lock_of_the_event() -> None:
     event = Event()
     timer = threading.Timer(0.05, lambda: setattr(event, "is_set", True))  # set, and its lock not released
     timer.start()
-    assert event.wait(10)
+    assert event.wait(60)
     timer.join()
 
 
@@ -53,10 +53,10 @@ def test_a_wait_ends_though_ctrl_c_has_kept_the_lock_of_the_event() -> None:
 def test_a_task_gives_its_value_or_its_error() -> None:
     task = Task(lambda: 1 + 1)
     assert task.result() == task.result() == 2
-    assert not task.failed
+    assert task.error is None
     failing = Task(lambda: 1 // 0)
-    failing.wait()
-    assert failing.failed
+    failing.finished.wait()
+    assert isinstance(failing.error, ZeroDivisionError)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             failing.result()
@@ -90,7 +90,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_no_thread_can_be_started_the_calling_thread_does_the_work(no_threads: None) -> None:
     assert Task(threading.get_ident).result() == threading.get_ident()
-    assert Task(lambda: 1 // 0).failed
+    assert isinstance(Task(lambda: 1 // 0).error, ZeroDivisionError)
     assert threads._running == set()
 
 
@@ -113,23 +113,22 @@ def test_ctrl_c_while_a_thread_is_started_leaves_nothing_to_wait_for(
     def interrupted(work: Callable[[], None], arguments: tuple[()]) -> None:
         if started:
             start_new_thread(work, arguments)
-            begun.wait(10)
+            assert begun.wait(60)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threads, "start_new_thread", interrupted)
+    monkeypatch.setattr(threads, "_PATIENCE", 60.0)
 
     def work() -> None:
         begun.set()
-        go_on.wait(10)
+        assert go_on.wait(60)
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
         Task(work)
     # A thread that has begun is waited for, as ever. A thread that has not begun finds nothing to do.
     go_on.set()
-    began = time.monotonic()
     assert threads._wait_for_tasks() == []
-    assert time.monotonic() - began < 5
     assert ended.is_set() or not started
 
 
@@ -181,14 +180,16 @@ def test_a_task_that_a_fork_did_not_wait_for_is_lost_in_the_child(fresh: Fresh) 
 import os, time
 from firstvec.process import threads
 threads._PATIENCE = 0.1
-task = threads.Task(lambda: time.sleep(0.5))
+go_on = threads.Event()
+task = threads.Task(lambda: go_on.wait(200))
 assert not task.is_lost
 if child := os.fork():
+    go_on.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     threads._PATIENCE = 15
-    assert task.result() is None and not task.is_lost
+    assert task.result() and not task.is_lost
 else:
-    assert task.is_lost and task.failed
+    assert task.is_lost and task.error
     try:
         task.result()
     except RuntimeError as error:
@@ -238,7 +239,7 @@ if __name__ == "__main__":
     preload_embeddings(sys.argv[1], sys.argv[2])
     time.sleep(float(sys.argv[3]))
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map_async(work, ["text"] * 8).get(60) == [32] * 8
+        assert pool.map_async(work, ["text"] * 8).get(200) == [32] * 8
 """
 
 
@@ -307,9 +308,7 @@ if children[0]:
 
 
 def test_an_entry_that_ctrl_c_left_in_the_gate_holds_up_no_exit(fresh: Fresh) -> None:
-    began = time.monotonic()
-    fresh("from firstvec.process.threads import engine_gate; engine_gate.__enter__()")
-    assert time.monotonic() - began < 5
+    fresh("from firstvec.process import threads; threads._PATIENCE = 600; threads.engine_gate.__enter__()")
 
 
 # The exit
@@ -320,7 +319,7 @@ def test_the_exit_waits_for_tasks_and_for_those_that_they_start(fresh: Fresh) ->
 import time
 from firstvec.process.threads import Task, exiting
 def first():
-    assert exiting.wait(10)  # the exit hurries
+    assert exiting.wait(100)  # the exit hurries
     Task(second)
 def second():
     time.sleep(0.2)
@@ -335,26 +334,12 @@ def test_the_exit_gives_up_on_a_task_once(fresh: Fresh) -> None:
 import time
 from firstvec.process import threads
 threads._PATIENCE = 0.5
-threads.Task(lambda: time.sleep(60))
+threads.Task(lambda: time.sleep(600))
+began = time.monotonic()
+threads.before_exit()
+print(time.monotonic() - began >= 0.5, threads._wait_for_tasks())
 """
-    began = time.monotonic()
-    fresh(code)
-    assert 0.5 <= time.monotonic() - began < 3
-
-
-def test_a_step_that_begins_while_the_process_exits_raises(fresh: Fresh) -> None:
-    threads.stop_if_exiting()
-    code = """
-from firstvec import LoadError
-from firstvec.process.threads import ProcessExiting, exiting, stop_if_exiting
-exiting.set()
-try:
-    stop_if_exiting()
-except ProcessExiting as error:
-    assert isinstance(error, LoadError)
-    print(error)
-"""
-    assert fresh(code).stdout == "the process is exiting, so the load was stopped\n"
+    assert fresh(code).stdout == "True []\n"
 
 
 EXIT_DURING_LOAD = """
@@ -376,23 +361,22 @@ def test_the_interpreter_exits_cleanly_during_a_load(
 DAEMON = """
 import sys, threading, time
 from firstvec import OptimizedEmbeddingLoader
-from firstvec.process.threads import engine_gate
+from firstvec.process import threads
+threads._PATIENCE = 600
 provider = OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list").get_provider()
 def embed():
     while True:
         provider.encode(["a text of some words", "and another one"])
 for _ in range(3):
     threading.Thread(target=embed, daemon=True).start()
-while not engine_gate.threads_inside():
+while not threads.engine_gate.threads_inside():
     time.sleep(0.001)
 """
 
 
 def test_daemon_threads_of_the_program_that_are_in_an_engine_end_with_the_process(bundle: Path, fresh: Fresh) -> None:
     for _ in range(5):
-        began = time.monotonic()
         fresh(DAEMON, bundle)
-        assert time.monotonic() - began < 10
 
 
 def test_a_daemon_thread_comes_through_the_closed_gate_no_more_and_the_main_thread_does(
@@ -426,19 +410,28 @@ atexit.register(threads.before_exit)
 # Ctrl-C
 
 INTERRUPTED_EXIT = """
-import signal, sys, time
+import signal, sys, threading, time
 from firstvec.process import threads
+threads._PATIENCE = 600
 def handler(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, handler)
+wait_for_tasks, waits = threads._wait_for_tasks, threading.Event()
+def noted():
+    waits.set()
+    return wait_for_tasks()
+threads._wait_for_tasks = noted
 def work():
     with threads.engine_gate:
+        assert waits.wait(100)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
         time.sleep({seconds})
     print("done", flush=True)
 threads.Task(work)
-signal.setitimer(signal.ITIMER_REAL, 0.2)
 {how}
 """
+"""Ctrl-C comes while the main thread waits for the task, however slow the machine is."""
+
 FORK = "import os\nif os.fork(): os.wait()\nelse: os._exit(0)"
 
 
@@ -453,38 +446,34 @@ def test_an_exit_and_a_fork_wait_for_threads_in_an_engine_through_ctrl_c(
 @pytest.mark.parametrize("how", ["", FORK], ids=["exit", "fork"])
 def test_an_exit_and_a_fork_wait_for_threads_that_are_nearly_done_through_ctrl_c(how: str, fresh: Fresh) -> None:
     code = INTERRUPTED_EXIT.replace("with threads.engine_gate", "if True").format(how=how, seconds=0.5)
-    assert fresh(code).stdout == "done\n"
+    assert fresh(f"from firstvec.process import threads; threads._PATIENCE_AFTER_CTRL_C = 60{code}").stdout == "done\n"
 
 
 def test_after_ctrl_c_the_exit_waits_a_moment_for_threads_that_are_in_no_engine(fresh: Fresh) -> None:
-    code = INTERRUPTED_EXIT.replace("with threads.engine_gate", "if True").format(how="", seconds=60)
-    began = time.monotonic()
+    code = INTERRUPTED_EXIT.replace("with threads.engine_gate", "if True").format(how="", seconds=600)
     assert fresh(code).stdout == ""
-    assert time.monotonic() - began < 5
 
 
 def test_ctrl_c_during_a_load_ends_the_process(bundle: Path, tmp_path: Path) -> None:
     script = tmp_path / "app.py"
     # A shell that starts a job in the background lets it ignore SIGINT, and that is inherited.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    script.write_text(heed + EXIT_DURING_LOAD.replace("time.sleep", "print('started', flush=True); time.sleep"))
+    # CPython may see a signal only after the call that it came before, so the program sleeps in short calls.
+    sleeps = "print('started', flush=True)\nwhile True: time.sleep"
+    script.write_text(heed + EXIT_DURING_LOAD.replace("time.sleep", sleeps))
     process = subprocess.Popen(
-        [sys.executable, str(script), str(bundle), "progressive", "60"],
+        [sys.executable, str(script), str(bundle), "progressive", "0.05"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    for _ in range(30):
-        # Again, as a person would: while another thread has the GIL, CPython may see a signal only after the next call
-        # of its own, which here is the minute of sleep.
-        process.send_signal(signal.SIGINT)
-        try:
-            _, stderr = process.communicate(timeout=2)
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    process.send_signal(signal.SIGINT)
+    try:
+        _, stderr = process.communicate(timeout=120)
+    finally:
+        process.kill()
     # CPython 3.11 forgets that it was Ctrl-C when another thread executes a module meanwhile: then the code is 1.
     assert process.returncode in (-signal.SIGINT, 1)
     assert stderr.rstrip().endswith("KeyboardInterrupt")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from abacus import VERSION
+from firstvec.engines.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,35 +19,16 @@ if TYPE_CHECKING:
 _gelu = np.vectorize(lambda x: x * 0.5 * (1.0 + math.erf(x / math.sqrt(2.0))))
 
 
-def load_library() -> None:
-    """Do nothing: numpy is imported."""
-
-
-def start() -> None:
-    """Do nothing: numpy has no environment."""
-
-
 def version() -> str:
     """Return the version of this engine."""
     return VERSION
 
 
-def describe_use() -> str:
-    """Return how the engine is used, for people."""
-    return f"abacus {VERSION}: numpy {np.__version__}"
-
-
-def open_session(options: SessionOptions) -> Session:
-    """Open an artifact."""
-    return Session(options)
-
-
-class Session:
-    """A `firstvec.engines.session.Session`."""
+class AbacusSession(Session):
+    """BERT in float64."""
 
     def __init__(self, options: SessionOptions) -> None:
-        self.engine = f"abacus {VERSION}"
-        self.kind = options.kind
+        super().__init__(f"abacus {VERSION}", options)
         with np.load(BytesIO(options.files[0].read())) as arrays:
             self._arrays = {name: arrays[name].astype(np.float64) for name in arrays.files}
         self._heads, self._layers = int(self._arrays["heads"]), int(self._arrays["layers"])
@@ -58,9 +40,6 @@ class Session:
     def close(self) -> None:
         """Free the weights."""
         self._arrays = {}
-
-    def abandon(self) -> None:
-        """Do nothing: numpy has no threads of its own here."""
 
     def _embed(self, ids: list[int]) -> Any:
         words, positions = self._of("embeddings.word_embeddings"), self._of("embeddings.position_embeddings")
@@ -96,3 +75,6 @@ class Session:
 
     def _of(self, name: str, kind: str = "weight") -> Any:
         return self._arrays[f"{name}.{kind}"]
+
+
+open_session = AbacusSession
