@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report lint typecheck clean
+.PHONY: help artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -14,17 +14,17 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 	@echo 'First vector, of "How do I reset my password?" (384 components, the first six):'
 	@$(BIN)/firstvec encode --model $(BUNDLE) --format text "How do I reset my password?" | cut -d' ' -f1-6
 
-test: $(VENV)/.installed lint typecheck  ## everything that must hold before a commit lands
+test: $(VENV)/.installed lint typecheck  ## run the linters, the type checker and the tests, as before every commit
 	$(BIN)/pytest
 
-faults: artifacts  ## the long campaigns of tests/faults: up to half an hour; figures in build/faults/figures.json
+faults: artifacts  ## run the long campaigns of tests/faults (up to half an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults
 	$(BIN)/pytest tests/faults --faults --durations=0
 
-guard: artifacts  ## compare the code's ratios to fixed work with the baseline of this machine
+guard: artifacts  ## compare the code's processor time with this machine's baseline
 	$(BIN)/python benchmarks/guard.py
 
-guard-baseline: artifacts  ## measure the baseline of make guard, on a machine that does nothing else
+guard-baseline: artifacts  ## measure the baseline of make guard, on an idle machine
 	$(BIN)/python benchmarks/guard.py --update
 
 bench-operations: artifacts  ## time the loader's operations: construction, metadata, detection, threads, memory
@@ -32,12 +32,12 @@ bench-operations: artifacts  ## time the loader's operations: construction, meta
 	$(BIN)/pytest benchmarks/test_operations.py --benchmark-columns=median,iqr,rounds -W ignore \
 		--benchmark-json=build/benchmarks/operations.json
 
-bench-cold: artifacts  ## measure the time to the first vector beside its peers (ROUNDS=N; 15 without it)
+bench-cold: artifacts  ## measure the time to the first vector, and its peers' (ROUNDS=N, default 15)
 	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
 		--markdown build/benchmarks/cold-start.md $(addprefix --rounds ,$(ROUNDS))
 	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE) $(addprefix --rounds ,$(ROUNDS))
 
-bench: artifacts  ## measure speed and accuracy of warm models beside their peers
+bench: artifacts  ## measure speed and accuracy of warm models, and their peers'
 	mkdir -p build/benchmarks
 	$(BIN)/pytest benchmarks/test_throughput.py --benchmark-columns=median,iqr,rounds -W ignore \
 		--benchmark-json=build/benchmarks/throughput.json --markdown=build/benchmarks/throughput.md
@@ -49,27 +49,32 @@ bench-sts: sts-given artifacts  ## measure accuracy and speed on the sentences o
 sts-given:
 	@test -n "$(STS)" || { echo "STS is not given: make bench-sts STS=path/of/sts-test.csv (benchmarks/README.md)" >&2; exit 1; }
 
-report: $(VENV)/.installed  ## write build/report/report.md and report.json of what the bench targets measured
+report: $(VENV)/.installed  ## write the results of the bench targets to build/report/report.md and report.json
 	$(BIN)/python benchmarks/report.py --bundle $(BUNDLE) --markdown build/report/report.md --json build/report/report.json \
 		$(addprefix --cold ,$(wildcard build/benchmarks/cold-start.json)) \
 		$(addprefix --throughput ,$(wildcard build/benchmarks/throughput.json)) \
 		$(addprefix --operations ,$(wildcard build/benchmarks/operations.json))
 
-lint: $(VENV)/.installed  ## check style and format
+docs: $(VENV)/.installed  ## build the documentation's site in site/; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/index.html"
+
+lint: $(VENV)/.installed  ## check style, format, and which module may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 typecheck: $(VENV)/.installed  ## check types
 	$(BIN)/mypy
 
-clean:  ## delete what make and the tools wrote
-	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist
+clean:  ## delete the files that make and the tools wrote
+	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch comes first and alone: asked for by another package, pip would take the newest build with its CUDA packages.
+# torch is installed first and alone. As a dependency, pip would take its newest build, with the CUDA packages.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[build]' --group dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[build]' --group dev --group docs
 	touch $@

@@ -1,9 +1,9 @@
-"""Measure the time to the first vector: fresh processes from outside, from exec to exit, beside their peers.
+"""Measure the time to the first vector, in fresh processes from exec to exit, for firstvec and its peers.
 
-Every round starts each program once, in the order of the table, so other load of the machine meets all programs alike.
-Ratios are taken inside a round, and the tables show the median of the rounds' ratios. The page cache, the compiled
-bytecode and firstvec's record of verified files are warm, as on the second start of an installed app. With --cold the
-page cache is dropped before each process.
+Every round starts each program once, in the order of the table, so other load of the machine affects all programs
+alike. A ratio compares two times of the same round, and the tables show the median of the rounds' ratios. The page
+cache, the compiled bytecode and firstvec's record of verified files are warm, as at the second start of an installed
+app. With --cold the page cache is dropped before each process.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One process from exec to exit, and what the process measured of itself. MB is 10^6 bytes."""
+    """One process from exec to exit, and the figures that the process measured itself. MB is 10^6 bytes."""
 
     ms: float
     peak_mb: float
     cosine: float | None = None
-    """Of its vector to the peer's."""
+    """Cosine of the process's vector to the peer's vector."""
     figures: dict[str, float] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
 
@@ -54,8 +54,8 @@ Combine = Callable[[float, float], float]
 Results = dict[str, list[Sample]]
 Figures = dict[str, dict[str, float | None]]
 
-# On Linux a program inherits the peak memory of the process that forked (fs/exec.c, exec_mmap). So a bare interpreter
-# starts each program, because this one has all its modules.
+# On Linux a program inherits the peak memory of the process that forked (fs/exec.c, exec_mmap). This process has many
+# modules in memory, so a bare interpreter starts each program.
 LAUNCHER = """
 import os, sys, time
 if sys.argv[1] == "cold":
@@ -71,7 +71,7 @@ MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2)
 
 
 def main() -> None:
-    """Run the benchmark, print its table and write the files that were asked for."""
+    """Run the benchmark, print its table, and write the files that the options name."""
     options = parse()
     cache_state = "dropped before each process" if options.cold else "warm"
     facts = {"rounds": options.rounds, "page cache": cache_state, **machine()}
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--rounds", type=int, default=15, help="counted rounds; one more warms up (default 15)")
@@ -119,7 +119,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare(bundle: Path, cache: str) -> dict[str, str]:
-    """Return what the programs are formatted with. Fetch the pinned source if need be."""
+    """Return the values that fill in the programs' code. Fetch the pinned source if need be."""
     manifest = Manifest.read(bundle := bundle.resolve())
     options = make_options(str(bundle), "quantized", "cpu")
     artifact = select(manifest, ResourceProfile.detect(), options).artifact
@@ -137,7 +137,7 @@ def prepare(bundle: Path, cache: str) -> dict[str, str]:
 
 
 def environment(inputs: dict[str, str], cache: str) -> dict[str, str]:
-    """Return the environment of every program: offline, with compiled bytecode, and a cache that the rounds share."""
+    """Return the environment of every program: offline, with compiled bytecode, and a cache that all rounds share."""
     # PYTHONOPTIMIZE would skip the assertions of the programs.
     unset = ("PYTHONDONTWRITEBYTECODE", "PYTHONOPTIMIZE", "TOKENIZERS_PARALLELISM")
     ours = {"FIRSTVEC_ARTIFACTS": os.path.dirname(inputs["bundle"]), "FIRSTVEC_CACHE": cache}
@@ -176,7 +176,7 @@ def measure(
 def launch(
     program: Program, inputs: dict[str, str], environ: dict[str, str], *, cold: bool
 ) -> tuple[Sample, list[float]]:
-    """Run one program. Return what was measured, and the vector that the program printed."""
+    """Run one program. Return the sample, and the vector that the program printed."""
     code = program.code.format(**inputs)
     parts = (part.format(code=code, **inputs) for part in program.command)
     command = [sys.executable, "-I", "-S", "-c", LAUNCHER, "cold" if cold else "warm", *parts]
@@ -214,7 +214,7 @@ def summarize(name: str, results: Results) -> dict[str, float | None]:
 
 
 def derive(results: Results) -> dict[str, float]:
-    """Return the figures that sum up the run, as far as their programs were run."""
+    """Return the figures that sum up the run. A figure is left out if its programs were not run."""
     derived: dict[str, float | None] = {
         "import firstvec - bare interpreter, ms": paired("import firstvec", "bare interpreter", results, operator.sub),
         "first constructor, ms": inside("first loader", "constructor, ms", results),
@@ -236,7 +236,7 @@ def derive(results: Results) -> dict[str, float]:
 
 
 def inside(name: str, figure: str, results: Results) -> float | None:
-    """Return the median of what a program measured of itself. None: it was not run."""
+    """Return the median of a figure that a program measured itself. None: the program was not run."""
     return median(sample.figures[figure] for sample in results[name]) if name in results else None
 
 
@@ -250,7 +250,7 @@ def as_text(rows: Sequence[Sequence[str]], derived: dict[str, float]) -> str:
 def as_markdown(
     rows: Sequence[Sequence[str]], derived: dict[str, float], facts: dict[str, Any], results: Results
 ) -> str:
-    """Return the table, the derived figures, the timeline of `PICTURED`, and what was run where."""
+    """Return the table, the derived figures, the timeline of `PICTURED`, and the facts of the machine and the run."""
     figures = markdown_list({name: f"{value:.2f}" for name, value in derived.items()})
     return "\n".join([markdown_table(rows), figures, timeline(results), markdown_list(facts)])
 

@@ -33,14 +33,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     peer = rows.get(PEER, {})
     body = [[name, *(cell(row.get(case), peer.get(case)) for case in cases)] for name, row in rows.items()]
     table = markdown_table([["program", *cases], *body])
-    report = f"Texts per second (× {PEER}; worst cosine to it)\n\n{table}"
+    report = f"Texts per second (× {PEER}; worst cosine to {PEER})\n\n{table}"
     terminalreporter.write_line(f"\n{report}")
     if path := config.getoption("--markdown"):
         write(path, f"{report}\n{markdown_list(config.stash[FACTS])}")
 
 
 def cell(figures: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
-    """Return what the table shows of one program in one case: a dash for what was not run."""
+    """Return the table's cell for one program in one case. A program that was not run has a dash."""
     if figures is None:
         return DASH
     speed = figures["texts per second"]

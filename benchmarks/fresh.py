@@ -1,4 +1,4 @@
-"""Measure fresh processes: a whole process from outside, or one statement from inside of it."""
+"""Measure fresh processes: a whole process from outside, or one statement inside a process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ print(_seconds)
 
 
 class ProcessFailed(Exception):
-    """A measured process failed. The message says with which exit status, and what it printed."""
+    """A measured process failed. The message has the exit status, and the text on stderr."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Usage:
 
     seconds: float
     processor_seconds: float
-    """User time and system time of all its threads. Other programs of the machine change it little."""
+    """User time and system time of all the process's threads. Other programs on the machine change this time little."""
     output: str
 
 
@@ -47,10 +47,10 @@ def environment() -> dict[str, str]:
 
 
 def measure(command: Sequence[str], environ: Mapping[str, str] | None = None) -> Usage:
-    """Run a command and return what it took.
+    """Run a command, and return its times and its output.
 
     Raises:
-        ProcessFailed: it ended with another exit status than 0.
+        ProcessFailed: the command ended with another exit status than 0.
     """
     environ = environment() if environ is None else environ
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
@@ -70,10 +70,10 @@ def measure(command: Sequence[str], environ: Mapping[str, str] | None = None) ->
 
 
 def run(code: str, environ: Mapping[str, str] | None = None) -> str:
-    """Run code in a fresh process and return what it prints.
+    """Run code in a fresh process, and return the text that the code prints.
 
     Raises:
-        ProcessFailed: it failed.
+        ProcessFailed: the process failed.
     """
     return measure((sys.executable, "-c", code), environ).output
 
@@ -84,7 +84,7 @@ def seconds(statement: str, setup: str = "", afterwards: str = "") -> float:
 
 
 class Clock:
-    """``time.perf_counter`` without what is not to be measured, as the timer of pytest-benchmark."""
+    """``time.perf_counter`` without the start and end of measured processes. It is a timer for pytest-benchmark."""
 
     def __init__(self) -> None:
         self._excluded = 0.0

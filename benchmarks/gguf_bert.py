@@ -33,7 +33,7 @@ def write(source: Path, path: Path) -> None:
     _add_vocabulary(writer, json.loads((source / "tokenizer.json").read_text("utf-8")), gguf)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, config["num_hidden_layers"])
     for name, weights in load_file(source / "model.safetensors").items():
-        if name == "embeddings.position_ids" or name.startswith("pooler."):  # embeddings do not use them
+        if name == "embeddings.position_ids" or name.startswith("pooler."):  # not used in embeddings
             continue
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if weights.ndim == 2 and not target.startswith(("position_embd", "token_types")):
@@ -48,12 +48,12 @@ def write(source: Path, path: Path) -> None:
 
 
 def _add_vocabulary(writer: Any, tokenizer: dict[str, Any], gguf: Any) -> None:
-    """Add the WordPiece vocabulary as llama.cpp spells it: ``▁`` begins a word, and ``##`` is left out."""
+    """Add the WordPiece vocabulary in llama.cpp's spelling: ``▁`` begins a word, and ``##`` is left out."""
     ids: dict[str, int] = tokenizer["model"]["vocab"]
     special = {token["content"] for token in tokenizer["added_tokens"]}
     tokens = sorted(ids, key=ids.__getitem__)
     writer.add_tokenizer_model("bert")
-    writer.add_tokenizer_pre("jina-v2-en")  # the rules of BERT
+    writer.add_tokenizer_pre("jina-v2-en")  # llama.cpp's name for BERT's rules
     writer.add_token_list(
         [token if token in special else token[2:] if token.startswith("##") else f"\u2581{token}" for token in tokens]
     )

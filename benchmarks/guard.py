@@ -1,8 +1,8 @@
-"""Guards: what the project's own code takes, as ratios to fixed work of the same run.
+"""Guards: the processor time of the project's own code, as a ratio to fixed work in the same run.
 
 A guard is the median, over rounds, of the ratio of two processor times. Every round runs both parts, in turn, on one
-core, so a ratio changes little with the machine and with what else it does. `tests/test_guard.py` holds the ratios to
-fixed limits that are generous. This program holds them to those that `--update` measured on this same machine.
+core, so a ratio depends little on the machine and its load. `tests/test_guard.py` compares the ratios with generous
+fixed limits. This program compares the ratios with those that `--update` measured on this same machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from record import machine
 
 BASELINE = Path("build/guard/baseline.json")
 ALLOWED = 1.25
-"""Times the baseline of this machine."""
+"""A guard trips above this many times the baseline of this machine."""
 ROUNDS = 9
 ATTEMPTS = 3
 COLD = "make bench-cold, then git bisect with `benchmarks/cold_start.py --only PROGRAM`"
@@ -37,16 +37,16 @@ Seconds = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A part of ours, and the fixed work beside which it is measured."""
+    """A part of the project's code, and the fixed work that is measured beside it."""
 
     name: str
-    """Name of our part, too."""
+    """The name of the project's part is the same."""
     against: str
-    """The reference: the name of a part, or a description where `reference` computes it."""
+    """The reference: the name of a part, or a description if the field `reference` computes the time."""
     limit: float
     """Largest ratio that is right on any machine."""
     next: str
-    """What to run where the guard trips."""
+    """What to run if the guard trips."""
     reference: Callable[[Seconds], float] | None = None
     """Processor times of the parts → processor time of the reference. None: the part ``against``."""
     needs: tuple[str, ...] = ()
@@ -175,8 +175,9 @@ multiply_bytes = multiplication("MatMulInteger", TensorProto.UINT8, weights, Ten
 def _expected_of_int8(seconds: Seconds) -> float:
     """Return half of fp32's time, and the other half times the ratio of the engine's own two multiplications.
 
-    A processor without instructions for 8-bit integers multiplies them no faster than fp32. There INT8 may take as
-    long as fp32, and a limit that compares it with fp32 alone would either trip there or never trip elsewhere.
+    A processor without instructions for 8-bit integers multiplies 8-bit integers no faster than fp32. On such a
+    processor INT8 may take as long as fp32. A limit on INT8 to fp32 alone would either trip on such a processor, or
+    never trip on others.
     """
     return seconds["encode 64 texts, fp32"] * (1 + seconds["multiply INT8"] / seconds["multiply fp32"]) / 2
 
@@ -196,7 +197,7 @@ GUARDS = (
     Guard("ModelMetadata.from_cache()", "fixed work", 14.0, CALLS),
     Guard("encode 64 texts, fp32", "multiply fp32", 5.0, WARM),
     Guard(
-        *("encode 64 texts, INT8", "what the engine's multiplications promise", 1.3, WARM),
+        *("encode 64 texts, INT8", "the time that the engine's multiplications predict", 1.3, WARM),
         reference=_expected_of_int8,
         needs=("encode 64 texts, fp32", "multiply fp32", "multiply INT8"),
     ),
@@ -207,9 +208,9 @@ GUARDS = (
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """Let this thread, and the processes that it starts, use one core, where the system can do that.
+    """Let this thread, and the processes that it starts, use one core, if the system can do that.
 
-    On one core no thread of an engine waits for another one in a loop, which takes processor time.
+    On several cores an engine's threads wait for one another in a loop, and that takes processor time.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -226,9 +227,9 @@ def ratios(guards: Sequence[Guard], rounds: int = ROUNDS, *, times: int = 1) -> 
     """Return the median ratio of each guard.
 
     Args:
-        guards: what to measure.
-        rounds: how often. One more round comes first and is not counted, because it fills caches.
-        times: how often each round does our part, as if it had become as much slower.
+        guards: the guards to measure.
+        rounds: number of rounds. One more round comes first and is not counted, because it fills caches.
+        times: how often each round runs the project's part, as if that part had become so many times slower.
 
     Raises:
         fresh.ProcessFailed: a measured process failed.
@@ -255,7 +256,7 @@ Round = dict[str, list[float]]
 
 
 def _environment() -> dict[str, str]:
-    # OpenBLAS starts a thread a core when numpy is imported, also where the process may use one core only.
+    # When numpy is imported, OpenBLAS starts one thread for each core, even if the process may use one core only.
     return {**fresh.environment(), "CUDA_VISIBLE_DEVICES": "", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -300,7 +301,7 @@ def _measure_statements(group: Statements, parts: set[str], ours: set[str], roun
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a guard measured."""
+    """A guard's measured ratio and its limit."""
 
     guard: Guard
     ratio: float
@@ -323,7 +324,7 @@ def examine(
     attempts: int = ATTEMPTS,
     times: int = 1,
 ) -> list[Result]:
-    """Measure the guards. Measure those that trip again, up to ``attempts`` times, and return the last results."""
+    """Measure the guards, and return the last results. A guard that trips is measured up to ``attempts`` times."""
     results: dict[str, Result] = {}
     left = list(guards)
     for _ in range(attempts):
@@ -336,7 +337,7 @@ def examine(
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be equal for two runs to be of the same machine: processor, cores and versions."""
+    """Return the facts that are equal for two runs on the same machine: processor, cores and versions."""
     packages = [package for package in facts["packages"].split(", ") if not package.startswith("firstvec ")]
     return {**{name: facts[name] for name in ("cpu", "cores", "flags", "python")}, "packages": packages}
 
@@ -388,7 +389,7 @@ def read_baseline(path: Path, here: Mapping[str, Any], guards: Sequence[Guard]) 
         others = [name for name, value in here.items() if measured.get(name) != value]
         if not others:
             return found
-        reason = f"{path} is of another machine or other versions ({', '.join(others)})"
+        reason = f"{path} comes from another machine or other versions ({', '.join(others)})"
     print(f"error: {reason}: {make_one}", file=sys.stderr)
     sys.exit(2)
 

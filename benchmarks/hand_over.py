@@ -1,7 +1,7 @@
-"""Compare PROGRESSIVE after its hand-over with a throughput session from the start (BACKGROUND): speed and memory.
+"""Compare PROGRESSIVE after its hand-over with BACKGROUND, in speed and memory.
 
-Both providers live in one process and take turns on the same texts. The ratio is taken in each round. Memory is
-measured in fresh processes, on Linux.
+BACKGROUND has a throughput session from the start. Both providers live in one process, and take turns on the same
+texts. A ratio compares two times of the same round. Memory is measured in fresh processes, on Linux.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     """Print the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
-    parser.add_argument("--rounds", type=int, default=15, help="of each provider, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each provider, after one that warms up")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")

@@ -1,12 +1,12 @@
-"""Compare what artifacts compute on other processors: onnxruntime's real kernels, on an emulated processor.
+"""Compare the vectors of other processors: onnxruntime's real kernels run on an emulated processor.
 
 ::
 
     python benchmarks/other_cpus.py --artifact onnx-int8-avx512_vnni -- qemu-x86_64 -cpu max .venv/bin/python
 
-The command after ``--`` starts a Python that can import firstvec's runtime. For another architecture that Python needs
-its own onnxruntime on PYTHONPATH. QEMU's user mode shows the host's /proc/cpuinfo. onnxruntime for Arm needs an Arm one
-there (``unshare -m``, then bind another file over it).
+The command after ``--`` starts a Python that can import firstvec's runtime. For another architecture, this Python needs
+an onnxruntime for that architecture on PYTHONPATH. QEMU's user mode shows the host's /proc/cpuinfo. onnxruntime for Arm
+needs the /proc/cpuinfo of an Arm processor (``unshare -m``, then bind such a file over it).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ session.close()
 
 
 def vectors(python: list[str], root: Path, artifact: str, token_ids: list[list[int]]) -> np.ndarray:
-    """Return what that Python computes, each row of ids alone, (N, D)."""
+    """Return the vectors that the given Python computes, (N, D). Each row of ids is run alone."""
     command = [*python, "-c", CHILD, str(root), artifact]
     done = subprocess.run(command, input=json.dumps(token_ids), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--artifact", required=True, help="the artifact that the other processor runs")
     parser.add_argument("--same-as", help="an artifact with the same weights that this processor can run instead")
-    parser.add_argument("--sentences", type=int, default=60, help="how many sentences, of 11 to 119 characters")
+    parser.add_argument("--sentences", type=int, default=60, help="number of sentences of 11 to 119 characters")
     parser.add_argument("python", nargs="+", help="the command of a Python on the other processor, after --")
     options = parser.parse_args()
     manifest = Manifest.read(options.bundle)

@@ -1,4 +1,4 @@
-"""The programs whose start is measured: each is a fresh process. Most of them compute the vector of one sentence.
+"""The programs whose start is measured. Each program is a fresh process, and most compute the vector of one sentence.
 
 A program prints nothing, or one line: a Python literal of (vector, stages, figures). A stage is (name, start, end), in
 seconds of ``time.perf_counter()``. All processes of the machine share the clock.
@@ -22,7 +22,7 @@ class Program:
     code: str = ""
     command: tuple[str, ...] = ("{python}", "-c", "{code}")
     vector: str | None = None
-    """Precision of the vector that the program prints, ``fp32`` or ``int8``. None: it prints none."""
+    """Precision of the vector that the program prints, ``fp32`` or ``int8``. None: the program prints no vector."""
     needs: str | None = None
     """A package without which the program is left out."""
 
@@ -47,11 +47,11 @@ print((vector, stages, figures))
 
 
 def program(name: str, body: str, *, vector: str | None = None, needs: str | None = None) -> Program:
-    """Return a program that keeps time: ``now`` is when its last stage ended."""
+    """Return a program that times its stages. ``now`` is the time when the last stage ended."""
     return Program(name, f"{TRACE}now = began\n{body}{PRINT}", vector=vector, needs=needs)
 
 
-# On the CPU, as the peers, because the benchmark does not compare accelerators.
+# firstvec runs on the CPU, like the peers, because the benchmark does not compare accelerators.
 OURS = """
 from firstvec import OptimizedEmbeddingLoader
 now = stage("import firstvec", now)

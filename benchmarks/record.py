@@ -1,4 +1,4 @@
-"""What every benchmark writes: the machine, the versions, tables and timelines in Markdown."""
+"""The parts of every benchmark's output: the machine, the versions, tables and timelines in Markdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Stage = tuple[str, float, float]
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures depend on: the machine, the versions, and the load as the benchmark begins."""
+    """Return the facts on which the figures depend: the machine, the versions, and the machine's load."""
     cpuinfo = Path("/proc/cpuinfo").read_text("utf-8") if sys.platform == "linux" else ""
     profile = ResourceProfile.detect()
     return {
@@ -49,7 +49,7 @@ def installed(package: str) -> str | None:
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a table. The first row is its heading, the first column has names, the others have figures."""
+    """Return a table. The first row is the heading. The first column has names, and the other columns have figures."""
     heading, *body = ("| " + " | ".join(map(markdown_text, row)) + " |" for row in rows)
     return "\n".join([heading, "|---" + "|---:" * (len(rows[0]) - 1) + "|", *body, ""])
 
@@ -60,7 +60,7 @@ def markdown_list(facts: Mapping[str, Any]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return a text in one line, without what a table or HTML would take for its own."""
+    """Return a text in one line, with the special characters of tables and HTML escaped."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -77,7 +77,7 @@ def markdown_timeline(programs: Mapping[str, tuple[float, Sequence[Stage]]]) -> 
         chosen = {name: found for name, found in programs.items() if (found[0] >= 1000) is is_long and found[1]}
         if not chosen:
             continue
-        # Milliseconds of the Unix epoch, read (x) and shown (%Q). A marker of today would be far to the right.
+        # mermaid parses (x) and shows (%Q) milliseconds of the Unix epoch. A marker of today would be far to the right.
         lines = ["gantt", f"title {title}", "dateFormat x", "axisFormat %Q", "todayMarker off"]
         for name, (ms, stages) in chosen.items():
             lines.append(f"section {_mermaid_text(name)}, {ms:.0f} ms")
@@ -89,12 +89,12 @@ def markdown_timeline(programs: Mapping[str, tuple[float, Sequence[Stage]]]) -> 
 
 
 def _mermaid_text(text: str) -> str:
-    """Return a text without the characters that mermaid takes for its own, in a section's or a bar's name."""
+    """Return a text for the name of a section or bar, without mermaid's special characters."""
     return " ".join(re.sub(r"[:;#%{}<>`\"]", " ", text).split())
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, and say where on stderr."""
+    """Write a file, and print its path on stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
     print(f"wrote {path}", file=sys.stderr)

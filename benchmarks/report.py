@@ -1,8 +1,8 @@
 """Write one Markdown report and one JSON file of what the benchmarks measured.
 
-Both hold the same tables, but the Markdown report draws the stages of the cold start. Every figure comes from an input,
-or is a ratio of two samples of one round of an input. An input that is not given is left out, and the report names the
-command that measures it.
+Both files hold the same tables, but the Markdown report draws the stages of the cold start. Every figure comes from an
+input, or is a ratio of two samples of one round of an input. If an input is not given, the report names the command
+that measures the input.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Value = str | float | None
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table. The JSON file has its values as they are, the Markdown report has them rounded."""
+    """A table. The JSON file has exact values, and the Markdown report has rounded values."""
 
     caption: str
     columns: dict[str, str]
-    """Heading → format of its numbers. Empty: the column has texts."""
+    """Heading → format of the column's numbers. Empty: the column has texts."""
     rows: list[list[Value]]
 
     def to_markdown(self) -> str:
@@ -61,19 +61,19 @@ class Section:
 
     title: str
     how: str
-    """How they were measured, by which command."""
+    """How the figures were measured, and by which command."""
     tables: list[Table]
     picture: str = ""
-    """A timeline in Markdown, which shows what the tables hold."""
+    """A timeline in Markdown. The Markdown report shows the timeline instead of the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that is shown."""
+    """The whole report."""
 
     title: str
     notes: list[str]
-    """What is missing, and what the reader must know of how it was measured."""
+    """Missing inputs, and what the reader must know about the measurements."""
     sections: list[Section]
 
     def to_markdown(self) -> str:
@@ -132,11 +132,11 @@ class Input:
         """Return the benchmarks of pytest-benchmark whose extra_info has the key ``mark``.
 
         Raises:
-            ManifestError: there are none.
+            ManifestError: no benchmark has the key.
         """
         found = [each for each in self.top.children("benchmarks") if mark in each.child("extra_info").value]
         if not found:
-            raise self.top.error("benchmarks", f"holds none whose extra_info has {mark!r}")
+            raise self.top.error("benchmarks", f"holds no benchmark whose extra_info has {mark!r}")
         return found
 
 
@@ -151,13 +151,13 @@ class Process:
 def main() -> None:
     """Read the inputs and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    written_by = "JSON that pytest-benchmark wrote of"
+    written_by = "JSON that pytest-benchmark wrote for"
     parser.add_argument("--cold", type=Path, metavar="FILE", help="JSON that cold_start.py wrote")
     parser.add_argument("--throughput", type=Path, metavar="FILE", help=f"{written_by} test_throughput.py")
     parser.add_argument("--operations", type=Path, metavar="FILE", help=f"{written_by} test_operations.py")
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--markdown", type=Path, required=True, metavar="FILE", help="where to write the report")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the same as JSON")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the report as JSON")
     options = parser.parse_args()
     paths = {"cold start": options.cold, "throughput": options.throughput, "operations": options.operations}
     try:
@@ -183,10 +183,10 @@ def main() -> None:
 
 
 def compose(manifest: Manifest, inputs: Mapping[str, Input]) -> Report:
-    """Choose what the report shows of the inputs that there are.
+    """Return the report of the given inputs.
 
     Raises:
-        ManifestError: an input is not what its command writes.
+        ManifestError: an input does not have the form that its command writes.
     """
     cold, throughput, operations = (inputs.get(name) for name in COMMANDS)
     sections = [
@@ -201,20 +201,20 @@ def compose(manifest: Manifest, inputs: Mapping[str, Input]) -> Report:
 
 def _notes(inputs: Mapping[str, Input]) -> list[str]:
     notes = [
-        f"There is no {name} here. `{command}` measures it." for name, command in COMMANDS.items() if name not in inputs
+        f"Missing here: {name}. `{command}` measures it." for name, command in COMMANDS.items() if name not in inputs
     ]
     if "cold start" in inputs:
         run = inputs["cold start"].top.child("run")
         rounds, cores = run.integer("rounds", 1, 10**6), run.integer("cores", 1, 10**6)
         if (load := run.number("load_average", 0, math.inf)) > cores:
-            notes.append(f"The machine was busy as the cold start began: load average {load:.1f} on {cores} cores.")
+            notes.append(f"The machine was busy when the cold start began: load average {load:.1f} on {cores} cores.")
         if rounds < FEW_ROUNDS:
             notes.append(f"The cold start was measured in {rounds} rounds only.")
     for fact in ("cpu", "python"):
         values = {each.facts[fact] for each in inputs.values() if fact in each.facts}
         if len(values) > 1:
             notes.append(
-                f"The inputs are of different machines or versions: {fact} was {' and '.join(sorted(values))}."
+                f"The inputs come from different machines or versions: {fact} was {' and '.join(sorted(values))}."
             )
     return notes
 
@@ -242,9 +242,9 @@ def _cold_start(cold: Input) -> list[Section]:
         tables.append(Table("Summed up", {"what": "", "figure": "{:,.2f}"}, [[*each] for each in derived.items()]))
     how = (
         f"`{COMMANDS['cold start']}`: wall time of fresh processes from exec to exit, {rounds} rounds, page cache "
-        f"{page_cache}. Each round runs each program once. A ratio is taken inside a round, and the median of the "
-        f"rounds' ratios is shown. × is how many times sooner. ÷ is the share of the {FLOOR}, which is `import numpy, "
-        "onnxruntime, tokenizers`. MB is 10^6 bytes."
+        f"{page_cache}. Each round runs each program once. A ratio compares two times of the same round, and the table "
+        f"has the median of the rounds' ratios. × means times sooner. ÷ means the time divided by that of the {FLOOR}. "
+        f"The {FLOOR} is `import numpy, onnxruntime, tokenizers`. MB is 10^6 bytes."
     )
     sections = [Section("Time to the first vector", how, tables)]
     typical = {}
@@ -257,8 +257,8 @@ def _cold_start(cold: Input) -> list[Section]:
         ]
         columns = {"program": "", "stage": "", "from, ms": "{:,.1f}", "to, ms": "{:,.1f}"}
         how = (
-            f"`{COMMANDS['cold start']}`: of each program the process of median duration. Its stages are as the "
-            "process timed them itself. Stages of different threads overlap."
+            f"`{COMMANDS['cold start']}`: the process of median duration, for each program. The process itself timed "
+            "its stages. Stages of different threads overlap."
         )
         picture = markdown_timeline({name: (process.ms, process.stages) for name, process in typical.items()})
         sections.append(Section("Where the milliseconds go", how, [Table("Stages", columns, stages)], picture))
@@ -278,7 +278,7 @@ def _stages(item: CheckedObject) -> tuple[Stage, ...]:
     except (TypeError, ValueError):
         raise item.error("stages", "is not an array of [name, begin, end]") from None
     if not all(0 <= begin <= end < math.inf for _, begin, end in stages):
-        raise item.error("stages", "holds one that does not end after it begins")
+        raise item.error("stages", "holds a stage that ends before it begins")
     return stages
 
 
@@ -306,8 +306,8 @@ def _throughput(throughput: Input) -> Section:
             row += [extra.number(key, -1, math.inf) if extra else None for key in ("texts per second", "worst cosine")]
         rows.append(row)
     how = (
-        f"`{COMMANDS['throughput']}`: warm models, each program's rounds one after the other. The worst cosine is to "
-        f"the vectors of {PEER} of the same texts."
+        f"`{COMMANDS['throughput']}`: warm models, each program's rounds one after the other. The worst cosine "
+        f"compares with the vectors of {PEER} for the same texts."
     )
     return Section("Throughput", how, [Table("Texts per second and worst cosine", columns, rows)])
 
@@ -321,7 +321,7 @@ def _accuracy(manifest: Manifest) -> Section:
         "cosine, worst": ("{:.5f}", lambda each: each.quality.cosine_min),
         "largest difference": ("{:.1e}", lambda each: each.quality.max_abs_diff),
         "same neighbors, %": ("{:.2f}", lambda each: 100 * each.quality.neighbour_overlap),
-        "cosine, alone to in a batch": ("{:.6f}", lambda each: each.quality.batch_cosine_min),
+        "cosine, alone vs. in a batch": ("{:.6f}", lambda each: each.quality.batch_cosine_min),
         "Spearman × 100": ("{:.2f}", lambda each: each.quality.spearman),
         "sentences": ("{:,}", lambda each: each.quality.sentences),
         "measured with": ("", lambda each: each.quality.measured_with),
@@ -332,7 +332,7 @@ def _accuracy(manifest: Manifest) -> Section:
     ]
     how = (
         "`firstvec build` ran each artifact on sentences and compared the vectors with those of "
-        "`SentenceTransformer.encode`. The figures are those of the bundle's manifest."
+        "`SentenceTransformer.encode`. The figures come from the bundle's manifest."
     )
     return Section("Accuracy", how, [Table("The artifacts of the bundle", columns, rows)])
 
@@ -360,14 +360,14 @@ def _operations(operations: Input) -> Section:
     columns |= {"unit": "", "rounds": "{:,}", "the replaced loader claims": ""}
     how = (
         f"`{COMMANDS['operations']}`: a benchmark for each operation, first in a fresh process or steady in a warm "
-        "one. “At most” is the goal that the benchmark names. The last column quotes the report of the loader that "
-        "firstvec replaces. Nothing here measures that loader."
+        "one. “At most” is the benchmark's own limit. The last column quotes the report of the loader that firstvec "
+        "replaces. No benchmark measures that loader."
     )
     return Section("Operations", how, [Table("All operations", columns, rows)])
 
 
 _UNITS = {"us": ("µs", 1e6), "ms": ("ms", 1e3), "bytes": ("bytes", 1.0)}
-"""Unit in an operation's extra_info → its name, and how many of it a second has."""
+"""Unit in an operation's extra_info → the unit's name, and the number of units in a second."""
 
 
 def _machine(manifest: Manifest, inputs: Mapping[str, Input]) -> Section:
@@ -385,7 +385,7 @@ def _machine(manifest: Manifest, inputs: Mapping[str, Input]) -> Section:
     tables = [Table("The bundle", {"what": "", "value": ""}, [[*each] for each in bundle.items()])]
     if facts:
         tables.insert(0, Table("Where the figures were taken", columns, rows))
-    how = "Machine and versions are as each benchmark recorded them when it ran. The bundle is as its manifest says."
+    how = "Each benchmark recorded the machine and the versions when it ran. The bundle's data comes from its manifest."
     return Section("Machine and versions", how, tables)
 
 

@@ -1,7 +1,7 @@
-"""Measure what `require_signature` adds to a first vector: fresh processes with it and without, in turn.
+"""Measure the time that `require_signature` adds to a first vector, in fresh processes with it and without, in turn.
 
-A copy of the bundle is signed with a new key. The differences are taken in each round. Processor time depends less on
-the other load of the machine than wall time does.
+A copy of the bundle is signed with a new key. A difference compares two times of the same round. Processor time depends
+less on other load of the machine than wall time does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--strategy", default="quantized", help="which artifact is loaded")
-    parser.add_argument("--rounds", type=int, default=31, help="of each program, after one that warms up")
+    parser.add_argument("--rounds", type=int, default=31, help="rounds of each program, after one that warms up")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")

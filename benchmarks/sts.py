@@ -1,7 +1,8 @@
 """Measure accuracy and throughput on the sentences of a labelled set, such as the test split of the STS Benchmark.
 
 All programs live in one process. Every round runs each program once, in the order of the tables, so other load of the
-machine meets all programs alike. Ratios are taken inside a round, and the tables show the median of the rounds' ratios.
+machine affects all programs alike. A ratio compares two times of the same round, and the tables show the median of the
+rounds' ratios.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Case:
 
     @property
     def texts(self) -> int:
-        """How many there are."""
+        """The number of texts in all calls."""
         return sum(map(len, self.calls))
 
     def run(self, encode: Encode) -> list[Any]:
@@ -66,10 +67,10 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
-    columns = "score, sentence 1, sentence 2 with tabs between, or the STS Benchmark's own columns"
+    columns = "tab-separated score, sentence 1, sentence 2, or the STS Benchmark's own columns"
     parser.add_argument("--sts", type=Path, required=True, metavar="FILE", help=f"the labelled set: {columns}")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--only", action="append", choices=SUBJECTS, metavar="NAME", help=f"of: {'; '.join(SUBJECTS)}")
@@ -131,7 +132,7 @@ def measure(options: argparse.Namespace) -> None:
 
 
 def choose_subjects(manifest: Manifest, names: Collection[str]) -> list[Subject]:
-    """Return the named subjects that can be measured here. Say on stderr why the others cannot."""
+    """Return the named subjects that can be measured here. Print on stderr why the others cannot."""
     subjects = [subject for name, subject in SUBJECTS.items() if name in names]
     reasons = {subject.name: subject.missing(manifest) for subject in subjects}
     for name, reason in reasons.items():
@@ -141,10 +142,10 @@ def choose_subjects(manifest: Manifest, names: Collection[str]) -> list[Subject]
 
 
 def choose_cases(sentences: Sequence[str], manifest: Manifest) -> dict[str, Case]:
-    """Return heading of a table → what is timed.
+    """Return heading of a table → the timed calls.
 
-    Some programs sort texts by length before they batch them, others take them as they come. The second case is sorted
-    already, so it treats all programs alike.
+    Some programs sort texts by length before they make batches, and other programs do not. The texts of the second case
+    are already sorted, so this case treats all programs alike.
     """
     short = [text for text in sentences if len(text) < 100] or sentences
     singles = random.Random(SEED).sample(short, min(50, len(short)))
@@ -178,7 +179,7 @@ def alone_and_mixed(encode: Encode, sentences: Sequence[str]) -> float:
 
 
 def summarize(vectors: Any, cosines: Any, alone: float, scores: Sequence[float]) -> dict[str, float | None]:
-    """Return the figures of `ACCURACY`. The vectors are of all first sentences, and then of all second ones."""
+    """Return the figures of `ACCURACY`. The vectors are of all first, then of all second sentences."""
     first, second = np.split(vectors, 2)
     spearman = 100 * spearmanr(cosine(first, second), scores).statistic
     values = (cosines.mean(), np.percentile(cosines, 1), cosines.min(), alone, spearman)
@@ -188,7 +189,7 @@ def summarize(vectors: Any, cosines: Any, alone: float, scores: Sequence[float])
 def run_rounds(
     encoders: Mapping[str, Encode], cases: Mapping[str, Case], rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Return case → program → seconds of each round. `compare` has run each case with each program before."""
+    """Return case → program → seconds of each round. `encode_all` has already run each case with each program."""
     seconds: dict[str, dict[str, list[float]]] = {case: {name: [] for name in encoders} for case in cases}
     for number in range(1, rounds + 1):
         for case_name, case in cases.items():
@@ -209,14 +210,14 @@ def rates(texts: int, seconds: Mapping[str, Sequence[float]], name: str) -> dict
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], name: str, other: str) -> float | None:
-    """Return how many times as fast a program is as another, the median of the rounds. None: the other was not run."""
+    """Return how many times as fast a program is as the other, in the median round. None: the other was not run."""
     if other not in seconds:
         return None
     return median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other], strict=True))
 
 
 def as_table(figures: Figures, formats: Sequence[str]) -> str:
-    """Return figures as a table in Markdown, with a dash for what was not measured."""
+    """Return figures as a table in Markdown, with a dash for a figure that was not measured."""
     headings = next(iter(figures.values()))
     rows = [["program", *headings]]
     for name, values in figures.items():

@@ -34,9 +34,9 @@ class Subject:
 
     name: str
     open: Callable[[Manifest, Path], Encode]
-    """Opens the model, from firstvec's bundle and a scratch folder, which the subjects share."""
+    """Opens the model, from firstvec's bundle and a scratch folder that all subjects share."""
     artifact: str | None = None
-    """Id of the artifact of the bundle, for a subject of firstvec's own."""
+    """Id of the bundle's artifact, if the subject belongs to firstvec."""
     min_cosine: float | None = None
     """Smallest cosine of a text's vector to the peer's. None: the cosine is only shown, as for the peers."""
     needs: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class Subject:
     """The extra that installs these modules."""
 
     def missing(self, manifest: Manifest) -> str | None:
-        """Return why the subject cannot be measured here. None: it can."""
+        """Return why the subject cannot be measured here. None: the subject can be measured."""
         absent = [module for module in self.needs if find_spec(module) is None]
         if absent:
             return f"{', '.join(absent)} not installed: pip install -c constraints.txt -e '.[{self.extra}]'"
@@ -71,7 +71,7 @@ class Subject:
 def long_texts(texts: Sequence[str], count: int, manifest: Manifest) -> list[str]:
     """Return texts of 256 tokens or just below, made of the words of ``texts``.
 
-    Longer texts would not do, because some programs cut them at other lengths.
+    Longer texts are not used, because programs truncate such texts at different lengths.
     """
     words = " ".join(texts).split()
     tokenizer = _tokenizer(manifest)
@@ -139,7 +139,7 @@ def _onnxruntime(graph: Path, manifest: Manifest) -> Encode:
 
 
 def _padded(run: Callable[[dict[str, Any]], Any], manifest: Manifest) -> Encode:
-    """Tokenize, pad and run batch by batch, in the order of the texts, as plain use of an engine does."""
+    """Tokenize, pad and run batch by batch, in the order of the texts, as a simple program does."""
     tokenizer = _tokenizer(manifest)
     tokenizer.enable_padding()
 
@@ -177,7 +177,7 @@ def _fastembed_fp32(manifest: Manifest, scratch: Path) -> Encode:
 def _openvino(manifest: Manifest, scratch: Path) -> Encode:
     """Open the fp32 graph with default options.
 
-    OpenVINO computes in bfloat16 where the processor has instructions for it.
+    OpenVINO computes in bfloat16 if the processor has instructions for it.
     """
     import openvino
 
@@ -188,7 +188,7 @@ def _openvino(manifest: Manifest, scratch: Path) -> Encode:
 def _llama_cpp(manifest: Manifest, scratch: Path) -> Encode:
     """Open the model in llama-cpp-python, which runs a call's texts together, up to 512 tokens, without padding.
 
-    Flash attention is on. Without it each text is multiplied with all the texts of its run.
+    Flash attention is on, because without it each text is multiplied with all texts of its run.
     """
     import gguf_bert
     import llama_cpp

@@ -1,8 +1,8 @@
-"""Measure what a program does with the loader, on real loads of the real model: ``make bench-operations``.
+"""Measure the loader's operations, on real loads of the real model: ``make bench-operations``.
 
-The ten categories are those of the performance report of the loader that firstvec replaces. Each benchmark's
-`extra_info` has what is measured, when (first in a fresh process, or steady), what the replaced loader's report claims
-of itself, and the largest figure that is right. Nothing is simulated.
+The ten categories come from the performance report of the loader that firstvec replaces. Each benchmark's `extra_info`
+has the operation, and when it runs (first in a fresh process, or steady). `extra_info` also has the claim of the
+replaced loader's report, and the largest acceptable figure. Nothing is simulated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Measure speed and accuracy of warm models beside their peers: ``make bench``.
 
 Each benchmark encodes the same texts. Its `extra_info` has the texts per second and the worst cosine to the vectors of
-sentence-transformers. `--benchmark-json` keeps them, and the table at the end shows them.
+sentence-transformers. `--benchmark-json` writes these figures, and the table at the end shows them.
 """
 
 from __future__ import annotations

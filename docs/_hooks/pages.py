@@ -1,7 +1,7 @@
-"""What the site has beside the pages of docs/: documents that lie elsewhere, and the command line from typer.
+"""Add to the site what docs/ does not have: the repository's other documents, and the command line from typer.
 
-A link in a document is relative to its file, so that it works in the repository. On the site it leads to the page that
-the file has there, or to a copy of the file.
+A link in a document is relative to its file, so that the link works in the repository. On the site the link leads to
+the file's page, or to a copy of the file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ PAGES = {
     "benchmarks/README.md": "how-it-is-measured.md",
     "examples/docsearch/README.md": "docsearch.md",
 }
-"""File of the repository → page of the site. The pages of docs/ keep their names, and other linked files do, too."""
+"""File of the repository → page of the site. The pages of docs/ and other linked files keep their names."""
 COMMANDS = "<!-- commands -->"
-"""The command-line page has this line where the commands belong."""
+"""The line of the command-line page that the commands replace."""
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)\s#]+)")
 _FENCE = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
@@ -73,7 +73,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Remove the marks by which reStructuredText tells that a literal block follows."""
+    """Remove the ``::`` with which reStructuredText announces a literal block."""
     return html.replace("<p>::</p>\n", "")
 
 

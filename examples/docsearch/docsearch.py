@@ -1,7 +1,8 @@
 """Semantic search over the docstrings of the Python standard library: an example of an app that ships firstvec.
 
-The index is one file of three parts. The first is a header of JSON, padded to a page. Then come the vectors, float32,
-shape (N, D), which a search maps. Last come N lines of JSON, of which a search parses only its hits.
+The index is one file of three parts. The first part is a header of JSON, padded to a page. The second part is the
+vectors (float32, shape (N, D)), which a search maps. The third part is N lines of JSON, of which a search parses only
+its hits.
 """
 
 # ruff: noqa: E402 - `--time` counts the imports, so the clock starts before them
@@ -46,14 +47,14 @@ PUBLIC_NAMES = {"_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io
 
 
 class UsageError(Exception):
-    """The user has to do something else: exit code 2."""
+    """The user has to do something else first. The exit code is 2."""
 
 
 def main(argv: list[str]) -> int:
     """Run one command; return the exit code."""
     try:
         if argv and argv[0] in STRATEGIES and not {"-h", "--help"}.intersection(argv):
-            # This call comes first: the model then loads while the arguments are parsed and the index is opened.
+            # This call is first, because the model then loads while the arguments are parsed and the index is opened.
             preload_embeddings(model_name=BUNDLE, strategy=STRATEGIES[argv[0]], enable_quantization=True)
         arguments = parse(argv)
         if arguments.command == "index":
@@ -92,9 +93,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     command.add_argument("--limit", type=positive, metavar="N", help="stop after N docstrings")
     command = commands.add_parser("search", parents=[shared], help="find the docstrings nearest to a question")
     command.add_argument("query", metavar="QUERY")
-    command.add_argument("--top", type=positive, default=5, metavar="N", help="how many, default %(default)s")
+    command.add_argument("--top", type=positive, default=5, metavar="N", help="number of results, default %(default)s")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--time", action="store_true", help="print on stderr how long it took")
+    command.add_argument("--time", action="store_true", help="print the duration on stderr")
     return parser.parse_args(argv)
 
 
@@ -114,7 +115,7 @@ def index(path: str, limit: int | None) -> None:
         raise UsageError(f"{path} is a folder: pass --index the name of a file")
     provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C must remove the partial file
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here Ctrl-C must remove the partial file
     partial = f"{path}.{os.getpid()}.tmp"
     try:
         # The file is opened before the slow part, so that a folder that cannot be written is reported at once.
@@ -138,7 +139,7 @@ def index(path: str, limit: int | None) -> None:
 def search(query: str, path: str, top: int, *, as_json: bool) -> None:
     """Print the docstrings nearest to ``query``, best first."""
     if not query.strip():
-        raise UsageError("the query is empty: say what you look for")
+        raise UsageError("the query is empty: give a question")
     vectors, lines, made_with = open_index(path)
     provider = get_embedding_provider(BUNDLE, STRATEGIES["search"], enable_quantization=True)
     if (own := origin(provider)) != made_with:
@@ -154,7 +155,7 @@ def search(query: str, path: str, top: int, *, as_json: bool) -> None:
 
 
 def open_index(path: str) -> tuple[npt.NDArray[np.float32], list[bytes], dict[str, str | None]]:
-    """Return an index's vectors, shape (N, D), the lines of its N entries, and what it was made with."""
+    """Return an index's vectors, shape (N, D), the lines of its N entries, and the facts of `origin`."""
     import numpy
 
     try:
@@ -176,7 +177,7 @@ def open_index(path: str) -> tuple[npt.NDArray[np.float32], list[bytes], dict[st
 
 
 def origin(provider: EmbeddingProvider) -> dict[str, str | None]:
-    """Return what the vectors of an index and of a query must share."""
+    """Return the facts that must be equal for the vectors of an index and of a query."""
     model = provider.manifest.model
     return {"model": model.name, "revision": model.revision, "artifact": provider.artifact.id}
 
@@ -218,7 +219,7 @@ def definitions(
     if isinstance(node, (ast.Module, ast.ClassDef)):
         yield name, node
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.If, ast.Try, ast.ExceptHandler)):  # what is defined on some platforms only
+        if isinstance(child, (ast.If, ast.Try, ast.ExceptHandler)):  # definitions for some platforms only
             yield from definitions(child, name)
         elif isinstance(child, ast.ClassDef) and child.name[0] != "_":
             yield from definitions(child, f"{name}.{child.name}")
