@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY, edit_manifest
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=900, check=False)
 
 
 def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:

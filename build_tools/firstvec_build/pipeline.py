@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+import firstvec
 from firstvec.bundle import SIGNATURE_NAME
 from firstvec.bundle.manifest import Manifest
 from firstvec.errors import InputError, MissingDependency
@@ -23,7 +24,9 @@ _TOOLS = (
     *("firstvec", "numpy", "onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers"),
     *("tokenizers", "torch", "transformers"),
 )
-"""The packages whose versions decide the result of a build."""
+"""The packages whose versions decide the result of a build, besides those of the engines."""
+_RUNTIME_CODE = ("bundle/manifest.py", "engines/table.py", "text/tokenizer.py", "text/wordpiece.py")
+"""The files of the runtime that decide the result of a build."""
 
 ReportStage = Callable[[str, int, int], None]
 """Called when a stage of the build begins: with its name, its number from 0, and the count of stages."""
@@ -134,8 +137,8 @@ def _choose_recipes(only: Sequence[str]) -> list[Recipe]:
 def _digest_inputs(origin: source.Source, *options: object) -> str:
     """Return the digest of everything that decides the result of the build.
 
-    The digest covers the model's folder, the tools' versions and code, the options, the evaluation data and the
-    processor.
+    The digest covers the model's folder, the versions of the tools and engines, the code that decides, the options,
+    the evaluation data and the processor.
     """
     digest = hashlib.sha256()
 
@@ -147,12 +150,17 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
         if path.is_file() and path.suffix in (".json", ".txt", ".model"):
             add(path.relative_to(origin.path).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
-    code = Path(__file__).parent
-    for path in sorted([*code.rglob("*.py"), *code.glob("data/sentences.json")]):
-        add(path.relative_to(code).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+    code, runtime = Path(__file__).parent, Path(firstvec.__file__).parent
+    for folder, paths in (
+        (code, [*code.rglob("*.py"), *code.glob("data/sentences.json")]),
+        (runtime, [runtime / path for path in _RUNTIME_CODE]),
+    ):
+        for path in sorted(paths):
+            add(path.relative_to(folder).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(*options)
     # The instruction sets decide for which artifacts the build measures a stand-in.
-    add(ResourceProfile.detect().isa)
+    profile = ResourceProfile.detect()
+    add(profile.isa, profile.engines)
     return digest.hexdigest()
 
 

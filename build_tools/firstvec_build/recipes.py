@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from firstvec.engines.table import INSTRUCTION_SETS
+from firstvec.engines.table import ENGINES, INSTRUCTION_SETS
 from firstvec.errors import QualityError
 from firstvec.machine.profile import ResourceProfile
 
@@ -36,8 +36,10 @@ class Recipe:
 
     @property
     def artifact_id(self) -> str:
-        """``FORMAT-PRECISION``, or ``FORMAT-PRECISION-ISA``."""
-        return "-".join(filter(None, (self.format, self.precision, self.isa)))
+        """``FORMAT-PRECISION``, the engine where it is not the format's first in the table, and the ISA."""
+        first = next(name for name, engine in ENGINES.items() if self.format in engine.formats)
+        engine = self.engine if self.engine != first else None
+        return "-".join(filter(None, (self.format, self.precision, engine, self.isa)))
 
 
 def _make_torchscript(bench: Workbench, recipe: Recipe) -> Artifact:
@@ -102,4 +104,6 @@ _RECIPES = (
     ),
 )
 RECIPES = {recipe.artifact_id: recipe for recipe in _RECIPES}
-"""Id of an artifact → recipe, in the order in which a build makes them."""
+"""Id of an artifact → recipe, in the order in which a build makes them. `_make_onnx` finds out whether the graph can be
+fused, so its recipe stands before those of INT8."""
+assert len(RECIPES) == len(_RECIPES), "two recipes make an artifact of the same id"

@@ -144,8 +144,8 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         load = self._current_load()
         is_lazy = not STRATEGIES[self._options.strategy].in_background
         if load is None or (is_lazy and not load.is_usable):
-            # LAZY loads in a thread, too, so that a time limit can be kept, and Ctrl-C interrupts a wait. In an import,
-            # CPython can leave a module's lock taken for good.
+            # LAZY loads in a thread, too. A wait can then have a time limit, and Ctrl-C interrupts the wait.
+            # An import that Ctrl-C interrupts can leave its module locked for good.
             load = self._start()
         return load.result(seconds)
 

@@ -207,11 +207,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         ) -> Buffer: ...
 
     def embed_batch(
-        self,
-        texts: Sequence[str],
-        batch_size: int = 32,
-        show_progress_bar: bool = False,
-        output: str | None = None,
+        self, texts: Texts, batch_size: int = 32, show_progress_bar: bool = False, output: str | None = None
     ) -> Any:
         """Embed passages of documents: float32, shape (len(texts), embedding_dim), in their order.
 
@@ -225,14 +221,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
             InputError: there is no text, or one is not usable. The error has its index.
             ClosedError: as for `embed_query`.
         """
-        prompt = self._named_prompt(DOCUMENT_PROMPTS)
-        return self.encode(
-            texts,
-            prompt=prompt,
-            batch_size=batch_size,
-            show_progress_bar=show_progress_bar,
-            output=output,
-        )
+        options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar, "output": output}
+        return self.encode(texts, prompt=self._named_prompt(DOCUMENT_PROMPTS), **options)
 
     if TYPE_CHECKING:
 
@@ -251,7 +241,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
 
     def encode(
         self,
-        inputs: str | Sequence[str] | None = None,
+        inputs: str | Texts | None = None,
         prompt_name: str | None = None,
         prompt: str | None = None,
         batch_size: int = 32,
@@ -264,7 +254,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         *,
-        sentences: str | Sequence[str] | None = None,
+        sentences: str | Texts | None = None,
         output: str | None = None,
     ) -> Any:
         """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (5.x).
@@ -321,10 +311,9 @@ class EmbeddingProvider(Generic[Row, Rows]):
         progress = _logs_information() if show_progress_bar is None else bool(show_progress_bar)
         view = self._embed_many(rows, prefix, batch_size, progress)
         if as_tensor:
-            vectors = as_tensors(
-                self._convert(view, truncate_dim, normalize_embeddings, precision), bool(convert_to_tensor)
-            )
-            return vectors[0] if is_single else vectors
+            array = self._convert(view, truncate_dim, normalize_embeddings, precision)
+            tensors = as_tensors(array, bool(convert_to_tensor))
+            return tensors[0] if is_single else tensors
         if form == "numpy" or truncate_dim is not None or normalize_embeddings or precision != "float32":
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
             if form == "numpy":
@@ -377,7 +366,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         _check_batch_size(batch_size)
         prefix = self._prompt(prompt_name, prompt)
         form = self._output_form(output)
-        return self._iterate(_checked_one_by_one(texts), prefix, batch_size, show_progress_bar, form)
+        return self._iterate(_check_one_by_one(texts), prefix, batch_size, show_progress_bar, form)
 
     def _iterate(self, texts: Iterator[str], prefix: str, batch_size: int, progress: bool, form: str) -> Iterator[Any]:
         with _Progress(None, progress) as bar:
@@ -387,7 +376,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
                 else:
                     yield from (as_row(view[index : index + 1], form) for index in range(len(view)))
 
-    def count_tokens(self, texts: str | Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: str | Texts) -> list[int]:
         """Return each text's number of tokens, special tokens included, after truncation.
 
         Raises:
@@ -399,10 +388,10 @@ class EmbeddingProvider(Generic[Row, Rows]):
         form = self._output_form(output)
         check_texts([text])
         lease = self._sessions.lease()
-        view = self._run(lease, self._tokenizer.tokenize([(self._named_prompt(prompts) or "") + text]))
+        view = self._run(lease, self._tokenizer.tokenize([self._named_prompt(prompts) + text]))
         return as_array(view)[0] if form == "numpy" else as_row(view, form)
 
-    def _embed_many(self, texts: list[str], prefix: str, batch_size: int, progress: bool) -> memoryview[float]:
+    def _embed_many(self, texts: list[str], prefix: str, batch_size: int, progress: bool) -> Buffer:
         """Compute the vectors in the order of the texts, (N, D). A close() meanwhile does not end the call."""
         result = bytearray()
         lease = self._sessions.lease()
@@ -412,13 +401,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
         return memoryview(result).cast("f", (len(texts), self.embedding_dim))
 
     def _windows(
-        self,
-        texts: Iterator[str],
-        prefix: str,
-        batch_size: int,
-        bar: _Progress,
-        lease: Lease | None = None,
-    ) -> Iterator[memoryview[float]]:
+        self, texts: Iterator[str], prefix: str, batch_size: int, bar: _Progress, lease: Lease | None = None
+    ) -> Iterator[Buffer]:
         """Compute the vectors of one window of texts after another, (W, D). The next one is tokenized meanwhile.
 
         Without a ``lease`` of the caller's, each window takes its own: then close() ends the call between two windows.
@@ -436,7 +420,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             yield self._run_sorted(lease or self._sessions.lease(), ids, batch_size, bar)
             ids = task.result() if task is not None else None
 
-    def _run_sorted(self, lease: Lease, ids: list[list[int]], batch_size: int, bar: _Progress) -> memoryview[float]:
+    def _run_sorted(self, lease: Lease, ids: list[list[int]], batch_size: int, bar: _Progress) -> Buffer:
         """Compute the vectors of rows of token ids, in their order, (W, D)."""
         # The longest come first: if the memory does not suffice, the first run fails, and later runs use its memory.
         order = sorted(range(len(ids)), key=lambda index: -len(ids[index]))
@@ -453,7 +437,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             start += len(batch)
         return memoryview(result).cast("f", (len(ids), self.embedding_dim))
 
-    def _run(self, lease: Lease, rows: Sequence[Sequence[int]]) -> memoryview[float]:
+    def _run(self, lease: Lease, rows: Sequence[Sequence[int]]) -> Buffer:
         vectors = lease.run(rows)
         if vectors.shape != (len(rows), self.embedding_dim):
             reason = f"gives vectors of shape {vectors.shape}, the manifest says {self.embedding_dim} components"
@@ -463,9 +447,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
     def _output_form(self, output: str | None) -> str:
         return self._output if output is None else check_output(output)
 
-    def _convert(
-        self, view: memoryview[float], truncate_dim: int | None, normalize: bool, precision: str
-    ) -> npt.NDArray[Any]:
+    def _convert(self, view: Buffer, truncate_dim: int | None, normalize: bool, precision: str) -> npt.NDArray[Any]:
         vectors = shorten(as_array(view), truncate_dim, normalize, self.embedding_dim)
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
@@ -483,7 +465,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             raise InputError(f"unknown prompt_name {name!r}: the model has {', '.join(sorted(prompts)) or 'none'}")
         return prompts[name]
 
-    def _named_prompt(self, names: tuple[str, ...]) -> str | None:
+    def _named_prompt(self, names: tuple[str, ...]) -> str:
         prompts = self.manifest.model.prompts
         for name in names:
             if name in prompts:
@@ -496,18 +478,17 @@ def _check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size {batch_size!r} is not a positive integer")
 
 
-def _checked_one_by_one(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the texts. Each is checked as it is taken."""
+def _check_one_by_one(texts: Iterable[str]) -> Iterator[str]:
+    """Return an iterator of the texts that checks each text as it is taken."""
+
+    def check(index: int, text: str) -> str:
+        check_texts([text], index)
+        return text
+
     try:
-        iterator = iter(texts)
+        return map(check, count(), texts)
     except TypeError:
         raise InputError(f"{type(texts).__name__} is not an iterable of str") from None
-    return map(_checked, count(), iterator)
-
-
-def _checked(index: int, text: str) -> str:
-    check_texts([text], index)
-    return text
 
 
 def _logs_information() -> bool:

@@ -180,7 +180,7 @@ def memory_needed_mb(model: Model, artifact: Artifact, profile: ResourceProfile,
 def _rank(artifact: Artifact, profile: ResourceProfile, takes: str, target: str) -> tuple[int, ...]:
     engine = ENGINES[artifact.engine]
     return (
-        # An accelerator that was asked for, or recommended, is the reason to load torch.
+        # An accelerator that was asked for, or recommended, comes before everything else.
         int(target != "cpu" and target in usable_devices(artifact)),
         int(takes == "full" and engine.is_preferred_when_loaded and artifact.engine in profile.loaded_engines),
         int(artifact.precision == "int8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ def test_ids_are_unique_and_in_the_order_of_the_build() -> None:
     ]
     assert [*RECIPES.values()] == [*recipes._RECIPES]
     assert all(recipe.artifact_id == artifact_id for artifact_id, recipe in RECIPES.items())
+
+
+def test_a_recipe_of_another_engine_for_the_same_format_has_an_id_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = RECIPES["onnx-fp32"]
+    monkeypatch.setitem(ENGINES, "onnxruntime_cuda", ENGINES[usual.engine].replace(provider="CUDAExecutionProvider"))
+    assert dataclasses.replace(usual, engine="onnxruntime_cuda").artifact_id == "onnx-fp32-onnxruntime_cuda"
 
 
 @pytest.mark.parametrize("artifact_id", RECIPES)

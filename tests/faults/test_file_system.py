@@ -560,7 +560,7 @@ def test_an_error_about_a_name_that_is_not_utf8_is_printed(
         ("build", tiny_model, "--output", not_utf8),
         ("build", tiny_model, "--output", not_utf8 / "new"),
         ("build", not_utf8 / "no-model", "--output", not_utf8.parent),
-        ("wheel", not_utf8 / "missing"),
+        ("wheel", "--model", not_utf8 / "missing"),
     ):
         done = firstvec(*arguments)
         assert done.returncode == 1, arguments

@@ -97,7 +97,7 @@ vectors.import_numpy_ahead(trace)
 vectors.import_numpy_ahead(trace)
 vectors.wait_for_numpy()
 assert "numpy" in sys.modules
-print([stage.name for stage in trace.stages], os.environ.get("OPENBLAS_THREAD_TIMEOUT"))
+print([stage["name"] for stage in trace.stages], os.environ.get("OPENBLAS_THREAD_TIMEOUT"))
 """
 
 

@@ -42,7 +42,9 @@ class _Parsed(Record):
         super().__init_subclass__()
         cls._readers = {name: cls.__dict__[name] for name in cls._fields if callable(cls.__dict__.get(name))}
         for name, read in cls._readers.items():
-            setattr(cls, name, None) if hasattr(read, "is_optional") else delattr(cls, name)
+            delattr(cls, name)
+            if hasattr(read, "is_optional"):
+                setattr(cls, name, None)
 
     @classmethod
     def of(cls, item: CheckedObject) -> Self:
@@ -97,6 +99,7 @@ class File(_Parsed):
     path: str = _field(_path)
     """Relative to the bundle's folder, ``/``-separated, ASCII."""
     size: int = _field(CheckedObject.integer, 0, 1 << 40)
+    """Bytes."""
     sha256: str = _digest
 
 
@@ -106,13 +109,17 @@ class Quality(_Parsed):
     cosine_mean: float = _field(CheckedObject.number, -1.0, 1.0)
     """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
     cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
+    """The worst of those cosines."""
     cosine_p1: float = _field(CheckedObject.number, -1.0, 1.0)
+    """Their first percentile: one cosine in a hundred is worse."""
     max_abs_diff: float = _field(CheckedObject.number, 0.0, float("inf"))
+    """Largest absolute difference of any component to the reference."""
     neighbour_overlap: float = _field(CheckedObject.number, 0.0, 1.0)
     """Mean share of the ten nearest neighbours that are the same as with the reference, 0 to 1."""
     batch_cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
     """Worst cosine of a text encoded alone to the same text encoded in a padded batch."""
     sentences: int = _field(CheckedObject.integer, 1, 1 << 31)
+    """Number of evaluation sentences."""
     measured_with: str = _text
     """Engine and version. And how, where the building machine could not run the artifact itself."""
     spearman: float | None = _optional(_field(CheckedObject.number, -100.0, 100.0))
@@ -178,6 +185,7 @@ class Model(_Parsed):
     source_sha256: str = _digest
     architecture: str = _text
     embedding_dim: int = _field(CheckedObject.integer, 1, 1 << 20)
+    """Length of a vector."""
     max_seq_length: int = _field(CheckedObject.integer, 1, 1 << 20)
     """Tokens, special tokens included. Longer texts are truncated."""
     pooling_mode: str = _text
@@ -212,6 +220,7 @@ class Manifest(_Parsed):
     """A validated manifest."""
 
     path: str = ""
+    """The manifest's file."""
     model: Model = _one(Model)
     tokenizer: File = _one(File)
     wordpiece: WordPiece | None = _optional(_one(WordPiece))

@@ -60,7 +60,7 @@ class Command(Record):
 
     name: str
     module: str
-    """Python module of this room."""
+    """Module in the folder ``commands``."""
     function: str
     options: tuple[Option, ...]
 

@@ -56,5 +56,5 @@ def _verify_file(root: str, file: File) -> str:
 
 def _signature_line(verifier: str, found: str | None) -> str:
     if found is None:
-        return f"  --   signature: {verifier} is not installed, and was not asked"
+        return f"  --   signature: {verifier} is not installed, or a file is no plain file: it was not asked"
     return f"  ok   signature, says {verifier}" if found == "ok" else f"  BAD  signature, says {verifier}: {found}"

@@ -211,7 +211,7 @@ class CApiSession(Session):
         return memoryview(result).cast("f", (len(rows), self._dim))
 
     def close(self) -> None:
-        """Free the session and the handles of its weights. No destructor does, so there is nothing to abandon."""
+        """Free the session and the handles of its weights. Only this method frees them, and no destructor."""
         self._session = ctypes.c_void_p()
         while self._handles:
             kind, handle = self._handles.pop()

@@ -31,7 +31,7 @@ class Engine(Record):
     starts_early: bool = False  # a load on the CPU starts it before the manifest says that it is needed
     memory_mb: float  # for the library and for small runs, in 2^20 bytes
     memory_when_loaded_mb: float  # the same in a process that has imported the package already
-    maps_weights: bool  # a quick-start session uses the weights where the file is mapped. Otherwise it copies them.
+    maps_weights: bool  # whether a quick-start session uses the weights where the file is mapped, and copies none
     is_required: bool  # firstvec's own dependencies include it
     install: str  # what to give to ``pip install``
     purpose: str  # what the engine does, for people

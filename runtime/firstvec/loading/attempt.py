@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
-    from typing import Any
+    from typing import Any, NoReturn
 
     from firstvec.bundle.manifest import Manifest
     from firstvec.engines.session import EngineModule
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from firstvec.provider import EmbeddingProvider
     from firstvec.selection import Choice
     from firstvec.text.tokenizer import Tokenizer
-
-_INFO = 20  # logging.INFO
 
 
 class Load:
@@ -80,32 +78,28 @@ class Load:
             from firstvec.loading.monitoring import watch_load
 
             # Here, in the thread that asked for the load: that thread's span is the parent.
-            self._watch = watch_load(self.to_values, self.trace)
+            self._watch = watch_load(self)
         self._task = Task(self._run)
         watch_for_lost_ctrl_c()
 
     def result(self, timeout: float | None) -> EmbeddingProvider[Any, Any]:
         """Wait for the provider. Raise the load's error, or LoadTimeout."""
         self._wait(self._done, timeout)
-        if self.provider is None:
-            raise self._final_error()
-        return self.provider
+        return self.provider if self.provider is not None else self._raise_error()
 
     def tokenizer(self, timeout: float | None) -> Tokenizer:
         """Wait for the tokenizer, which is there before the session. Raise the load's error, or LoadTimeout."""
         self._wait(self._tokenizer_done, timeout)
-        if self._tokenizer is None:
-            raise self._final_error()
-        return self._tokenizer
+        return self._tokenizer if self._tokenizer is not None else self._raise_error()
 
     def _wait(self, event: Event, timeout: float | None) -> None:
         if not event.wait(timeout):
             raise LoadTimeout(self._options.model_name, timeout or 0.0)
 
-    def _final_error(self) -> BaseException:
-        """Return the error as the load left it. A raise adds to the traceback, and every call raises the same error."""
+    def _raise_error(self) -> NoReturn:
+        """Raise the error as the load left it: every call raises the same one, and a raise adds to the traceback."""
         assert self.error is not None
-        return self.error.with_traceback(self._traceback)
+        raise self.error.with_traceback(self._traceback)
 
     def to_values(self) -> dict[str, Any]:
         """Return what the load did, as JSON values: see `firstvec.loading.report.Report`."""
@@ -124,13 +118,13 @@ class Load:
             **self._checks,
         )
         if (provider := self.provider) is not None:
-            report = report.replace(state="closed", artifact=provider.artifact.id, device=provider.device)
-            hand_over = provider.hand_over_state
+            state, hand_over = "closed", provider.hand_over_state
             if (session := provider.session) is not None:
-                report = report.replace(state="loaded", engine=session.engine, session=session.kind)
+                state, report = "loaded", report.replace(engine=session.engine, session=session.kind)
             elif hand_over == "waiting":  # a closed provider waits for nothing
                 hand_over = None
-            report = report.replace(hand_over=hand_over)
+            artifact = provider.artifact.id
+            report = report.replace(state=state, artifact=artifact, device=provider.device, hand_over=hand_over)
         return report.to_values()
 
     def _run(self) -> None:
@@ -259,9 +253,8 @@ class Load:
             if errors:
                 import logging
 
-                reasons = "; ".join(str(error) for error in errors)
-                text = f"{manifest.model.name}: using {artifact.id}, because a better artifact failed: {reasons}"
-                logging.getLogger("firstvec").warning("%s", text)
+                text, reasons = "%s: using %s, because a better artifact failed: %s", "; ".join(map(str, errors))
+                logging.getLogger("firstvec").warning(text, manifest.model.name, artifact.id, reasons)
                 # Each traceback refers to this frame, and so to the session: it would not be freed with the provider.
                 for each in (each for error in errors for each in _with_causes(error)):
                     each.__traceback__ = None
@@ -277,16 +270,17 @@ class Load:
 
     def _tell_listeners(self) -> None:
         """Log the load and record its spans, where something listens. Nobody waits for the load any more."""
-        has_listener = self._watch is not None or "opentelemetry.trace" in sys.modules
-        if not has_listener and "logging" in sys.modules:
+        if self._watch is None and "opentelemetry.trace" not in sys.modules:
+            if "logging" not in sys.modules:
+                return
             import logging  # it is in sys.modules, but another thread may be in the middle of its import
 
-            has_listener = logging.getLogger("firstvec").isEnabledFor(_INFO)
-        if has_listener:
-            from firstvec.loading.monitoring import tell
+            if not logging.getLogger("firstvec").isEnabledFor(logging.INFO):
+                return
+        from firstvec.loading.monitoring import tell
 
-            tell(self.to_values(), self.trace, self.error, self._watch)
-            self._watch = None
+        tell(self, self._watch)
+        self._watch = None
 
 
 def _as_firstvec_error(error: BaseException, model_name: str) -> FirstvecError:
@@ -304,10 +298,7 @@ def _as_firstvec_error(error: BaseException, model_name: str) -> FirstvecError:
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Drop what the frames of a caught error refer to, such as open files. The lines of the traceback stay.
-
-    The error and the frames refer to each other, so all that would otherwise stay until the garbage collector comes by.
-    """
+    """Drop what the frames of a caught error refer to, such as open files, before the garbage collector comes by."""
     for each in _with_causes(error):
         entry = each.__traceback__
         while entry is not None:

@@ -15,7 +15,7 @@ from firstvec.selection import memory_shortage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from firstvec.loading.session_in_use import SessionInUse, _OwnedSession
+    from firstvec.loading.session_in_use import SessionInUse
     from firstvec.loading.trace import Trace
 
 DELAY = 0.25
@@ -26,14 +26,10 @@ _PATIENCE = 5.0
 
 
 class HandOver:
-    """Waits until ``after_tokens`` tokens were computed, then builds the throughput session in a thread.
-
-    ``sessions``, where the new session is swapped in, is not kept alive.
-    """
+    """Waits until ``after_tokens`` tokens were computed, then builds the throughput session in a thread."""
 
     def __init__(self, sessions: SessionInUse, verified: VerifiedArtifact, after_tokens: int, trace: Trace) -> None:
-        self.state = "waiting"
-        """Then ``done``, or ``failed: …`` with the reason."""
+        self.state = "waiting"  # then "done", or "failed: …" with the reason
         self._sessions = weakref.ref(sessions)
         self._verified = verified
         self._left = after_tokens
@@ -55,31 +51,23 @@ class HandOver:
             if reason := memory_shortage(model, artifact, ResourceProfile.detect(), quick_start=False):
                 raise IncompatibleArtifact(artifact.id, reason)
             opened = open_artifact(self._verified, quick_start=False, trace=self._trace)
-        except ProcessExiting:
-            return
         except Exception as error:  # whatever it is, the provider goes on with the session that it has
-            self.state = f"failed: {error}"
-            import logging
+            if not isinstance(error, ProcessExiting):
+                self.state = f"failed: {error}"
+                import logging
 
-            logging.getLogger("firstvec").warning("the quick-start session stays in use: %s", error)
+                logging.getLogger("firstvec").warning("the quick-start session stays in use: %s", error)
             return
         if (sessions := self._sessions()) is None:
             opened.session.close()
             return
-        replaced = [sessions.swap(opened.session)]
+        replaced, unused = [sessions.swap(opened.session)], [object()]
         if not sessions.closed:
             self.state = "done"
         del sessions, opened
-        _wait_until_unused(replaced)
-
-
-def _wait_until_unused(replaced: list[_OwnedSession]) -> None:
-    """Wait until the list alone refers to its session, so that the session is closed in this thread.
-
-    Closing takes milliseconds. In the thread of a caller it would run in a destructor, and Ctrl-C would be lost there.
-    """
-    unused = [object()]
-    deadline = time.monotonic() + _PATIENCE
-    while sys.getrefcount(replaced[0]) > sys.getrefcount(unused[0]) and time.monotonic() < deadline:
-        if exiting.wait(_POLL):
-            break
+        # The replaced session is closed in this thread, when no run uses it any more. Closing takes milliseconds, and
+        # in the thread of a caller it would run in a destructor, where Ctrl-C is lost.
+        deadline = time.monotonic() + _PATIENCE
+        while sys.getrefcount(replaced[0]) > sys.getrefcount(unused[0]) and time.monotonic() < deadline:
+            if exiting.wait(_POLL):
+                return

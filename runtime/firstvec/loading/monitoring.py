@@ -20,26 +20,23 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-    from firstvec.loading.trace import Trace
-
-_OFF = ("", "0")
-_STDERR = ("1", "true", "yes", "on", "stderr")
+    from firstvec.loading.attempt import Load
 
 
 class Watch:
     """What one load will tell. It is made in the thread that starts the load."""
 
-    def __init__(self, report: Callable[[], dict[str, Any]], trace: Trace) -> None:
+    def __init__(self, load: Load) -> None:
         self.parent: Context | None = None
         if "opentelemetry.trace" in sys.modules:
             from opentelemetry import context
 
             self.parent = context.get_current()
-        self._report: Callable[[], dict[str, Any]] | None = report  # dropped when the load ends, and the model with it
-        self._trace = trace
+        self._load: Load | None = load  # until the load ends, so that a dropped model is freed at once
+        self._trace = load.trace
         self._values: dict[str, Any] = {}
         self._target = os.environ.get("FIRSTVEC_TRACE", "")
-        if self._target not in _OFF:
+        if self._target not in ("", "0"):
             _unwritten.add(self)
 
     def note(self, event: str) -> None:
@@ -47,8 +44,8 @@ class Watch:
         _try("FIRSTVEC_TRACE", self._note, event)
 
     def _note(self, event: str) -> None:
-        if self._report is not None:  # the load has ended, or it hangs while the process exits
-            self._values, self._report = self._report(), None
+        if self._load is not None:  # the load has ended, or it hangs while the process exits
+            self._values, self._load = self._load.to_values(), None
         if event == "loaded" or self not in _unwritten:
             return
         if event == "first vector":
@@ -73,19 +70,23 @@ class Watch:
         _try(f"FIRSTVEC_TRACE={self._target} cannot be written", _append, self._target, json.dumps(line) + "\n")
 
 
-def watch_load(report: Callable[[], dict[str, Any]], trace: Trace) -> Watch | None:
+def watch_load(load: Load) -> Watch | None:
     """Watch a load that is about to be started."""
-    watch: Watch | None = _try("the load is not watched", Watch, report, trace)
+    watch: Watch | None = _try("the load is not watched", Watch, load)
     return watch
 
 
-def tell(values: dict[str, Any], trace: Trace, error: BaseException | None, watch: Watch | None) -> None:
-    """Log a load that has ended, and record its spans, where something listens. May wait for the import of numpy."""
+def tell(load: Load, watch: Watch | None) -> None:
+    """Log a load that has ended, and record its spans, where something listens. Wait for the import of numpy."""
+    _try("the import of numpy is not measured", _wait_for_numpy)
+    values = load.to_values()
+    # Those of a hand-over are no part of the load.
+    values["stages"] = [stage for stage in values["stages"] if stage["at_ms"] <= 1e3 * values["seconds"]]
     if "logging" in sys.modules:
-        _try("the load is not logged", _log, values, trace, error)
+        _try("the load is not logged", _log, values, load.error)
     if "opentelemetry.trace" in sys.modules:
         parent = watch.parent if watch is not None else None
-        _try("the load's spans are not recorded", _record_spans, values, trace, error, parent)
+        _try("the load's spans are not recorded", _record_spans, values, load.trace.began_ns, load.error, parent)
     if watch is not None:
         watch.parent = None  # a model lives longer than the request that loaded it, whose spans must not stay
 
@@ -105,7 +106,7 @@ def _try(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
                 return None
 
 
-def _log(values: dict[str, Any], trace: Trace, error: BaseException | None) -> None:
+def _log(values: dict[str, Any], error: BaseException | None) -> None:
     import logging
 
     logger = logging.getLogger("firstvec")
@@ -123,16 +124,15 @@ def _log(values: dict[str, Any], trace: Trace, error: BaseException | None) -> N
             values,
         )
     if logger.isEnabledFor(logging.DEBUG):
-        for stage in _stages_of_load(values, trace):
+        for stage in values["stages"]:
             text = "%(model)s: %(name)s: %(ms).1f ms, from %(at_ms).1f ms, thread %(thread)d"
             logger.debug(text, {"model": values["model"], **stage})
 
 
-def _record_spans(values: dict[str, Any], trace: Trace, error: BaseException | None, parent: Context | None) -> None:
+def _record_spans(values: dict[str, Any], began: int, error: BaseException | None, parent: Context | None) -> None:
     from opentelemetry import trace as telemetry
     from opentelemetry.context import Context
 
-    began = trace.began_ns
     # A sampler sees the attributes that are known at the start of a span.
     attributes = {f"firstvec.{name}": values[name] for name in SPAN_ATTRIBUTES if values[name] is not None}
     if values["fallbacks"]:
@@ -147,18 +147,12 @@ def _record_spans(values: dict[str, Any], trace: Trace, error: BaseException | N
         span.record_exception(error, timestamp=end)
         span.set_status(telemetry.Status(telemetry.StatusCode.ERROR, f"{type(error).__name__}: {error}"))
     inside = telemetry.set_span_in_context(span, Context())
-    for stage in _stages_of_load(values, trace):
+    for stage in values["stages"]:
         start = began + round(1e6 * stage["at_ms"])
         attributes = {"thread.id": stage["thread"]}
         child = start_span(f"firstvec.{stage['name']}", inside, attributes=attributes, start_time=start)
         child.end(start + round(1e6 * stage["ms"]))
     span.end(end)
-
-
-def _stages_of_load(values: dict[str, Any], trace: Trace) -> list[dict[str, Any]]:
-    """Return the stages of the load itself: with numpy's import, without those of a hand-over."""
-    _wait_for_numpy()
-    return [stage for stage in trace.to_values() if stage["at_ms"] <= 1e3 * values["seconds"]]
 
 
 def _wait_for_numpy() -> None:
@@ -171,7 +165,7 @@ def _wait_for_numpy() -> None:
 
 def _append(target: str, line: str) -> None:
     """Write the line with one call, so that the lines of several processes do not mix."""
-    if target.lower() in _STDERR:
+    if target.lower() in ("1", "true", "yes", "on", "stderr"):
         if sys.stderr is not None:
             print(line, end="", file=sys.stderr, flush=True)
         return
@@ -187,7 +181,6 @@ def _append(target: str, line: str) -> None:
 
 _warned: set[str] = set()
 _unwritten: set[Watch] = set()
-"""The watches whose line is not written yet."""
 
 
 @atexit.register

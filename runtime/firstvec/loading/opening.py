@@ -26,17 +26,13 @@ if TYPE_CHECKING:
 
 
 class VerifiedArtifact(Record):
-    """An artifact whose files are open and are the ones that were built. The files stay open while this record lives.
-
-    So a session that is opened later is of the same files, whatever took their names by then.
-    """
+    """An artifact whose files are the ones that were built. They stay open, for a session that is opened later."""
 
     manifest: Manifest
     artifact: Artifact
     device: str
     files: tuple[OpenFile, ...]
-    weights: list[Any]
-    """What the engine's reader found in the files. The first session takes it out, and its memory with it."""
+    weights: list[Any]  # what the engine's reader found in the files, until the first session takes it out
     verification: str  # "hashed now", or "remembered" for every file
     key: str  # for the self-test's marker
 
@@ -54,9 +50,7 @@ def verify_artifact(
     """Open and verify the artifact's files.
 
     Raises:
-        IntegrityError: a file is not the one that was built.
-        IncompatibleArtifact: the engine is unknown, or its reader refuses the files.
-        LoadError: too many files are open.
+        IntegrityError, IncompatibleArtifact, LoadError: a file was changed, cannot be read, or cannot be opened.
     """
     with (trace or Trace()).stage("verification"):
         files = tuple(open_verified(manifest.root, file, artifact.id) for file in artifact.files)
@@ -82,8 +76,7 @@ def open_artifact(
 
     Raises:
         IntegrityError: a file is not the one that was built.
-        IncompatibleArtifact: the engine cannot open or run the artifact.
-        SelfTestError: this machine computes other vectors.
+        IncompatibleArtifact, SelfTestError: this machine cannot run the artifact, or computes other vectors.
     """
     trace = trace or Trace()
     manifest, artifact = verified.manifest, verified.artifact

@@ -1,9 +1,8 @@
 """Test that this machine computes the vectors that the build computed.
 
-Vectors can be wrong though a file is the one that was built and an engine runs it. Some processors add products of
-8-bit weights in 16 bits. An engine may have a defect on some processor. So a bundle carries a few texts with the
-vectors of each artifact, and a session computes them before it is used. A passed test is remembered by an empty marker
-file, for these files, this processor, engine, device and kind of session.
+Vectors can be wrong though the files are right. Some processors add products of 8-bit weights in 16 bits. So a bundle
+carries a few texts with the vectors of each artifact, and a session computes them before it is used. An empty marker
+file remembers a passed test, for these files, this processor, engine, device and kind of session.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from firstvec.bundle.manifest import Artifact, Manifest
     from firstvec.engines.session import Session
 
-_TEXTS_FOR_FP32 = 3
 _NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.")
 
 
@@ -34,16 +32,14 @@ class Golden(Record):
 
     token_ids: tuple[tuple[int, ...], ...]  # of N texts
     vectors: list[float]  # what the build computed of them in one run, N x embedding_dim numbers
-    max_difference: float
-    """Largest mean relative difference of a right vector to these."""
+    max_difference: float  # largest mean relative difference of a right vector to these
 
 
 def pass_self_test(manifest: Manifest, artifact: Artifact, key: str, engine_version: str, session: Session) -> str:
     """Run the self-test in the artifact's session. Return ``passed now``, ``passed before``, or ``none`` without one.
 
     Raises:
-        SelfTestError: this machine computes other vectors than the build.
-        IncompatibleArtifact: the engine cannot run the artifact.
+        SelfTestError, IncompatibleArtifact: this machine computes other vectors than the build, or cannot run it.
         IntegrityError, ManifestError: the bundle's self-test is damaged.
     """
     if manifest.self_test is None:
@@ -88,21 +84,17 @@ def read_golden(manifest: Manifest, artifact: Artifact) -> Golden:
             if len(vectors) != len(token_ids) * dim or not all(token_ids):
                 raise item.error("vectors", f"is not one vector of {dim} numbers a text")
             # Without rounding, right and wrong vectors are far apart. A few texts are enough, and are sooner done.
-            count = _TEXTS_FOR_FP32 if artifact.precision == "fp32" else len(token_ids)
+            count = 3 if artifact.precision == "fp32" else len(token_ids)
             limit = item.number("max_difference", 0, 2)
             return Golden(token_ids=token_ids[:count], vectors=vectors[: count * dim], max_difference=limit)
     raise ManifestError(path, f"holds no vectors of {artifact.id}")
 
 
 def compare(artifact: Artifact, session: Session, golden: Golden) -> float:
-    """Compute the texts in ``session``. Return the mean relative difference of their vectors to the golden ones.
-
-    Raises:
-        SelfTestError, IncompatibleArtifact: as `pass_self_test`. A difference that is not a number is too large.
-    """
+    """Run the texts. Return the mean relative difference of the vectors. Raise SelfTestError if it is too large."""
     vectors = run_session(session, artifact.id, golden.token_ids)
     found = mean_difference(vectors.cast("B").cast("f").tolist(), golden.vectors, len(golden.token_ids))
-    if not found <= golden.max_difference:
+    if not found <= golden.max_difference:  # also where it is not a number
         raise SelfTestError(artifact.id, session.engine, found, golden.max_difference)
     return found
 

@@ -22,24 +22,21 @@ class _OwnedSession:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._process = os.getpid()
+        self.process = os.getpid()
 
     def __reduce__(self) -> str:
         raise TypeError("a session cannot be copied: load the model again")
 
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
         # A forked child has the parent's session, but not the threads that freeing the session would wait for.
-        if self._process == getpid():
+        if self.process == getpid():
             self.session.close()
         else:
             self.session.abandon()
 
 
 class SessionInUse:
-    """The session of one artifact, from its opening to `close`.
-
-    ``open_again`` opens another session of the same verified files, for a forked child.
-    """
+    """The session of one artifact, from its opening to `close`."""
 
     def __init__(
         self,
@@ -50,13 +47,11 @@ class SessionInUse:
     ) -> None:
         self._artifact_id = artifact_id
         self._owned: _OwnedSession | None = _OwnedSession(session)
-        self._open_again = open_again
-        self._process = os.getpid()
+        self._open_again = open_again  # another session of the same verified files, for a forked child
         self._lock = ProcessLock()
         self._after_first_run = after_first_run
         self._not_run = allocate_lock()  # taken once
-        self.hand_over: HandOver | None = None
-        """Builds a session that runs faster. None: the strategy hands nothing over."""
+        self.hand_over: HandOver | None = None  # None: the strategy hands nothing over
 
     @property
     def session(self) -> Session | None:
@@ -78,11 +73,7 @@ class SessionInUse:
         self._replace(None)
 
     def swap(self, session: Session) -> _OwnedSession:
-        """Let later runs use ``session``, of the same artifact. A run under way keeps the session that it has.
-
-        Returns:
-            The session that no later run uses. It is closed where its last reference is dropped.
-        """
+        """Let later runs use ``session``. Return the other one, which is closed where its last reference is dropped."""
         owned = _OwnedSession(session)
         return self._replace(owned) or owned  # a closed one stays closed
 
@@ -98,14 +89,13 @@ class SessionInUse:
         owned = self._owned or leased
         if owned is None:
             raise ClosedError("the provider was closed: get a new one with get_provider() after start_loading()")
-        if self._process == os.getpid():
+        if owned.process == os.getpid():
             return owned
         # An engine's threads stay in the parent, so a forked child needs a session of its own.
         with self._lock.here():
-            if self._process != os.getpid() and self._owned is not None:
+            if self._owned is not None and self._owned.process != os.getpid():
                 # A task, so that a fork of this child waits until the session is open.
                 self._owned = _OwnedSession(Task(self._open_again).result())
-                self._process = os.getpid()
         return self._current(None)
 
     def _ran(self, tokens: int) -> None:

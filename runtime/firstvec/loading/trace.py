@@ -18,14 +18,13 @@ class Trace:
     def __init__(self) -> None:
         self.began = perf_counter()
         self.began_ns = time_ns()  # Unix time
-        self.stages: list[Stage] = []
+        self.stages: list[dict[str, Any]] = []  # as `firstvec.loading.report.Report` describes them
         self.first_vector_ms: float | None = None  # milliseconds from the load's start
-        self.began_at_exit = exiting.is_set
-        """Whether a function that the program registered with ``atexit`` waits for these stages."""
+        self.began_at_exit = exiting.is_set  # then a function that the program registered with ``atexit`` waits
 
-    def stage(self, name: str) -> Stage:
+    def stage(self, name: str) -> _Timer:
         """Return a context manager that adds a stage. On entry it raises `ProcessExiting` if the exit has begun."""
-        return Stage(self, name)
+        return _Timer(self, name)
 
     def milliseconds(self, moment: float) -> float:
         """``time.perf_counter()`` → milliseconds from the load's start, with three decimals."""
@@ -33,34 +32,19 @@ class Trace:
 
     def to_values(self) -> list[dict[str, Any]]:
         """Return the stages in the order in which they began, as JSON values."""
-        return [
-            {
-                "name": stage.name,
-                "at_ms": self.milliseconds(stage.started),
-                "ms": round(1e3 * (stage.ended - stage.started), 3),
-                "thread": stage.thread,
-            }
-            for stage in sorted(self.stages, key=lambda stage: stage.started)
-        ]
+        return [dict(stage) for stage in sorted(self.stages, key=lambda stage: stage["at_ms"])]
 
 
-class Stage:
-    """A part of a load. Stages of different threads overlap. Times are ``time.perf_counter()``."""
-
-    started: float
-    ended: float
-    thread: int
-
+class _Timer:
     def __init__(self, trace: Trace, name: str) -> None:
-        self.name = name
         self._trace = trace
+        self._name = name
 
     def __enter__(self) -> None:
         if exiting.is_set and not self._trace.began_at_exit:
             raise ProcessExiting("the process is exiting, so the load was stopped")
-        self.started = perf_counter()
+        self._started = perf_counter()
 
     def __exit__(self, *_exception: object) -> None:
-        self.ended, self.thread = perf_counter(), get_ident()
-        self._trace.stages.append(self)
-        del self._trace  # which refers to this stage now
+        at_ms, ms = self._trace.milliseconds(self._started), round(1e3 * (perf_counter() - self._started), 3)
+        self._trace.stages.append({"name": self._name, "at_ms": at_ms, "ms": ms, "thread": get_ident()})

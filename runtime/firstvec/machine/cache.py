@@ -1,6 +1,6 @@
 """What firstvec remembers on this machine: empty marker files and small notes, in the user's cache folder.
 
-What is found there is believed. So it is believed only where nobody but this user could have put it.
+firstvec trusts these files. For that reason it reads only files that no other user could have written.
 """
 
 from __future__ import annotations

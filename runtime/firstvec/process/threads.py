@@ -233,13 +233,17 @@ _once_lock = ProcessLock()
 _running: set[Task[Any]] = set()
 _given_up: set[Task[Any]] = set()
 """The exit waited for these tasks in vain, and does not wait for them again."""
+_exit_deadline: float | None = None
+"""When the exit stops waiting, by ``time.monotonic()``. One deadline counts for all that the exit waits for."""
 _saw_ctrl_c = False
 _resets_in_child: list[Callable[[], object]] = []
 
 
 def before_exit() -> None:
     """Do what the interpreter's exit needs: hurry the threads, and wait until none of them is in an engine."""
+    global _exit_deadline
     exiting.set()
+    _exit_deadline = _exit_deadline or time.monotonic() + _PATIENCE
     _given_up.update(_wait_whatever_signals_say(_wait_for_tasks))
     engine_gate.is_closed = True
     _given_up.update(_wait_whatever_signals_say(_wait_for_tasks))
@@ -272,14 +276,14 @@ def _wait_whatever_signals_say(wait: Callable[[], list[Task[Any]] | None]) -> li
 def _wait_for_tasks() -> list[Task[Any]]:
     """Wait for every task. Return the tasks for which the patience was not enough."""
     began, this = time.monotonic(), get_ident()
+    deadline = _exit_deadline or began + _PATIENCE
     # A task may start others before it ends.
     while others := [task for task in _running - _given_up if task.thread != this]:
-        waited = time.monotonic() - began
-        if waited > _PATIENCE:
+        if (now := time.monotonic()) > deadline:
             return others
         # `sys.last_type` is the error for which the interpreter exits.
         was_interrupted = _saw_ctrl_c or getattr(sys, "last_type", None) is KeyboardInterrupt
-        if exiting.is_set and was_interrupted and waited > _PATIENCE_AFTER_CTRL_C:
+        if exiting.is_set and was_interrupted and now - began > _PATIENCE_AFTER_CTRL_C:
             inside = engine_gate.threads_inside()
             if not any(task.thread in inside for task in others):
                 return others
@@ -289,17 +293,16 @@ def _wait_for_tasks() -> list[Task[Any]]:
 
 def _wait_for_engines() -> None:
     """Wait until no daemon thread of the program is inside an engine."""
-    began, this = time.monotonic(), get_ident()
     # This thread is in no engine, but Ctrl-C in a `with engine_gate` may have left its entry.
-    while {*engine_gate.threads_inside()} - {this} and time.monotonic() - began < _PATIENCE:
+    while {*engine_gate.threads_inside()} - {get_ident()} and time.monotonic() < (_exit_deadline or 0.0):
         time.sleep(0.001)
 
 
 def _after_fork_in_child() -> None:
-    global _is_watching
+    global _is_watching, _exit_deadline
     exiting.reset()
     engine_gate.reset()
-    _is_watching = False
+    _is_watching, _exit_deadline = False, None
     for task in _running:
         task.is_lost = True
         task.error = RuntimeError("the process forked while this was under way")
@@ -316,5 +319,5 @@ def reset_in_forked_child(reset: Callable[[], object]) -> None:
 
 
 # A fork in the middle of an import leaves the child with a module that is half there, for good. So the fork waits until
-# the load ends, a tenth of a second.
+# the tasks end: as a rule a tenth of a second, and at most `_PATIENCE`.
 os.register_at_fork(before=lambda: _wait_whatever_signals_say(_wait_for_tasks), after_in_child=_after_fork_in_child)

@@ -22,7 +22,7 @@ _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 
 """Blocks whose characters are words of their own for BERT (its tokenization.py), as far as Unicode 3.2 has them."""
 
 _LONG = 10_000
-"""Characters. Of a longer text, only the beginning is looked at that truncation leaves."""
+"""Characters. A longer text is cut first: truncation drops its end in any case."""
 
 
 class LeaveToPackage(Exception):
@@ -61,7 +61,7 @@ class QuickTokenizer:
         return [*rules.prefix_ids, *ids[: self._room], *rules.suffix_ids]
 
     def cut(self, text: str) -> str:
-        """Return a beginning of a long text that has all tokens that truncation leaves. The package agrees on them."""
+        """Return the beginning of a long text. It has the same first tokens, as many as truncation leaves."""
         if len(text) <= _LONG or any(" " in token for token in self._rules.added_tokens):
             return text
         words = text.split(" ", 4 * self._room)

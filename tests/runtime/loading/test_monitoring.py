@@ -343,6 +343,7 @@ def test_workers_that_end_at_once_write_their_line(tiny_built: Path, fresh: Fres
 
 def test_a_load_is_one_line_at_info(tiny_built: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(tiny_built)
+    wait_for_tasks()  # so that the level is asked for before it changes
     with caplog.at_level(logging.INFO, "firstvec"):
         load(tiny_built, "background")
         wait_for_tasks()
@@ -518,15 +519,18 @@ def test_fallbacks_are_an_attribute(tiny_bundle: Path, fresh: Fresh) -> None:
     assert top["attributes"]["firstvec.artifact"] == "torchscript-fp32"
 
 
-def test_the_stages_of_a_hand_over_are_no_part_of_the_load(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stages_of_a_hand_over_are_no_part_of_the_load(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(hand_over, "DELAY", 0.0)
     loader = load(tiny_built, "progressive")
     loader.get_provider().embed_query("text")
     wait_for(lambda: loader.report()["hand_over"] == "done")
     assert loader._load is not None
     assert [stage["name"] for stage in loader.report()["stages"]].count("session") == 2
-    stages = monitoring._stages_of_load(loader.report(), loader._load.trace)
-    assert [stage["name"] for stage in stages].count("session") == 1
+    with caplog.at_level(logging.DEBUG, "firstvec"):
+        monitoring.tell(loader._load, None)
+    assert sum(": session: " in message for message in messages(caplog)) == 1
 
 
 @pytest.mark.parametrize("text", [[], ["text"]])

@@ -44,7 +44,7 @@ def test_each_kind_of_session_is_opened_and_tested(tiny_built: Path) -> None:
     skipped = open_artifact(verified, self_test=False)
     assert skipped.self_test == "skipped"
     skipped.session.close()
-    assert [stage.name for stage in trace.stages] == ["verification", *["engine", "session", "self-test"] * 2]
+    assert [stage["name"] for stage in trace.stages] == ["verification", *["engine", "session", "self-test"] * 2]
 
 
 def test_the_verification_says_whether_a_file_was_hashed(

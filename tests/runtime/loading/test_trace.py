@@ -21,17 +21,17 @@ def test_a_stage_has_its_name_its_thread_and_its_time() -> None:
     with trace.stage("outer"), trace.stage("inner"):
         time.sleep(0.02)
     inner, outer = trace.stages
-    assert (outer.name, inner.name) == ("outer", "inner")
-    assert trace.began <= outer.started <= inner.started <= inner.ended <= outer.ended
-    assert inner.ended - inner.started >= 0.02
-    assert outer.thread == inner.thread == threading.get_ident()
+    assert (outer["name"], inner["name"]) == ("outer", "inner")
+    assert 0 <= outer["at_ms"] <= inner["at_ms"]
+    assert 20 <= inner["ms"] <= outer["ms"]
+    assert outer["thread"] == inner["thread"] == threading.get_ident()
 
 
 def test_a_stage_that_fails_is_a_stage() -> None:
     trace = Trace()
     with pytest.raises(ZeroDivisionError), trace.stage("division"):
         _ = 1 // 0
-    assert [stage.name for stage in trace.stages] == ["division"]
+    assert [stage["name"] for stage in trace.stages] == ["division"]
 
 
 def test_the_values_are_in_the_order_in_which_stages_began_and_are_json() -> None:
@@ -52,7 +52,8 @@ def test_the_values_are_in_the_order_in_which_stages_began_and_are_json() -> Non
     assert [set(value) for value in values] == [{"name", "at_ms", "ms", "thread"}] * 3
     assert [value["name"] for value in values] == ["stage 0", "stage 1", "stage 2"]
     assert [value["at_ms"] for value in values] == sorted(value["at_ms"] for value in values)
-    assert [stage.name for stage in trace.stages] == ["stage 2", "stage 1", "stage 0"]  # the order in which they ended
+    # The stages themselves are in the order in which they ended.
+    assert [stage["name"] for stage in trace.stages] == ["stage 2", "stage 1", "stage 0"]
     assert len({value["thread"] for value in values}) == 3
 
 
@@ -78,7 +79,7 @@ def test_a_trace_that_begins_while_the_process_exits_has_its_stages(monkeypatch:
     trace = Trace()
     with trace.stage("wanted"):
         pass
-    assert [stage.name for stage in trace.stages] == ["wanted"]
+    assert [stage["name"] for stage in trace.stages] == ["wanted"]
 
 
 @pytest.mark.parametrize("strategy", ["lazy", "progressive"])

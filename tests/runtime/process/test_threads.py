@@ -426,7 +426,7 @@ def work():
         assert waits.wait(100)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
         time.sleep({seconds})
-    print("done", flush=True)
+        print("done", flush=True)  # outside of the gate, the exit would not wait for it
 threads.Task(work)
 {how}
 """
