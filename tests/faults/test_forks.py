@@ -37,7 +37,7 @@ def fork(depth, loader, inherited, expected):
         provider = loader.get_provider(timeout=110)
         check(provider, expected)
         assert provider.session is not inherited, "the parent's session"
-        assert provider._sessions._owned._process == os.getpid(), "a session of another process"
+        assert provider._sessions._owned.process == os.getpid(), "a session of another process"
         if depth:
             fork(depth - 1, loader, provider.session, expected)
         check(provider, expected)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import weakref
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
+from functools import partial
 
 from firstvec.errors import IncompatibleArtifact
 from firstvec.loading.opening import VerifiedArtifact, open_artifact
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 DELAY = 0.25
 """Seconds until the building begins, so that a program that ends after one vector does not wait for a session."""
-_POLL = 0.01
 _PATIENCE = 5.0
 """Seconds that a replaced session is kept for the runs that still use it. A fork waits for this thread meanwhile."""
 
@@ -34,15 +34,17 @@ class HandOver:
         self._verified = verified
         self._left = after_tokens
         self._trace = trace
-        self._not_begun = allocate_lock()  # taken once
+        self._begun = allocate_lock()  # taken once, in the thread: Ctrl-C that comes before lets a later run try again
 
     def count(self, tokens: int) -> None:
         """Count the tokens of a run. Threads may count at once: then a hand-over comes a little later."""
         self._left -= tokens
-        if self._left <= 0 and self._not_begun.acquire(blocking=False):
-            Task(self._build)
+        if self._left <= 0 and not self._begun.locked():
+            Task(partial(self._build, get_ident()))
 
-    def _build(self) -> None:
+    def _build(self, caller: int) -> None:
+        if not self._begun.acquire(blocking=False):
+            return
         if exiting.wait(DELAY) or (sessions := self._sessions()) is None or sessions.closed:
             return
         del sessions
@@ -65,9 +67,9 @@ class HandOver:
         if not sessions.closed:
             self.state = "done"
         del sessions, opened
-        # The replaced session is closed in this thread, when no run uses it any more. Closing takes milliseconds, and
-        # in the thread of a caller it would run in a destructor, where Ctrl-C is lost.
-        deadline = time.monotonic() + _PATIENCE
+        # Closing takes milliseconds. In a caller's thread it would run in a destructor, where Ctrl-C is lost. So this
+        # thread waits until no run uses the replaced session, unless it is the caller's: no other could be started.
+        deadline = time.monotonic() + (_PATIENCE if get_ident() != caller else 0.0)
         while sys.getrefcount(replaced[0]) > sys.getrefcount(unused[0]) and time.monotonic() < deadline:
-            if exiting.wait(_POLL):
+            if exiting.wait(0.01):
                 return

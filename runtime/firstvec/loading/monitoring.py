@@ -192,5 +192,4 @@ def _before_exit() -> None:
         watch.note("exit")
 
 
-# The parent writes the lines of its own loads.
-threads.reset_in_forked_child(_unwritten.clear)
+threads.reset_in_forked_child(_unwritten.clear)  # the parent writes the lines of its own loads

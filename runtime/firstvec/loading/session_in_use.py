@@ -99,7 +99,6 @@ class SessionInUse:
         return self._current(None)
 
     def _ran(self, tokens: int) -> None:
-        """Do what the load has planned for after a run."""
         if self._not_run.acquire(blocking=False):
             self._after_first_run()
         if self.hand_over is not None:

@@ -15,6 +15,7 @@ import pytest
 from firstvec import EmbeddingProvider, LoadingStrategy, NoCompatibleArtifact, OptimizedEmbeddingLoader
 from firstvec.loading import hand_over, opening, self_test
 from firstvec.loading.session_in_use import SessionInUse
+from firstvec.process import threads
 from firstvec.strategy import STRATEGIES
 from tests.conftest import Fresh
 from tests.loads import load, run_in_threads, wait_for, wait_for_tasks
@@ -294,6 +295,38 @@ def test_a_session_that_nobody_needs_any_more_when_it_is_built_is_closed(
     wait_for(lambda: closed)
     assert closed == ["throughput"]
     assert provider is None or (provider.closed and provider.session is None)
+
+
+def test_ctrl_c_while_a_hand_over_is_started_lets_the_next_run_start_it(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    provider = load(tiny_built, "progressive").get_provider()
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "start_new_thread", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            provider.embed_query("text")
+    assert provider.hand_over_state == "waiting"
+    provider.embed_query("text")
+    wait_for(lambda: provider.hand_over_state == "done")
+
+
+def test_where_no_thread_can_be_started_the_hand_over_does_not_wait_for_its_own_caller(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    def refused(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(hand_over, "_PATIENCE", 600.0)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    provider = load(tiny_built, "progressive").get_provider()
+    monkeypatch.setattr(threads, "start_new_thread", refused)
+    began = time.monotonic()
+    provider.embed_query("text")
+    assert (provider.hand_over_state, provider.session_kind) == ("done", "throughput")
+    assert time.monotonic() - began < 300
 
 
 def test_the_replaced_session_is_closed_in_the_thread_of_the_hand_over(
