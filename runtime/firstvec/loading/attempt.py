@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 from importlib import import_module
 
@@ -17,7 +18,14 @@ from firstvec.engines.table import ENGINES
 from firstvec.errors import ArtifactError, FirstvecError, IntegrityError, LoadError, LoadTimeout, NoCompatibleArtifact
 from firstvec.loading.trace import Trace
 from firstvec.machine.limits import address_space_left
-from firstvec.process.threads import Event, ProcessExiting, Task, engine_gate, watch_for_lost_ctrl_c
+from firstvec.process.threads import (
+    Event,
+    ProcessExiting,
+    Task,
+    end_with_the_process,
+    engine_gate,
+    watch_for_lost_ctrl_c,
+)
 from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
@@ -99,6 +107,8 @@ class Load:
     def _raise_error(self) -> NoReturn:
         """Raise the error as the load left it: every call raises the same one, and a raise adds to the traceback."""
         assert self.error is not None
+        if isinstance(self.error, ProcessExiting) and threading.current_thread().daemon:
+            end_with_the_process()  # otherwise Python would print an error that nobody can catch
         raise self.error.with_traceback(self._traceback)
 
     def to_values(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     T = TypeVar("T")
 else:
@@ -87,6 +87,12 @@ class ProcessExiting(LoadError):
     """The process is exiting, and the load that is under way is left undone."""
 
 
+def end_with_the_process() -> NoReturn:
+    """Sleep until the process has ended, in a daemon thread of the program that can do nothing useful any more."""
+    while True:
+        time.sleep(3600.0)
+
+
 class EngineGate:
     """Every call into an engine goes through this gate. The exit closes it, and waits for who is inside."""
 
@@ -102,8 +108,7 @@ class EngineGate:
         self._inside.append(get_ident())
         if self.is_closed and not _may_go_on():
             self._inside.remove(get_ident())
-            while True:  # a daemon thread of the program ends with the process
-                time.sleep(3600.0)
+            end_with_the_process()
 
     def __exit__(self, *_exception: object) -> None:
         # In a child that a signal handler of the program has forked meanwhile, nobody is inside. No exception is caught

@@ -229,7 +229,7 @@ def test_ctrl_c_in_a_load_without_threads_reaches_the_program(
 # A load in a process that exits, and in a forked child
 
 STOPPED = """
-import atexit, logging, sys, threading
+import atexit, logging, sys, threading, time
 logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.loading import opening
@@ -264,6 +264,23 @@ def test_a_load_that_is_under_way_when_the_process_exits_stops_between_stages_an
         "ProcessExiting failed the process is exiting, so the load was stopped",
         "[]",
     ]
+
+
+WAITING = STOPPED.replace(
+    "    error, report =", "    time.sleep(0.5)  # the thread has its chance to print an error\n    error, report ="
+)
+WAITING += """
+import threading
+threading.Thread(target=loader.get_provider, daemon=True).start()
+time.sleep(0.2)
+"""
+
+
+def test_a_daemon_thread_that_waits_for_the_provider_when_the_process_exits_prints_no_error(
+    tiny_built: Path, fresh: Fresh
+) -> None:
+    done = fresh(WAITING, tiny_built, "lazy", "list")
+    assert (done.stderr, done.stdout.splitlines()[1]) == ("", "[]")
 
 
 AT_EXIT = """
