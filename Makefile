@@ -17,7 +17,7 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 test: $(VENV)/.installed lint typecheck  ## run the linters, the type checker and the tests, as before every commit
 	$(BIN)/pytest
 
-faults: artifacts  ## run the long campaigns of tests/faults (up to half an hour); figures in build/faults/figures.json
+faults: artifacts  ## run the long campaigns of tests/faults (about half an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults
 	$(BIN)/pytest tests/faults --faults --durations=0
 
