@@ -37,7 +37,7 @@ class QuickTokenizer:
         self._ids = dict(zip(tokens, range(len(tokens)), strict=True))
         self._rules = rules
         self._room = max_seq_length - len(rules.prefix_ids) - len(rules.suffix_ids)
-        self._characters = _Characters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
+        self._characters = Characters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
 
     def tokenize(self, text: str) -> list[int] | None:
         """Return the text's token ids, or None if the tokenizers package has to be asked."""
@@ -88,7 +88,7 @@ class QuickTokenizer:
         return ids
 
 
-class _Characters(dict[int, str]):
+class Characters(dict[int, str]):
     """Code point → its normalized form for `str.translate`. Spaces around it end the words before and after it.
 
     One character at a time is enough: in NFD only the order of combining marks depends on neighbours, and combining
