@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-sts sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -16,6 +16,14 @@ artifacts: $(VENV)/.installed  ## build the default bundle, print its table and 
 
 test: $(VENV)/.installed lint typecheck  ## run the linters, the type checker and the tests, as before every commit
 	$(BIN)/pytest
+
+wheels: $(VENV)/.installed  ## build what users install, in dist/: wheels for Linux and macOS, and the sources
+	$(BIN)/pip install --quiet --constraint constraints.txt --group wheels
+	rm -rf dist
+	for target in $$($(BIN)/python runtime/native/build.py --targets); do \
+		FIRSTVEC_NATIVE=$$target $(BIN)/hatchling build --target wheel --directory dist || exit 1; done
+	$(BIN)/hatchling build --target sdist --directory dist
+	for wheel in dist/*-manylinux*.whl; do $(BIN)/auditwheel show $$wheel | grep '^"manylinux_2_17_' || exit 1; done
 
 faults: artifacts  ## run the long campaigns of tests/faults (about half an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults
@@ -68,13 +76,16 @@ typecheck: $(VENV)/.installed  ## check types
 	$(BIN)/mypy
 
 clean:  ## delete the files that make and the tools wrote
-	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist site
+	rm -rf $(VENV) $(BUNDLE) .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist site runtime/firstvec/_native.abi3.so runtime/firstvec/_native.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch is installed first and alone. As a dependency, pip would take its newest build, with the CUDA packages.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The editable install compiles the extension module. If it cannot, it leaves a note that says why.
+$(VENV)/.installed: pyproject.toml constraints.txt $(wildcard runtime/native/*.[ch] runtime/native/*.py)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[build]' --group dev --group docs
+	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
+		--editable '.[build]' --group dev --group docs
+	@cat runtime/firstvec/_native.txt 2>/dev/null || true
 	touch $@

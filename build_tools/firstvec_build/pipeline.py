@@ -14,11 +14,11 @@ from pathlib import Path
 import firstvec
 from firstvec.bundle import SIGNATURE_NAME
 from firstvec.bundle.manifest import Manifest
-from firstvec.errors import InputError, MissingDependency
+from firstvec.errors import ExportError, InputError, MissingDependency
 from firstvec.machine.profile import ResourceProfile
 from firstvec_build import publishing, quality, source
 from firstvec_build.quality import Thresholds
-from firstvec_build.recipes import RECIPES, Recipe
+from firstvec_build.recipes import RECIPES, LeftOut, Recipe
 
 _TOOLS = (
     *("firstvec", "numpy", "onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers"),
@@ -115,12 +115,17 @@ def build(
             workbench = Workbench(
                 origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic_int8=dynamic_int8
             )
-            artifacts = []
+            artifacts, left_out = [], {}
             for number, recipe in enumerate(recipes, 3):
                 report_stage(f"building {recipe.artifact_id}", number, count)
-                artifacts.append(recipe.make(workbench, recipe))
+                try:
+                    artifacts.append(recipe.make(workbench, recipe))
+                except LeftOut as error:
+                    left_out[recipe.artifact_id] = str(error)
+            if only and left_out:
+                raise ExportError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
             report_stage("writing the bundle", count - 1, count)
-            manifest = workbench.finish(tuple(artifacts), _read_tool_versions(), inputs_sha256)
+            manifest = workbench.finish(tuple(artifacts), left_out, _read_tool_versions(), inputs_sha256)
             was_signed = (target / SIGNATURE_NAME).exists()
             manifest = publishing.publish(folder, manifest, target)
     seconds = time.perf_counter() - started

@@ -6,14 +6,21 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
 
 from firstvec.bundle.manifest import File, WordPiece
+from firstvec.machine import native
 from firstvec.text.wordpiece import QuickTokenizer
-from firstvec_build import publishing
+from firstvec_build import publishing, wordpiece_tables
+
+if TYPE_CHECKING:
+    from firstvec.text.tokenizer import Quick
 
 VOCABULARY_NAME = "vocab.txt"
 """The name that BERT's own release and Hugging Face repositories use."""
+TABLES_NAME = "native/wordpiece.fvt"
 _GENERATED_TEXTS = 20_000
 
 
@@ -30,24 +37,32 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
     (folder / VOCABULARY_NAME).write_text(vocabulary, "utf-8", newline="")
     rules = _make_rules(document, publishing.describe_file(folder, VOCABULARY_NAME))
     compared = [*texts, *generate_texts(_GENERATED_TEXTS, random.Random(0), [*ids])]
-    if _find_disagreement(rules, vocabulary, tokenizer_json, compared) is None:
+    package = tokenizers.Tokenizer.from_str(tokenizer_json)
+    length = package.truncation["max_length"]
+    expected = [encoding.ids for encoding in package.encode_batch_fast(compared)]
+    if find_disagreement(QuickTokenizer(rules, vocabulary, length), compared, expected) is not None:
+        (folder / VOCABULARY_NAME).unlink()
+        return None
+    if (tables := wordpiece_tables.make_tables(rules, vocabulary)) is None:
         return rules
-    (folder / VOCABULARY_NAME).unlink()
-    return None
+    path = folder / TABLES_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tables)
+    if (module := native.module()) is not None:
+        with path.open("rb") as stream:
+            quick = module.WordPiece(stream.fileno(), len(tables), length)
+        assert find_disagreement(quick, compared, expected) is None, "the tokenizer in C is not the one in Python"
+    return rules.replace(tables=publishing.describe_file(folder, TABLES_NAME))
 
 
-def _find_disagreement(rules: WordPiece, vocabulary: str, tokenizer_json: str, texts: Sequence[str]) -> str | None:
-    """Return the first text for which the quick tokenizer and the tokenizers package differ. None: no text.
+def find_disagreement(quick: Quick, texts: Sequence[str], expected: Sequence[list[int]]) -> str | None:
+    """Return the first text for which the quick tokenizer gives other ids than expected. None: no text.
 
     A text that the quick tokenizer leaves to the package does not count.
     """
-    import tokenizers
-
-    package = tokenizers.Tokenizer.from_str(tokenizer_json)
-    quick = QuickTokenizer(rules, vocabulary, package.truncation["max_length"])
-    for text, encoding in zip(texts, package.encode_batch_fast(texts), strict=True):
+    for text, package_ids in zip(texts, expected, strict=True):
         ids = quick.tokenize(text)
-        if ids is not None and ids != encoding.ids:
+        if ids is not None and ids != package_ids:
             return text
     return None
 

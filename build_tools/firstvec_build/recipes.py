@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS
 from firstvec.errors import QualityError
+from firstvec.machine import native
 from firstvec.machine.profile import ResourceProfile
 
 if TYPE_CHECKING:
     from firstvec.bundle.manifest import Artifact
     from firstvec_build.workbench import Workbench
+
+
+class LeftOut(Exception):
+    """The engine cannot compute this model. The message says why, for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +36,8 @@ class Recipe:
     make: Callable[[Workbench, Recipe], Artifact]
     """Writes the artifact's files into the workbench's folder, and returns the artifact with its quality.
 
-    Raises ExportError or QuantizationError if the artifact cannot be made, and QualityError if it misses a threshold.
+    Raises LeftOut if the bundle goes without this artifact, ExportError or QuantizationError if the artifact cannot be
+    made, and QualityError if it misses a threshold.
     """
 
     @property
@@ -68,6 +74,21 @@ def _optimize_and_measure(bench: Workbench, recipe: Recipe) -> Artifact:
     return bench.measure(bench.describe(recipe, (name, f"{name}_data")))
 
 
+def _make_native(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.exporters import native_weights
+    from firstvec_build.int8 import integers
+
+    if native.version() is None:
+        raise LeftOut("firstvec was installed without its C module on the machine that built the bundle")
+    if obstacle := native_weights.find_obstacle(bench.encoder):
+        raise LeftOut(obstacle)
+    is_int8 = recipe.precision == "int8"
+    name = "native/model_qint8.fvw" if is_int8 else "native/model.fvw"
+    quantize = integers.Quantizer(bench.encoder, bench.calibration_sentences) if is_int8 else None
+    native_weights.write(bench.encoder, bench.folder / name, quantize)
+    return bench.measure(bench.describe(recipe, (name,)))
+
+
 def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
     from firstvec_build.exporters import onnx_graph
     from firstvec_build.int8 import quantization
@@ -98,6 +119,8 @@ def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
 _RECIPES = (
     Recipe(format="torchscript", precision="fp32", engine="torch", make=_make_torchscript),
     Recipe(format="onnx", precision="fp32", engine="onnxruntime", make=_make_onnx),
+    Recipe(format="native", precision="fp32", engine="native", make=_make_native),
+    Recipe(format="native", precision="int8", engine="native", make=_make_native),
     *(
         Recipe(format="onnx", precision="int8", engine="onnxruntime", isa=isa, make=_make_int8)
         for isa in INSTRUCTION_SETS

@@ -11,7 +11,7 @@ from firstvec.bundle.manifest import WordPiece
 from firstvec.text.wordpiece import Characters, LeaveToPackage
 
 _MAGIC, _BYTE_ORDER, _VERSION = b"firstwrd", 0x01020304, 1
-_HEADER = struct.Struct("<8s2IQ9I8I4I16x")
+_HEADER = struct.Struct("<8s2IQ9I8I4I20x")
 _CODE_POINTS, _PAGE = 0x110000, 128
 _EMPTY = 0xFFFFFFFF
 _ITSELF, _NOTHING, _SPACE, _WORD, _LEAVE, _REPLACEMENT = range(6)
@@ -21,7 +21,7 @@ _MOST_CHARACTERS, _MOST_BYTES = 256, 255
 
 
 def make_tables(rules: WordPiece, vocabulary: str) -> bytes | None:
-    """Return the bytes of the file for a model's vocabulary, one token a line. None: the rules exceed the file's limits."""
+    """Return the bytes of the file for a vocabulary, one token a line. None: the rules exceed the file's limits."""
     tokens = vocabulary.removesuffix("\n").split("\n")
     bodies = [_body(token) for token in tokens]
     longest = max(len(text) for text, _ in bodies)
@@ -84,7 +84,7 @@ def _make_slots(bodies: list[tuple[bytes, bool]]) -> tuple[np.ndarray[tuple[int]
     return slots, most
 
 
-def _make_characters(rules: WordPiece) -> tuple[np.ndarray, np.ndarray, bytes]:  # type: ignore[type-arg]
+def _make_characters(rules: WordPiece) -> tuple[np.ndarray, np.ndarray, bytes]:
     """Return the page of each 128 code points, the pages' entries, and the text of all replacements."""
     table = Characters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
     entries = np.zeros(_CODE_POINTS, np.uint32)

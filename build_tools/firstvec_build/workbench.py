@@ -83,6 +83,8 @@ class Workbench:
         self._thresholds = thresholds
         self._labelled = labelled
         self._sentences = quality.evaluation_sentences()
+        self.calibration_sentences = self._sentences[::2]
+        """The sentences for calibration. The others show the quality on unseen texts."""
         self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
         self._reference: Vectors = np.asarray(self.encoder.encode(self._measured_on), dtype=np.float32)  # (N, D)
@@ -112,12 +114,9 @@ class Workbench:
         self._fuses = False
 
     def calibrate(self) -> list[Product]:
-        """Return the graph's matrix products, with their inputs recorded over every second sentence.
-
-        The other sentences are not used here, because they show the quality on unseen texts.
-        """
+        """Return the graph's matrix products, with their inputs recorded over the calibration sentences."""
         if self._products is None:
-            token_ids = open_tokenizer(self._describe_folder()).tokenize(self._sentences[::2])
+            token_ids = open_tokenizer(self._describe_folder()).tokenize(self.calibration_sentences)
             self._products = calibration.calibrate(self.make_graph(), token_ids)
         return self._products
 
@@ -172,7 +171,11 @@ class Workbench:
         sessions = SessionInUse(artifact.id, session, open_session)
         try:
             self._self_test_entries[artifact.id] = self_test.compute_golden(
-                artifact.id, session, tokenizer.tokenize(list(self_test.TEXTS)), self._self_test_reference
+                artifact.id,
+                session,
+                tokenizer.tokenize(list(self_test.TEXTS)),
+                self._self_test_reference,
+                same_bits=ENGINES[artifact.engine].same_bits,
             )
             found = quality.measure(
                 EmbeddingProvider(manifest, artifact, "cpu", tokenizer, sessions),
@@ -186,8 +189,17 @@ class Workbench:
             sessions.close()
         return self._thresholds.enforce(artifact, found)
 
-    def finish(self, artifacts: tuple[Artifact, ...], built_with: dict[str, str], inputs_sha256: str) -> Manifest:
-        """Write the artifacts' self-test, remove intermediate files, and return the bundle's manifest."""
+    def finish(
+        self,
+        artifacts: tuple[Artifact, ...],
+        left_out: dict[str, str],
+        built_with: dict[str, str],
+        inputs_sha256: str,
+    ) -> Manifest:
+        """Write the artifacts' self-test, remove intermediate files, and return the bundle's manifest.
+
+        ``left_out`` has the id of each artifact that the bundle goes without, and the reason.
+        """
         token_ids = open_tokenizer(self._describe_folder()).tokenize(list(self_test.TEXTS))
         entries = [self._self_test_entries[artifact.id] for artifact in artifacts]
         self_test.write_self_test(self.folder, token_ids, entries)
@@ -195,6 +207,7 @@ class Workbench:
             shutil.rmtree(self.scratch)
         return self._describe_folder(
             artifacts=artifacts,
+            left_out=left_out,
             self_test=publishing.describe_file(self.folder, self_test.SELF_TEST_NAME),
             built_with=built_with,
             inputs_sha256=inputs_sha256,
@@ -208,6 +221,7 @@ class Workbench:
             tokenizer=publishing.describe_file(self.folder, _TOKENIZER_NAME),
             wordpiece=self._wordpiece,
             artifacts=(),
+            left_out={},
             support_files=tuple(publishing.describe_file(self.folder, path.as_posix()) for path in self._support_files),
             built_with={},
             inputs_sha256="",

@@ -46,9 +46,9 @@ __all__ = [*_MODULE_OF]
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'firstvec' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(f"firstvec.{_MODULE_OF[name]}"), name)
+    # `__import__`, because `import importlib` takes 0.7 ms.
+    module = __import__(f"firstvec.{_MODULE_OF[name]}", fromlist=[name])
+    value = getattr(module, name)
     globals()[name] = value
     return value
 

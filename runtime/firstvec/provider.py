@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from itertools import count, islice
 
 from firstvec.errors import IncompatibleArtifact, InputError
@@ -70,6 +69,8 @@ _WINDOW = 4096
 """Texts that are tokenized and sorted by length together."""
 _TOKENS = 1024
 """Most tokens of a run, padding included. More are no faster (2 cores; 32 to 64 texts of 14 tokens, 1 to 4 of 256)."""
+_TOKENS_WITHOUT_PADDING = 16_384
+"""Most tokens of a run in an engine that needs no padding. All its threads end with a run, so runs are longer."""
 
 
 class EmbeddingProvider(Generic[Row, Rows]):
@@ -264,8 +265,9 @@ class EmbeddingProvider(Generic[Row, Rows]):
                 empty string is a text: it has the vector of the tokens around it. An empty sequence is refused.
             prompt_name: name of the prompt of the model to put before each text.
             prompt: text to put before each text. ``prompt_name`` is then ignored.
-            batch_size: most texts per run. Long texts are run in smaller batches, of some 1,024 tokens. Texts of
-                similar length share a batch, so that little padding is computed.
+            batch_size: most texts per run, in an engine that pads texts to one length. Long texts are run in smaller
+                batches, of some 1,024 tokens. Texts of similar length share a batch, so that little padding is
+                computed. The native engine pads nothing, and needs no batch size.
             show_progress_bar: draw a bar on stderr. None draws it where the logger ``firstvec`` is set to INFO or
                 DEBUG.
             output_value: only ``sentence_embedding``.
@@ -416,7 +418,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         while ids is not None:
             # The texts are read in this thread, because an iterator may belong to it, as a cursor of sqlite3 does.
             window = list(islice(texts, _WINDOW))
-            task = Task(partial(tokenize, window)) if window else None
+            task = Task(lambda window=window: tokenize(window)) if window else None  # type: ignore[misc]
             yield self._run_sorted(lease or self._sessions.lease(), ids, batch_size, bar)
             ids = task.result() if task is not None else None
 
@@ -427,9 +429,11 @@ class EmbeddingProvider(Generic[Row, Rows]):
         width = 4 * self.embedding_dim  # bytes of a vector
         result = bytearray(width * len(ids))
         start = 0
+        pads = lease.session.pads
         while start < len(order):
             longest = len(ids[order[start]])
-            batch = order[start : start + min(batch_size, max(1, _TOKENS // longest))]
+            count = min(batch_size, max(1, _TOKENS // longest)) if pads else max(1, _TOKENS_WITHOUT_PADDING // longest)
+            batch = order[start : start + count]
             vectors = self._run(lease, [ids[index] for index in batch]).cast("B")
             for position, index in enumerate(batch):
                 result[width * index : width * (index + 1)] = vectors[width * position : width * (position + 1)]

@@ -11,6 +11,7 @@ from firstvec.strategy import STRATEGIES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
     from firstvec.bundle.manifest import Artifact, Manifest, Model
@@ -32,10 +33,6 @@ class Choice(Record):
     """The others, each with the reason, in the manifest's order."""
     reason: str
     """Why the chosen one is the best."""
-
-    def device_of(self, artifact: Artifact) -> str:
-        """Return where a candidate will run."""
-        return self.device if self.device.partition(":")[0] in usable_devices(artifact) else "cpu"
 
     def to_values(self) -> dict[str, Any]:
         """Return the choice as JSON values."""
@@ -60,36 +57,59 @@ def select(manifest: Manifest, profile: ResourceProfile, options: Options | None
         NoCompatibleArtifact: none can be used. The error has the reason for each one.
     """
     options = options or Options()
-    strategy = STRATEGIES[options.strategy]
-    target = options.device or profile.recommended_device
-    target_kind = target.partition(":")[0]
-    known_precisions = {artifact.precision for artifact in manifest.artifacts if unknown_part(artifact) is None}
-    has_full_precision = "fp32" in known_precisions
-    candidates: list[Artifact] = []
-    rejected: list[tuple[Artifact, str]] = []
-    for artifact in manifest.artifacts:
-        reason = (
-            cannot_run(artifact, profile, options.device and target_kind)
-            or _not_taken(artifact, options, strategy.takes, has_full_precision=has_full_precision)
-            or memory_shortage(manifest.model, artifact, profile, quick_start=strategy.quick_start)
-        )
-        if reason:
-            rejected.append((artifact, reason))
-        else:
-            candidates.append(artifact)
-    if not candidates:
+    taken = tuple(candidates(manifest, profile, options))
+    rejected = [
+        (artifact, reason)
+        for artifact in manifest.artifacts
+        if (reason := why_not(artifact, manifest, profile, options))
+    ]
+    if not taken:
         reasons = [(artifact.id, reason) for artifact, reason in rejected]
-        hint = _hint(known_precisions, options, strategy.takes, reasons)
+        hint = _hint(_known_precisions(manifest), options, STRATEGIES[options.strategy].takes, reasons)
         raise NoCompatibleArtifact(manifest.model.name, str(profile), reasons, hint)
-    candidates.sort(key=lambda artifact: _rank(artifact, profile, strategy.takes, target_kind), reverse=True)
-    best = candidates[0]
     return Choice(
-        artifact=best,
-        device=target if target_kind in usable_devices(best) else "cpu",
-        candidates=tuple(candidates),
+        artifact=taken[0],
+        device=device_of(taken[0], profile, options),
+        candidates=taken,
         rejected=tuple(rejected),
-        reason=_why(best, profile, target_kind, has_full_precision=has_full_precision),
+        reason=_why(taken[0], manifest, profile, options),
     )
+
+
+def candidates(manifest: Manifest, profile: ResourceProfile, options: Options) -> Iterator[Artifact]:
+    """Yield the artifacts that can be taken, best first. An artifact is judged when it is asked for."""
+    takes, target = STRATEGIES[options.strategy].takes, _target(profile, options).partition(":")[0]
+    known = [artifact for artifact in manifest.artifacts if artifact.engine in ENGINES]
+    known.sort(key=lambda artifact: _rank(artifact, profile, takes, target), reverse=True)
+    for artifact in known:
+        if why_not(artifact, manifest, profile, options) is None:
+            yield artifact
+
+
+def device_of(artifact: Artifact, profile: ResourceProfile, options: Options) -> str:
+    """Return where a candidate will run."""
+    target = _target(profile, options)
+    return target if target.partition(":")[0] in usable_devices(artifact) else "cpu"
+
+
+def why_not(artifact: Artifact, manifest: Manifest, profile: ResourceProfile, options: Options) -> str | None:
+    """Return the reason against ``artifact``. None: it can be taken."""
+    strategy = STRATEGIES[options.strategy]
+    required_device = options.device and options.device.partition(":")[0]
+    return (
+        unknown_part(artifact)
+        or _not_taken(artifact, manifest, options, strategy.takes)
+        or cannot_run(artifact, profile, required_device)
+        or memory_shortage(manifest.model, artifact, profile, quick_start=strategy.quick_start)
+    )
+
+
+def _target(profile: ResourceProfile, options: Options) -> str:
+    return options.device or profile.recommended_device
+
+
+def _known_precisions(manifest: Manifest) -> set[str]:
+    return {artifact.precision for artifact in manifest.artifacts if unknown_part(artifact) is None}
 
 
 def usable_devices(artifact: Artifact) -> tuple[str, ...]:
@@ -116,7 +136,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     """Return why ``artifact`` cannot run on the machine, or on the device that is asked for. None: it can."""
     if reason := unknown_part(artifact):
         return reason
-    devices = usable_devices(artifact)
+    devices, kernels = usable_devices(artifact), ENGINES[artifact.engine].kernels
     usable = excerpt("/".join(devices))
     if artifact.format not in ENGINES[artifact.engine].formats:
         return f"engine: {artifact.engine} does not run {artifact.format}"
@@ -131,6 +151,8 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     version = profile.engine_version(artifact.engine)
     if version is None:
         return f"{artifact.engine}: not installed"
+    if kernels and profile.native_isa not in kernels:
+        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only, and this CPU has none of them"
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
     if profile.recommended_device not in devices and "cpu" not in devices:
@@ -138,7 +160,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     return None
 
 
-def _not_taken(artifact: Artifact, options: Options, takes: str, *, has_full_precision: bool) -> str | None:
+def _not_taken(artifact: Artifact, manifest: Manifest, options: Options, takes: str) -> str | None:
     if options.artifact is not None:
         if artifact.id != options.artifact:
             return f"artifact: only {options.artifact} is asked for"
@@ -146,8 +168,9 @@ def _not_taken(artifact: Artifact, options: Options, takes: str, *, has_full_pre
         return f"precision: {artifact.precision}, the strategy takes int8"
     elif takes == "full" and artifact.precision != "fp32":
         return f"precision: {artifact.precision}, the strategy takes full precision"
-    elif takes == "best" and artifact.precision == "int8" and has_full_precision and not options.enable_quantization:
-        return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
+    elif takes == "best" and artifact.precision == "int8" and not options.enable_quantization:
+        if "fp32" in _known_precisions(manifest):
+            return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
     if options.min_quality is not None and artifact.quality.cosine_min < options.min_quality:
         return f"quality: cosine_min {artifact.quality.cosine_min:g} < min_quality {options.min_quality:g}"
     return None
@@ -168,12 +191,13 @@ def memory_needed_mb(model: Model, artifact: Artifact, profile: ResourceProfile,
     and 123. With torch: at 200 and 300. BERT-base's shape: at 103 and 107, with the hand-over at 448 and 464.
     """
     engine = ENGINES[artifact.engine]
+    keeps_mapped = quick_start or not engine.has_two_kinds
     base = engine.memory_when_loaded_mb if artifact.engine in profile.loaded_engines else engine.memory_mb
     size = artifact.size / (1 << 20)
     # A run computes the layers' outputs, and each token's attention to every other: both factors count.
     runs = 20 * (model.embedding_dim / 384) * (model.max_seq_length / 256)
     embeddings = 30_000 * model.embedding_dim * (1 if artifact.precision == "int8" else 4) / (1 << 20)
-    copied_layers = 0 if quick_start else max(size - embeddings, size / 2)
+    copied_layers = 0 if keeps_mapped else max(size - embeddings, size / 2)
     return base + runs + (copied_layers if engine.maps_weights else size)
 
 
@@ -184,17 +208,19 @@ def _rank(artifact: Artifact, profile: ResourceProfile, takes: str, target: str)
         int(target != "cpu" and target in usable_devices(artifact)),
         int(takes == "full" and engine.is_preferred_when_loaded and artifact.engine in profile.loaded_engines),
         int(artifact.precision == "int8"),
-        INSTRUCTION_SETS[artifact.isa].rank if artifact.isa else 0,
         engine.rank,
+        INSTRUCTION_SETS[artifact.isa].rank if artifact.isa else 0,
     )
 
 
-def _why(artifact: Artifact, profile: ResourceProfile, target: str, *, has_full_precision: bool) -> str:
+def _why(artifact: Artifact, manifest: Manifest, profile: ResourceProfile, options: Options) -> str:
+    target = _target(profile, options).partition(":")[0]
     if target != "cpu" and target in usable_devices(artifact):
         return f"runs on {target}"
+    kernels = ENGINES[artifact.engine].kernels
     if artifact.precision == "int8":
-        only = "" if has_full_precision else "; the bundle has no full precision"
-        return f"INT8 for this CPU ({artifact.isa or 'any ISA'}){only}"
+        only = "" if "fp32" in _known_precisions(manifest) else "; the bundle has no full precision"
+        return f"INT8 for this CPU ({artifact.isa or (kernels and profile.native_isa) or 'any ISA'}){only}"
     if artifact.engine in profile.loaded_engines and ENGINES[artifact.engine].is_preferred_when_loaded:
         return f"{artifact.engine} is loaded already"
     if ENGINES[artifact.engine].rank < max(engine.rank for engine in ENGINES.values()):

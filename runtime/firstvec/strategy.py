@@ -26,8 +26,8 @@ STRATEGIES = {
     "lazy": Strategy(in_background=False, quick_start=True, hand_over_after=4096, takes="best"),
     "background": Strategy(in_background=True, quick_start=False, hand_over_after=None, takes="best"),
     "progressive": Strategy(in_background=True, quick_start=True, hand_over_after=1, takes="best"),
-    "quantized": Strategy(in_background=True, quick_start=True, hand_over_after=None, takes="int8"),
-    "cached": Strategy(in_background=True, quick_start=True, hand_over_after=None, takes="full"),
+    "quantized": Strategy(in_background=True, quick_start=True, hand_over_after=4096, takes="int8"),
+    "cached": Strategy(in_background=True, quick_start=True, hand_over_after=4096, takes="full"),
 }
 """Name → row. The name is the value of a `firstvec.enums.LoadingStrategy`."""
 

@@ -24,8 +24,7 @@ struct workspace {
     void *memory;
 };
 
-static int make_workspace(struct workspace *w, const struct model *model, const struct kernels *kernels, size_t rows,
-                          size_t longest) {
+static int make_workspace(struct workspace *w, const struct model *model, size_t rows, size_t longest) {
     const struct weights_header *h = model->header;
     const size_t wide = h->intermediate > 3 * (size_t)h->hidden ? h->intermediate : 3 * (size_t)h->hidden;
     const size_t deepest = h->intermediate > h->hidden ? h->intermediate : h->hidden;
@@ -33,7 +32,7 @@ static int make_workspace(struct workspace *w, const struct model *model, const 
     const size_t line = 16; /* each part begins on a cache line of 64 bytes */
     size_t sizes[] = {rows * h->hidden, rows * wide, rows * h->hidden, rows * h->hidden,
                       attention_scratch(longest, h->hidden / h->heads),
-                      is_int8 * (rows * deepest * kernels->bytes_per_integer / 4), is_int8 * rows, is_int8 * rows};
+                      is_int8 * (rows * deepest / sizeof(float)), is_int8 * rows, is_int8 * rows};
     enum { PARTS = sizeof sizes / sizeof *sizes };
     size_t total = 0;
     for (int i = 0; i < PARTS; i++) total += sizes[i] = round_up(sizes[i], line);
@@ -46,7 +45,7 @@ static int make_workspace(struct workspace *w, const struct model *model, const 
     w->context = parts[2];
     w->product = parts[3];
     w->scratch = parts[4];
-    w->quantized = (struct quantized_rows){parts[5], parts[6], parts[7]};
+    w->quantized = (struct quantized_rows){(uint8_t *)parts[5], parts[6], parts[7]};
     return 1;
 }
 
@@ -145,7 +144,7 @@ static int64_t now(void) {
 static void work(void *argument, size_t thread) {
     struct call *call = argument;
     struct workspace workspace;
-    if (!make_workspace(&workspace, call->model, call->kernels, call->rows, call->longest)) {
+    if (!make_workspace(&workspace, call->model, call->rows, call->longest)) {
         /* Only the caller's thread, which always runs, decides: another thread's blocks are taken by the others. */
         if (thread == 0) atomic_store(&call->outcome, OUT_OF_MEMORY);
         return;

@@ -26,14 +26,13 @@ struct matrix {
 
 /* Rows that were quantized for one product: value = low + scale x integer, with integers from 0 to 255. */
 struct quantized_rows {
-    void *integers;  /* (rows x depth), in the form that the kernels of this instruction set read */
+    uint8_t *integers; /* (rows x depth). NEON's kernels store each one minus 128, as int8 */
     float *scales;   /* [rows] */
     float *lows;     /* [rows] */
 };
 
 struct kernels {
-    const char *name;         /* of the instruction set */
-    size_t bytes_per_integer; /* of `quantized_rows.integers` */
+    const char *name; /* of the instruction set */
 
     /* out[width] = scale x row + position. `row` is int8, or float32 if `scale` is NULL. */
     void (*embed)(const void *row, const float *scale, const float *position, size_t width, float *out);

@@ -17,16 +17,14 @@ static inline vf higher(vf a, vf b) { return _mm512_max_ps(a, b); }
 #define PANELS_F 3
 #define ROWS_I 8
 #define PANELS_I 3
-#define BYTES_PER_INTEGER 1
-#define store_integers(p, i, v) _mm_storeu_si128((__m128i *)((uint8_t *)(p) + (i)), _mm512_cvtepi32_epi8((__m512i)(v)[0]))
+#define store_integers(p, i, v) _mm_storeu_si128((__m128i *)((p) + (i)), _mm512_cvtepi32_epi8((__m512i)(v)[0]))
 #define dot_tile dot_tile_vnni
 #include "kernels.h"
 
 #define UNROLL _Pragma("GCC unroll 32")
-static inline __attribute__((always_inline)) void dot_tile_vnni(const int rows, const int panels, const void *x,
+static inline __attribute__((always_inline)) void dot_tile_vnni(const int rows, const int panels, const uint8_t *x,
                                                                 const struct matrix *m, size_t first, vi *sums) {
     const size_t depth = m->depth;
-    const uint8_t *integers = x;
     const int8_t *w = m->quantized + first * depth;
     UNROLL for (int i = 0; i < rows * panels; i++) sums[i] = (vi){0};
     for (size_t k = 0; k < depth; k += 4) {
@@ -34,7 +32,7 @@ static inline __attribute__((always_inline)) void dot_tile_vnni(const int rows, 
         UNROLL for (int j = 0; j < panels; j++) column[j] = (vi)_mm512_loadu_si512(w + j * LANES * depth + LANES * k);
         UNROLL for (int row = 0; row < rows; row++) {
             int32_t four;
-            __builtin_memcpy(&four, integers + row * depth + k, 4);
+            __builtin_memcpy(&four, x + row * depth + k, 4);
             UNROLL for (int j = 0; j < panels; j++)
                 sums[row * panels + j] = (vi)_mm512_dpbusd_epi32((__m512i)sums[row * panels + j], _mm512_set1_epi32(four), (__m512i)column[j]);
         }

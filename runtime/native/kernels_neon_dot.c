@@ -20,20 +20,19 @@ static inline vf higher(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 #define PANELS_F 1
 #define ROWS_I 6
 #define PANELS_I 1
-#define BYTES_PER_INTEGER 1
 
 #define UNROLL _Pragma("GCC unroll 32")
-static inline void store_integers(void *p, size_t at, const vi *v) {
+static inline void store_integers(uint8_t *p, size_t at, const vi *v) {
     int16x8_t a = vcombine_s16(vmovn_s32(v[0]), vmovn_s32(v[1])), b = vcombine_s16(vmovn_s32(v[2]), vmovn_s32(v[3]));
     int8x16_t bytes = vcombine_s8(vmovn_s16(a), vmovn_s16(b));
     vst1q_s8((int8_t *)p + at, veorq_s8(bytes, vdupq_n_s8(-128)));
 }
 
-static inline __attribute__((always_inline)) void dot_tile(const int rows, const int panels, const void *x,
+static inline __attribute__((always_inline)) void dot_tile(const int rows, const int panels, const uint8_t *x,
                                                            const struct matrix *m, size_t first, vi *sums) {
     (void)panels; /* always 1 */
     const size_t depth = m->depth;
-    const int8_t *integers = x, *w = m->quantized + first * depth;
+    const int8_t *w = m->quantized + first * depth;
     int32x4_t acc[ROWS_I * 4];
     UNROLL for (int j = 0; j < 4; j++) {
         int32x4_t start = vshlq_n_s32(vcvtq_s32_f32(vld1q_f32(m->sums + first + 4 * j)), 7);
@@ -44,7 +43,7 @@ static inline __attribute__((always_inline)) void dot_tile(const int rows, const
         UNROLL for (int j = 0; j < 4; j++) column[j] = vld1q_s8(w + LANES * k + 16 * j);
         UNROLL for (int row = 0; row < rows; row++) {
             int32_t four;
-            __builtin_memcpy(&four, integers + row * depth + k, 4);
+            __builtin_memcpy(&four, x + row * depth + k, 4);
             int8x16_t value = vreinterpretq_s8_s32(vdupq_n_s32(four));
             UNROLL for (int j = 0; j < 4; j++) acc[4 * row + j] = vdotq_s32(acc[4 * row + j], column[j], value);
         }

@@ -140,7 +140,7 @@ static void quantize(const float *x, size_t rows, const struct matrix *m, struct
 static void multiply_int8(const struct quantized_rows *x, size_t rows, const struct matrix *m,
                           enum activation activation, float *out) {
     for (size_t row = 0; row < rows; row++) {
-        const uint8_t *integers = (const uint8_t *)x->integers + row * m->depth;
+        const uint8_t *integers = x->integers + row * m->depth;
         for (size_t column = 0; column < m->columns; column++) {
             const int8_t *w = m->quantized + column / LANES * LANES * m->depth + column % LANES * 4;
             int32_t sum = 0;
@@ -197,7 +197,6 @@ static void attend(const float *qkv, size_t tokens, size_t heads, size_t head_wi
 
 const struct kernels kernels_plain = {
     .name = "plain",
-    .bytes_per_integer = 1,
     .embed = embed,
     .normalize = normalize,
     .quantize = quantize,

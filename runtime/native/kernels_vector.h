@@ -8,7 +8,6 @@
  *   higher(a, b)          a > b ? a : b
  *   ROWS_F, PANELS_F      rows and panels of 16 columns that a tile of `multiply_fp32` keeps in registers
  *   ROWS_I, PANELS_I      the same of `multiply_int8`
- *   BYTES_PER_INTEGER     of a quantized row
  *   store_integers(p, i, v)    write 16 integers, in V vectors, as numbers i to i + 15 of a quantized row
  *   dot_tile(rows, panels, x, m, first, sums)    sums[(row x panels + panel) x V + v] = the exact sums of products
  *   KERNELS, NAME         the struct to define, and the name of the instruction set
@@ -177,8 +176,8 @@ static void scale_to_unit(float *x, size_t width) {
 static void quantize(const float *x, size_t rows, const struct matrix *m, struct quantized_rows *out) {
     const size_t depth = m->depth;
     const float *multipliers = m->multipliers;
-    char *integers = out->integers;
-    for (size_t row = 0; row < rows; row++, x += depth, integers += depth * BYTES_PER_INTEGER) {
+    uint8_t *integers = out->integers;
+    for (size_t row = 0; row < rows; row++, x += depth, integers += depth) {
         vf low[V], high[V];
         UNROLL for (int v = 0; v < V; v++) {
             low[v] = load(x + v * W);
@@ -241,7 +240,7 @@ INLINE void tile_fp32(const int rows, const int panels, const float *x, const st
 INLINE void tile_int8(const int rows, const int panels, const struct quantized_rows *x, size_t row, const struct matrix *m,
                       size_t first, float *out) {
     vi sums[ROWS_I * PANELS_I * V];
-    dot_tile(rows, panels, (const char *)x->integers + row * m->depth * BYTES_PER_INTEGER, m, first, sums);
+    dot_tile(rows, panels, x->integers + row * m->depth, m, first, sums);
     UNROLL for (int r = 0; r < rows; r++) {
         vf scale = splat(x->scales[row + r]), low = splat(x->lows[row + r]);
         UNROLL for (int j = 0; j < panels * V; j++) {
@@ -385,7 +384,6 @@ static void attend(const float *qkv, size_t tokens, size_t heads, size_t head_wi
 
 const struct kernels KERNELS = {
     .name = NAME,
-    .bytes_per_integer = BYTES_PER_INTEGER,
     .embed = embed,
     .normalize = normalize,
     .quantize = quantize,

@@ -12,6 +12,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 /* Counts the changes of the bits that this engine computes of a weights file. */
 #define ENGINE_VERSION "1.0"
@@ -70,7 +73,7 @@ static int is_main_thread(void) {
 #ifdef __APPLE__
     return pthread_main_np();
 #else
-    return getpid() == gettid();
+    return getpid() == syscall(SYS_gettid); /* gettid() came with glibc 2.30 */
 #endif
 }
 
@@ -82,42 +85,39 @@ static int signal_raises(void *argument) {
     return raised != 0;
 }
 
-/* Append a row's ids, or set an exception and return 0. */
+/* Read the ids of a text, or set an exception and return 0. */
 static int read_row(PyObject *row, const struct weights_header *header, Py_ssize_t index, uint32_t *ids,
                     uint32_t length) {
     for (uint32_t i = 0; i < length; i++) {
-        PyObject *item = PySequence_GetItem(row, i);
-        if (!item) return 0;
-        unsigned long id = PyLong_AsUnsignedLong(item);
-        Py_DECREF(item);
-        if (id == (unsigned long)-1 && PyErr_Occurred()) return 0;
-        if (id >= header->vocabulary) {
-            PyErr_Format(PyExc_ValueError, "text %zd has the token id %lu, and the weights have %lu tokens", index, id,
-                         (unsigned long)header->vocabulary);
-            return 0;
+        const unsigned long id = PyLong_AsUnsignedLong(PyTuple_GetItem(row, i));
+        if (id < header->vocabulary) {
+            ids[i] = (uint32_t)id;
+            continue;
         }
-        ids[i] = (uint32_t)id;
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "text %zd: its token %lu is no integer from 0 to %lu", index, (unsigned long)i,
+                     (unsigned long)header->vocabulary - 1);
+        return 0;
     }
     return 1;
 }
 
-/* Read all rows into `texts`, or set an exception and return 0. The caller frees ids and lengths in either case. */
+/* Read the texts of a tuple, or set an exception and return 0. The caller frees ids and lengths in either case. Each row
+ * becomes a tuple first, because a list can change while it is read. */
 static int read_rows(PyObject *rows, const struct weights_header *header, struct texts *texts) {
-    const Py_ssize_t count = PySequence_Size(rows);
-    if (count < 0) return 0;
+    const Py_ssize_t count = PyTuple_Size(rows);
     uint32_t *lengths = malloc(((size_t)count + 1) * sizeof *lengths);
     texts->lengths = lengths;
     texts->count = (size_t)count;
     size_t total = 0, room = 0;
     uint32_t *ids = NULL;
     for (Py_ssize_t i = 0; lengths && i < count; i++) {
-        PyObject *row = PySequence_GetItem(rows, i);
+        PyObject *row = PySequence_Tuple(PyTuple_GetItem(rows, i));
         if (!row) return 0;
-        const Py_ssize_t length = PySequence_Size(row);
+        const Py_ssize_t length = PyTuple_Size(row);
         if (length < 1 || (size_t)length > header->positions) {
-            if (length >= 0)
-                PyErr_Format(PyExc_ValueError, "text %zd has %zd tokens, and the weights take 1 to %lu", i, length,
-                             (unsigned long)header->positions);
+            PyErr_Format(PyExc_ValueError, "text %zd has %zd tokens, and the weights take 1 to %lu", i, length,
+                         (unsigned long)header->positions);
             Py_DECREF(row);
             return 0;
         }
@@ -144,12 +144,15 @@ static int read_rows(PyObject *rows, const struct weights_header *header, struct
 static PyObject *weights_run(PyObject *object, PyObject *arguments) {
     Weights *self = (Weights *)object;
     const struct weights_header *header = self->model->header;
-    PyObject *rows, *result = NULL;
+    PyObject *sequence, *result = NULL;
     Py_ssize_t threads;
     struct texts texts = {0};
-    if (!PyArg_ParseTuple(arguments, "On:run", &rows, &threads)) return NULL;
+    if (!PyArg_ParseTuple(arguments, "On:run", &sequence, &threads)) return NULL;
+    PyObject *rows = PySequence_Tuple(sequence);
+    if (!rows) return NULL;
     if (read_rows(rows, header, &texts))
         result = PyByteArray_FromStringAndSize(NULL, (Py_ssize_t)(texts.count * header->hidden * sizeof(float)));
+    Py_DECREF(rows);
     if (result && texts.count) {
         float *out = (float *)PyByteArray_AsString(result);
         int (*should_stop)(void *) = is_main_thread() ? signal_raises : NULL;

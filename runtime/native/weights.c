@@ -1,7 +1,8 @@
 #define _GNU_SOURCE
 #include "weights.h"
 
-#include <errno.h>
+#include "mapping.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +25,9 @@ static const void *take(struct walk *walk, uint64_t count, uint64_t element_byte
     return walk->base + start;
 }
 
+/* An INT8 product whose inputs come from a LayerNorm has multipliers. */
 static struct matrix take_matrix(struct walk *walk, const struct weights_header *header, uint64_t columns,
-                                 uint64_t depth) {
+                                 uint64_t depth, int has_multipliers) {
     struct matrix m = {.columns = columns, .depth = depth};
     if (header->precision == PRECISION_FP32) {
         m.weights = take(walk, columns * depth, sizeof(float));
@@ -33,7 +35,7 @@ static struct matrix take_matrix(struct walk *walk, const struct weights_header 
         m.quantized = take(walk, columns * depth, 1);
         m.scales = take(walk, columns, sizeof(float));
         m.sums = take(walk, columns, sizeof(float));
-        if (header->has_multipliers) m.multipliers = take(walk, depth, sizeof(float));
+        if (has_multipliers) m.multipliers = take(walk, depth, sizeof(float));
     }
     m.bias = take(walk, columns, sizeof(float));
     return m;
@@ -51,12 +53,12 @@ static uint64_t place(struct model *model, const struct weights_header *header) 
     model->beta = take(&walk, hidden, sizeof(float));
     for (uint32_t i = 0; i < header->layers; i++) {
         struct layer *layer = &model->layers[i];
-        layer->query_key_value = take_matrix(&walk, header, 3 * hidden, hidden);
-        layer->attention_output = take_matrix(&walk, header, hidden, hidden);
+        layer->query_key_value = take_matrix(&walk, header, 3 * hidden, hidden, 1);
+        layer->attention_output = take_matrix(&walk, header, hidden, hidden, 0);
         layer->attention_gamma = take(&walk, hidden, sizeof(float));
         layer->attention_beta = take(&walk, hidden, sizeof(float));
-        layer->up = take_matrix(&walk, header, intermediate, hidden);
-        layer->down = take_matrix(&walk, header, hidden, intermediate);
+        layer->up = take_matrix(&walk, header, intermediate, hidden, 1);
+        layer->down = take_matrix(&walk, header, hidden, intermediate, 0);
         layer->output_gamma = take(&walk, hidden, sizeof(float));
         layer->output_beta = take(&walk, hidden, sizeof(float));
     }
@@ -83,42 +85,39 @@ static const char *header_problem(const struct weights_header *header, size_t by
     if (header->activation < ACTIVATION_GELU || header->activation > ACTIVATION_RELU)
         return "its activation is unknown";
     if (header->pooling > POOLING_CLS) return "its pooling is unknown";
-    if (header->unit_length > 1 || header->has_multipliers > 1) return "a flag is neither 0 nor 1";
-    if (header->has_multipliers && header->precision == PRECISION_FP32) return "fp32 has no multipliers";
+    if (header->unit_length > 1) return "a flag is neither 0 nor 1";
     if (!(header->epsilon > 0 && header->epsilon < 1)) return "its epsilon is not between 0 and 1";
     if (memcmp(header->reserved, zeros.reserved, sizeof zeros.reserved)) return "its reserved bytes are not 0";
     return NULL;
 }
 
-struct model *map_model(int descriptor, size_t bytes, char *problem, size_t problem_bytes) {
-    if (bytes < sizeof(struct weights_header)) {
-        snprintf(problem, problem_bytes, "it has %zu bytes, and its header alone has %zu", bytes,
+struct model *open_model(const void *bytes, size_t size, char *problem, size_t problem_bytes) {
+    if (size < sizeof(struct weights_header)) {
+        snprintf(problem, problem_bytes, "it has %zu bytes, and its header alone has %zu", size,
                  sizeof(struct weights_header));
         return NULL;
     }
-    const struct weights_header *header = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (header == MAP_FAILED) {
-        snprintf(problem, problem_bytes, "%zu bytes cannot be mapped into memory (%s)", bytes, strerror(errno));
+    const struct weights_header *header = bytes;
+    const char *reason = header_problem(header, size);
+    struct model *model = reason ? NULL : malloc(sizeof *model + header->layers * sizeof *model->layers);
+    if (!model) {
+        snprintf(problem, problem_bytes, "%s", reason ? reason : "memory is short");
         return NULL;
     }
-    struct model *model = NULL;
-    const char *reason = header_problem(header, bytes);
-    if (!reason) {
-        model = malloc(sizeof *model + header->layers * sizeof *model->layers);
-        if (!model) reason = "memory is short";
-    }
-    if (model) {
-        model->header = header;
-        model->mapped_bytes = bytes;
-        uint64_t needed = place(model, header);
-        if (needed == bytes) return model;
-        snprintf(problem, problem_bytes, "its sizes need %llu bytes, and it has %zu", (unsigned long long)needed, bytes);
-        free(model);
-    } else {
-        snprintf(problem, problem_bytes, "%s", reason);
-    }
-    munmap((void *)header, bytes);
+    model->header = header;
+    model->mapped_bytes = size;
+    uint64_t needed = place(model, header);
+    if (needed == size) return model;
+    snprintf(problem, problem_bytes, "its sizes need %llu bytes, and it has %zu", (unsigned long long)needed, size);
+    free(model);
     return NULL;
+}
+
+struct model *map_model(int descriptor, size_t size, char *problem, size_t problem_bytes) {
+    const void *bytes = map_file(descriptor, size, problem, problem_bytes);
+    struct model *model = bytes ? open_model(bytes, size, problem, problem_bytes) : NULL;
+    if (bytes && !model) munmap((void *)bytes, size);
+    return model;
 }
 
 void unmap_model(struct model *model) {

@@ -13,9 +13,9 @@ struct weights_header {
     uint32_t byte_order, version;
     uint64_t file_bytes;
     uint32_t precision, layers, hidden, heads, intermediate, vocabulary, positions;
-    uint32_t activation, pooling, unit_length, has_multipliers;
+    uint32_t activation, pooling, unit_length;
     float epsilon; /* of LayerNorm */
-    uint32_t reserved[14];
+    uint32_t reserved[15];
 };
 
 #define WEIGHTS_MAGIC "firstvec"
@@ -36,9 +36,13 @@ struct model {
     struct layer layers[];
 };
 
-/* Map the file and check its header and its size. Return NULL, and a reason in `problem`, if the file is no weights file
- * that this engine can compute, or if memory is short. `unmap_model` frees the model. */
-struct model *map_model(int descriptor, size_t bytes, char *problem, size_t problem_bytes);
+/* Check a weights file in memory, its header and its size. Return NULL, and a reason in `problem`, if it is no weights
+ * file that this engine can compute, or if memory is short. `bytes` begins on a multiple of 64 and must stay there as
+ * long as the model. free() frees the model. */
+struct model *open_model(const void *bytes, size_t size, char *problem, size_t problem_bytes);
+
+/* Map the file that is open at `descriptor`, and open the model in it. `unmap_model` ends both. */
+struct model *map_model(int descriptor, size_t size, char *problem, size_t problem_bytes);
 void unmap_model(struct model *model);
 
 #endif

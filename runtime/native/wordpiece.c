@@ -1,7 +1,8 @@
 #define _GNU_SOURCE
 #include "wordpiece.h"
 
-#include <errno.h>
+#include "mapping.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,6 +30,7 @@ static const char *header_problem(const struct tables_header *h, size_t bytes) {
     if (h->file_bytes != bytes) return "the file is cut off, or longer than it says";
     if (h->vocabulary < 1 || h->vocabulary > 1 << 24) return "its vocabulary is not 1 to 2^24 tokens";
     if (h->slots < 2 || h->slots > 1 << 26 || h->slots & (h->slots - 1)) return "its slots are no power of two";
+    if (h->most_probes > h->slots) return "a search looks at more slots than there are";
     if (h->longest_token < 1 || h->longest_token > 255) return "its longest token is not 1 to 255 bytes";
     if (h->most_characters < 1 || h->most_characters > LONGEST_WORD / 4) return "its longest word is not 1 to 256 characters";
     if (h->prefixes > MOST_SPECIAL || h->suffixes > MOST_SPECIAL) return "it has more than 4 special tokens on a side";
@@ -37,38 +39,40 @@ static const char *header_problem(const struct tables_header *h, size_t bytes) {
     return NULL;
 }
 
-struct tables *map_tables(int descriptor, size_t bytes, char *problem, size_t problem_bytes) {
-    if (bytes < sizeof(struct tables_header)) {
-        snprintf(problem, problem_bytes, "it has %zu bytes, and its header alone has %zu", bytes,
+struct tables *open_tables(const void *bytes, size_t size, char *problem, size_t problem_bytes) {
+    if (size < sizeof(struct tables_header)) {
+        snprintf(problem, problem_bytes, "it has %zu bytes, and its header alone has %zu", size,
                  sizeof(struct tables_header));
         return NULL;
     }
-    const struct tables_header *h = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE, descriptor, 0);
-    if (h == MAP_FAILED) {
-        snprintf(problem, problem_bytes, "%zu bytes cannot be mapped into memory (%s)", bytes, strerror(errno));
+    const struct tables_header *h = bytes;
+    const char *reason = header_problem(h, size);
+    struct tables *tables = reason ? NULL : malloc(sizeof *tables);
+    if (!tables) {
+        snprintf(problem, problem_bytes, "%s", reason ? reason : "memory is short");
         return NULL;
     }
-    const char *reason = header_problem(h, bytes), *base = (const char *)h;
-    struct tables *tables = reason ? NULL : malloc(sizeof *tables);
-    if (tables) {
-        uint64_t at = sizeof *h;
-        tables->header = h;
-        tables->mapped_bytes = bytes;
-        tables->slots = take(base, &at, 4 * (uint64_t)h->slots);
-        tables->tokens = take(base, &at, 4 * (uint64_t)h->vocabulary);
-        tables->strings = take(base, &at, h->string_bytes);
-        tables->added = take(base, &at, h->added_bytes);
-        tables->pages = take(base, &at, 2 * (CODE_POINTS / PAGE));
-        tables->characters = take(base, &at, 4 * PAGE * (uint64_t)h->pages);
-        tables->replacements = take(base, &at, h->replacement_bytes);
-        if (at == bytes) return tables;
-        snprintf(problem, problem_bytes, "its sizes need %llu bytes, and it has %zu", (unsigned long long)at, bytes);
-        free(tables);
-    } else {
-        snprintf(problem, problem_bytes, "%s", reason ? reason : "memory is short");
-    }
-    munmap((void *)h, bytes);
+    uint64_t at = sizeof *h;
+    tables->header = h;
+    tables->mapped_bytes = size;
+    tables->slots = take(bytes, &at, 4 * (uint64_t)h->slots);
+    tables->tokens = take(bytes, &at, 4 * (uint64_t)h->vocabulary);
+    tables->strings = take(bytes, &at, h->string_bytes);
+    tables->added = take(bytes, &at, h->added_bytes);
+    tables->pages = take(bytes, &at, 2 * (CODE_POINTS / PAGE));
+    tables->characters = take(bytes, &at, 4 * PAGE * (uint64_t)h->pages);
+    tables->replacements = take(bytes, &at, h->replacement_bytes);
+    if (at == size) return tables;
+    snprintf(problem, problem_bytes, "its sizes need %llu bytes, and it has %zu", (unsigned long long)at, size);
+    free(tables);
     return NULL;
+}
+
+struct tables *map_tables(int descriptor, size_t size, char *problem, size_t problem_bytes) {
+    const void *bytes = map_file(descriptor, size, problem, problem_bytes);
+    struct tables *tables = bytes ? open_tables(bytes, size, problem, problem_bytes) : NULL;
+    if (bytes && !tables) munmap((void *)bytes, size);
+    return tables;
 }
 
 void unmap_tables(struct tables *tables) {

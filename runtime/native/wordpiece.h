@@ -46,7 +46,13 @@ struct tables {
 /* The lowest 3 bits of an entry. A replacement has its length in the next 6 bits, and above them its place. */
 enum becomes { ITSELF, NOTHING, SPACE, WORD_OF_ITS_OWN, LEFT_TO_PACKAGE, REPLACEMENT };
 
-struct tables *map_tables(int descriptor, size_t bytes, char *problem, size_t problem_bytes);
+/* Check a tables file in memory, its header and its size. Return NULL, and a reason in `problem`, if this engine cannot
+ * read it, or if memory is short. `bytes` begins on a multiple of 64 and must stay there as long as the tables. free()
+ * frees the tables. */
+struct tables *open_tables(const void *bytes, size_t size, char *problem, size_t problem_bytes);
+
+/* Map the file that is open at `descriptor`, and open the tables in it. `unmap_tables` ends both. */
+struct tables *map_tables(int descriptor, size_t size, char *problem, size_t problem_bytes);
 void unmap_tables(struct tables *tables);
 
 /* Write at most `room` ids, special tokens included, and return their number. -1: the text is left to the tokenizers

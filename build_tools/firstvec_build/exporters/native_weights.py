@@ -15,13 +15,13 @@ from sentence_transformers.sentence_transformer.modules import Normalize
 from firstvec.errors import ExportError
 
 Matrix = npt.NDArray[np.float64]
-Quantize = Callable[[str, Matrix, Matrix], tuple[npt.NDArray[np.int8], Matrix, Matrix, Matrix | None]]
-"""(name, weights, bias) → integers, scale of each row, bias, and multipliers of the inputs, or None."""
+Quantize = Callable[[str, Matrix], tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]
+"""(name, weights) → integers, scale of each row, and multipliers of the inputs, or None."""
 
 ALIGNMENT = 64
 _LANES = 16
 _MAGIC, _BYTE_ORDER, _VERSION = b"firstvec", 0x01020304, 1
-_HEADER = struct.Struct("<8s2IQ11If56x")
+_HEADER = struct.Struct("<8s2IQ10If60x")
 _ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}
 _POOLINGS = {"mean": 0, "cls": 1}
 _MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
@@ -76,9 +76,9 @@ def write(model: SentenceTransformer, path: Path, quantize: Quantize | None) -> 
         names = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
         # Scores are divided by the root of the head's width. Here, because then no kernel does it.
         factors = np.concatenate([np.full(hidden, (hidden // heads) ** -0.5), np.ones(2 * hidden)])
-        rows = np.concatenate([weights[f"{name}.weight"] for name in names]) * factors[:, None]
-        bias = np.concatenate([weights[f"{name}.bias"] for name in names]) * factors
-        file.put_matrix(f"{layer}.attention.self", rows, bias)
+        rows = np.concatenate([weights[f"{name}.weight"] for name in names])
+        bias = np.concatenate([weights[f"{name}.bias"] for name in names])
+        file.put_matrix(f"{layer}.attention.self", rows, bias, factors)
         for name, normalization in (
             (f"{layer}.attention.output.dense", f"{layer}.attention.output.LayerNorm"),
             (f"{layer}.intermediate.dense", None),
@@ -108,7 +108,6 @@ class _File:
     def __init__(self, quantize: Quantize | None) -> None:
         self._data = bytearray(_HEADER.size)
         self._quantize = quantize
-        self._has_multipliers: set[bool] = set()
 
     def put(self, values: npt.NDArray[Any], kind: type) -> None:
         self._data += bytes(-len(self._data) % ALIGNMENT)
@@ -126,25 +125,24 @@ class _File:
         self.put(np.clip(np.rint(rows / scales[:, None].astype(np.float64)), -127, 127), np.int8)
         self.put(scales, np.float32)
 
-    def put_matrix(self, name: str, rows: Matrix, bias: Matrix) -> None:
-        """Put weights, (columns, depth), as panels of 16 columns."""
+    def put_matrix(self, name: str, rows: Matrix, bias: Matrix, factors: Matrix | float = 1.0) -> None:
+        """Put weights, (columns, depth), as panels of 16 columns. The outputs are multiplied by the factors."""
         columns, depth = rows.shape
         if self._quantize is None:
+            rows = rows * np.reshape(factors, (-1, 1))
             self.put(rows.reshape(columns // _LANES, _LANES, depth).transpose(0, 2, 1), np.float32)
-            self.put(bias, np.float32)
+            self.put(bias * factors, np.float32)
             return
-        integers, scales, bias, multipliers = self._quantize(name, rows, bias)
+        integers, scales, multipliers = self._quantize(name, rows)
         self.put(integers.reshape(columns // _LANES, _LANES, depth // 4, 4).transpose(0, 2, 1, 3), np.int8)
-        self.put(scales, np.float32)
+        self.put(scales * factors, np.float32)
         self.put(integers.astype(np.int64).sum(axis=1), np.float32)
-        self._has_multipliers.add(multipliers is not None)
         if multipliers is not None:
             self.put(multipliers, np.float32)
-        self.put(bias, np.float32)
+        self.put(bias * factors, np.float32)
 
     def finish(self, path: Path, *sizes: int, epsilon: float) -> None:
-        assert len(self._has_multipliers) < 2, "all matrices have multipliers, or none has"
-        flags = int(self._quantize is not None), *sizes, int(True in self._has_multipliers)
-        _HEADER.pack_into(self._data, 0, _MAGIC, _BYTE_ORDER, _VERSION, len(self._data), *flags, epsilon)
+        start = _MAGIC, _BYTE_ORDER, _VERSION, len(self._data), int(self._quantize is not None)
+        _HEADER.pack_into(self._data, 0, *start, *sizes, epsilon)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._data)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMAT = "firstvec-bundle"
 FORMAT_MAJOR = 1
-FORMAT_VERSION = f"{FORMAT_MAJOR}.0"
+FORMAT_VERSION = f"{FORMAT_MAJOR}.1"
 MAX_BYTES = 1 << 20
 MAX_PATH = 200
 
@@ -206,6 +206,8 @@ class WordPiece(_Parsed):
 
     vocabulary: File = _one(File)
     """UTF-8 text, one token a line, in the order of their ids from 0."""
+    tables: File | None = _optional(_one(File))
+    """The same vocabulary and rules for firstvec's own engine, which maps the file."""
     lowercase: bool = _boolean
     strip_accents: bool = _boolean
     unk_id: int = _field(CheckedObject.integer, 0, 1 << 31)
@@ -225,6 +227,8 @@ class Manifest(_Parsed):
     tokenizer: File = _one(File)
     wordpiece: WordPiece | None = _optional(_one(WordPiece))
     artifacts: tuple[Artifact, ...] = _many(Artifact, at_least=1)
+    left_out: dict[str, str] | None = _optional(_texts)
+    """Id of an artifact that the build left out → the reason, for people."""
     self_test: File | None = _optional(_one(File))
     """Texts and the vectors that each artifact computes of them: see `firstvec.loading.self_test`."""
     support_files: tuple[File, ...] = _many(File)
@@ -243,6 +247,8 @@ class Manifest(_Parsed):
         yield self.tokenizer
         if self.wordpiece is not None:
             yield self.wordpiece.vocabulary
+            if self.wordpiece.tables is not None:
+                yield self.wordpiece.tables
         if self.self_test is not None:
             yield self.self_test
         for artifact in self.artifacts:

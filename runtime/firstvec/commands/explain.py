@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from firstvec.bundle import integrity, store
 from firstvec.commands.output import print_json, print_table, print_text
-from firstvec.engines.session import session_kind
+from firstvec.engines.table import ENGINES
 from firstvec.errors import NoCompatibleArtifact
 from firstvec.loading import self_test
 from firstvec.machine.profile import ResourceProfile
@@ -34,7 +34,7 @@ def explain(model: str, strategy: str | None, as_json: bool, **choice_options: A
                 raise
             choices[name] = {"error": str(error)}
     if as_json:
-        print_json({"machine": str(profile), "strategies": choices})
+        print_json({"machine": str(profile), "strategies": choices, "left_out": manifest.left_out or {}})
         return
     print_text(f"machine: {profile}")
     names_of: dict[tuple[tuple[str, ...], ...], list[str]] = {}
@@ -50,7 +50,8 @@ def _choose(manifest: Manifest, profile: ResourceProfile, options: Options) -> d
     choice = select(manifest, profile, options)
     artifact = choice.artifact
     version = profile.engine_version(artifact.engine) or ""
-    kind = session_kind(quick_start=STRATEGIES[options.strategy].quick_start)
+    is_quick = STRATEGIES[options.strategy].quick_start and ENGINES[artifact.engine].has_two_kinds
+    kind = "quick-start" if is_quick else "throughput"
     return {
         **choice.to_values(),
         "verified_before": all(integrity.is_remembered(manifest.root, file) for file in artifact.files),
@@ -69,4 +70,5 @@ def _rows(choice: dict[str, Any], manifest: Manifest) -> tuple[tuple[str, ...], 
         ("takes", choice["artifact"], f"{choice['reason']}; on {choice['device']}; {checked}"),
         *(("next", name, "if the one above fails to load") for name in choice["fallbacks"]),
         *(("not", name, reason) for name, reason in choice["rejected"].items()),
+        *(("not", name, f"left out by the build: {reason}") for name, reason in (manifest.left_out or {}).items()),
     )

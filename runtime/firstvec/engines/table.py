@@ -28,7 +28,10 @@ class Engine(Record):
     provider: str = ""  # execution provider, for the rows of onnxruntime
     rank: int  # the higher rank is taken on the CPU where two artifacts are otherwise equal
     is_preferred_when_loaded: bool = False  # CACHED takes it in a process that has imported the package already
-    starts_early: bool = False  # a load on the CPU starts it before the manifest says that it is needed
+    starts_early: bool = False  # its start takes long, so a load begins it before the artifact's files are verified
+    kernels: tuple[str, ...] = ()  # instruction sets of firstvec's own engine, see `firstvec.machine.native`
+    has_two_kinds: bool = False  # whether a session that takes longer to open then runs faster than a quick-start one
+    same_bits: bool = False  # whether every machine computes the same bits, which the self-test then compares
     memory_mb: float  # for the library and for small runs, in 2^20 bytes
     memory_when_loaded_mb: float  # the same in a process that has imported the package already
     maps_weights: bool  # whether a quick-start session uses the weights where the file is mapped, and copies none
@@ -49,6 +52,24 @@ def _torch_was_built_for(folder: str, device: str) -> bool:
 
 
 ENGINES = {
+    "native": Engine(
+        formats=("native",),
+        module="firstvec.engines.native",
+        package="firstvec._native",
+        distributions=(),
+        # The engine's version counts the changes of the vectors' bits.
+        versions=("1", "2"),
+        devices=("cpu",),
+        rank=3,
+        kernels=("avx512_vnni", "avx_vnni", "avx2", "neon_dot"),
+        same_bits=True,
+        memory_mb=20,
+        memory_when_loaded_mb=20,
+        maps_weights=True,
+        is_required=False,
+        install="firstvec",
+        purpose="starts soonest (firstvec was installed without its C module: see docs/native-engine.md)",
+    ),
     "onnxruntime": Engine(
         formats=("onnx",),
         module="firstvec.engines.onnxruntime",
@@ -61,6 +82,7 @@ ENGINES = {
         provider="CPUExecutionProvider",
         rank=2,
         starts_early=True,
+        has_two_kinds=True,
         memory_mb=60,
         memory_when_loaded_mb=60,
         maps_weights=True,

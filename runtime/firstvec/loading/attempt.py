@@ -1,8 +1,8 @@
 """One attempt to load a model: from a name to a provider, with every step that can overlap overlapped.
 
-The first vector comes no sooner than the longest chain of steps: the engine's library, its environment, the session,
-the run. So that chain begins before the manifest is read. The rest (manifest, choice, verification, vocabulary, numpy)
-happens beside it, while the engine works without the GIL.
+firstvec's own engine starts in no time, so its load is a chain of steps in one thread. onnxruntime's start takes longer
+than everything else. So that start begins as soon as the artifact is chosen, and the rest (tokenizer, verification)
+happens beside it, in another thread, while the engine works without the GIL.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
 import time
-from importlib import import_module
+from itertools import chain
 
 from firstvec.engines.table import ENGINES
 from firstvec.errors import ArtifactError, FirstvecError, IntegrityError, LoadError, LoadTimeout, NoCompatibleArtifact
@@ -34,15 +33,17 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any, NoReturn
 
-    from firstvec.bundle.manifest import Manifest
+    from firstvec.bundle.manifest import Artifact, Manifest
     from firstvec.engines.session import EngineModule
     from firstvec.loading.monitoring import Watch
     from firstvec.loading.opening import OpenArtifact, VerifiedArtifact
     from firstvec.machine.profile import ResourceProfile
     from firstvec.options import Options
     from firstvec.provider import EmbeddingProvider
-    from firstvec.selection import Choice
     from firstvec.text.tokenizer import Tokenizer
+
+    Chosen = tuple[Manifest, Artifact, Iterator[Artifact]]
+    """The bundle, the best artifact, and the others that could be taken."""
 
 
 class Load:
@@ -64,6 +65,7 @@ class Load:
         self._traceback: TracebackType | None = None
         self._watch: Watch | None = None
         self._task: Task[None] | None = None
+        self._chosen: Chosen | None = None
 
     @property
     def is_under_way(self) -> bool:
@@ -81,13 +83,22 @@ class Load:
         return self.is_under_way and self._task is not None and self._task.is_lost
 
     def start(self) -> None:
-        """Load, in a thread."""
+        """Choose the artifact, then load it in a thread. Never raises: the load's error is kept."""
         if os.environ.get("FIRSTVEC_TRACE", "0") not in ("", "0") or "opentelemetry.trace" in sys.modules:
             from firstvec.loading.monitoring import watch_load
 
             # Here, in the thread that asked for the load: that thread's span is the parent.
             self._watch = watch_load(self)
-        self._task = Task(self._run)
+        imports_threading = True
+        if self._options.require_signature is None and self._options.output != "numpy":
+            # Here, because the choice decides whether the thread will import threading. This takes 2 ms.
+            try:
+                self._chosen = self._choose()
+            except Exception:
+                pass  # the thread meets the error again
+            else:
+                imports_threading = ENGINES[self._chosen[1].engine].starts_early
+        self._task = Task(self._run, imports_threading=imports_threading)
         watch_for_lost_ctrl_c()
 
     def result(self, timeout: float | None) -> EmbeddingProvider[Any, Any]:
@@ -107,8 +118,11 @@ class Load:
     def _raise_error(self) -> NoReturn:
         """Raise the error as the load left it: every call raises the same one, and a raise adds to the traceback."""
         assert self.error is not None
-        if isinstance(self.error, ProcessExiting) and threading.current_thread().daemon:
-            end_with_the_process()  # otherwise Python would print an error that nobody can catch
+        if isinstance(self.error, ProcessExiting):
+            import threading
+
+            if threading.current_thread().daemon:
+                end_with_the_process()  # otherwise Python would print an error that nobody can catch
         raise self.error.with_traceback(self._traceback)
 
     def to_values(self) -> dict[str, Any]:
@@ -161,20 +175,22 @@ class Load:
 
     def _load(self) -> EmbeddingProvider[Any, Any]:
         trace, strategy, watch, output = self.trace, self._strategy, self._watch, self._options.output
-        # Where addresses are limited, nothing starts early: the engine and numpy would end the process if the addresses
-        # do not suffice, so the choice of the artifact looks at the memory first.
-        may_start_early = address_space_left() is None
-        engine = self._start_early() if may_start_early else None
-        if output == "numpy" and may_start_early:
+        # Where addresses are limited, numpy and the engine do not start early, because they would end the process if
+        # the addresses do not suffice. The choice of the artifact looks at the memory first.
+        if output == "numpy" and address_space_left() is None:
             from firstvec.vectors import import_numpy_ahead
 
             import_numpy_ahead(trace)  # The first vector that has to be an array waits for it.
-        preparing = Task(self._prepare)
-        if engine is not None:
-            with trace.stage(f"{engine[0]}: environment"), engine_gate:
-                engine[1].start()
-        manifest, choice, tokenizer, first = preparing.result()
-        verified, opened = self._open_candidate(manifest, choice, first)
+        manifest, best, others = self._chosen or self._choose()
+        self._chosen = None
+        device = self._device_of(best)
+        if ENGINES[best.engine].starts_early and device == "cpu" and address_space_left() is None:
+            preparing = Task(lambda: self._prepare(manifest, best))
+            self._start_early(best.engine)
+            tokenizer, first = preparing.result()
+        else:
+            tokenizer, first = self._prepare(manifest, best)
+        verified, opened = self._open_candidate(manifest, chain((best,), others), first)
         from firstvec.loading.opening import open_artifact
         from firstvec.loading.session_in_use import SessionInUse
         from firstvec.provider import EmbeddingProvider
@@ -188,41 +204,52 @@ class Load:
                 watch.note("first vector")
 
         sessions = SessionInUse(verified.artifact.id, opened.session, open_again, note_first_vector)
-        if strategy.hand_over_after is not None:
+        if strategy.hand_over_after is not None and ENGINES[verified.artifact.engine].has_two_kinds:
             from firstvec.loading.hand_over import HandOver
 
             sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
         return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output)
 
-    def _start_early(self) -> tuple[str, EngineModule] | None:
-        """Load the library of the engine that a load on the CPU takes nearly always. Return its name and module."""
-        device = self._options.device or self._profile.recommended_device
-        loaded = [ENGINES[name] for name in self._profile.loaded_engines if name in ENGINES]
-        name = next((name for name, row in ENGINES.items() if row.starts_early), None)
-        if device != "cpu" or name is None or any(row.is_preferred_when_loaded for row in loaded):
-            return None
+    def _choose(self) -> Chosen:
+        """Find the bundle, and choose the artifact. The others that could be taken are judged when they are needed."""
+        options, trace = self._options, self.trace
+        with trace.stage("manifest"):
+            from firstvec.bundle.store import find_bundle
+
+            manifest = find_bundle(options.model_name, options.require_signature, options.working_folder)
+        with trace.stage("choice"):
+            from firstvec.selection import candidates, select
+
+            found = candidates(manifest, self._profile, options)
+            for best in found:
+                return manifest, best, found
+            return manifest, select(manifest, self._profile, options).artifact, found  # raises, with every reason
+
+    def _device_of(self, artifact: Artifact) -> str:
+        from firstvec.selection import device_of
+
+        return device_of(artifact, self._profile, self._options)
+
+    def _start_early(self, name: str) -> None:
+        """Load the library of an engine, and let it do what its first session would wait for."""
         # The import, and the opening of the library, hold the GIL: nothing could overlap with them.
+        from firstvec.engines.session import import_module
+
         with self.trace.stage(f"{name}: library"), engine_gate:
             engine: EngineModule = import_module(ENGINES[name].module)
             try:
                 engine.version()  # loads the library
             except (ImportError, OSError):
-                return None  # opening the artifact will say so
-        return name, engine
+                return  # opening the artifact will say so
+        with self.trace.stage(f"{name}: environment"), engine_gate:
+            engine.start()
 
-    def _prepare(self) -> tuple[Manifest, Choice, Tokenizer, VerifiedArtifact | None]:
-        """Do all but the engine's work: find the bundle, choose and verify the artifact, open the tokenizer."""
-        options, trace = self._options, self.trace
-        with trace.stage("manifest"):
-            from firstvec.bundle.integrity import read_ahead
-            from firstvec.bundle.store import find_bundle
+    def _prepare(self, manifest: Manifest, artifact: Artifact) -> tuple[Tokenizer, VerifiedArtifact | None]:
+        """Do all but the engine's work: open the tokenizer, and verify the artifact."""
+        trace = self.trace
+        from firstvec.bundle.integrity import read_ahead
 
-            manifest = find_bundle(options.model_name, options.require_signature, options.working_folder)
-        with trace.stage("choice"):
-            from firstvec.selection import select
-
-            choice = select(manifest, self._profile, options)
-        for file in choice.artifact.files:
+        for file in artifact.files:
             read_ahead(os.path.join(manifest.root, file.path))
         with trace.stage("tokenizer"):
             from firstvec.text.tokenizer import open_tokenizer
@@ -233,28 +260,28 @@ class Load:
 
         first: VerifiedArtifact | None = None
         try:
-            first = verify_artifact(manifest, choice.artifact, choice.device, trace)
+            first = verify_artifact(manifest, artifact, self._device_of(artifact), trace)
         except ArtifactError:
             pass  # the opening of the candidates meets the error again, and tries the next candidate
         with trace.stage("import provider"):
-            # Here, where the other thread waits for the engine. An import that fails later would leave a session open.
+            # Here, beside the engine's start. An import that fails later would leave a session open.
             import firstvec.loading.session_in_use
             import firstvec.provider  # noqa: F401
-        return manifest, choice, self._tokenizer, first
+        return self._tokenizer, first
 
     def _open_candidate(
-        self, manifest: Manifest, choice: Choice, first: VerifiedArtifact | None
+        self, manifest: Manifest, candidates: Iterator[Artifact], first: VerifiedArtifact | None
     ) -> tuple[VerifiedArtifact, OpenArtifact]:
         """Open the first candidate that works. Raise the error of the only one, or NoCompatibleArtifact."""
         from firstvec.loading.opening import open_artifact, verify_artifact
 
         errors: list[ArtifactError] = []
-        for artifact in choice.candidates:
+        for artifact in candidates:
             try:
                 if first is not None and first.artifact is artifact:
                     verified = first
                 else:
-                    verified = verify_artifact(manifest, artifact, choice.device_of(artifact), self.trace)
+                    verified = verify_artifact(manifest, artifact, self._device_of(artifact), self.trace)
                 opened = open_artifact(verified, quick_start=self._strategy.quick_start, trace=self.trace)
             except ArtifactError as error:
                 errors.append(error)

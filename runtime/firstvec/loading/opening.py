@@ -5,10 +5,8 @@ Each step returns a value that the next step needs, so no session can be opened 
 
 from __future__ import annotations
 
-from importlib import import_module
-
 from firstvec.bundle.integrity import OpenFile, open_verified
-from firstvec.engines.session import SessionOptions, import_engine, open_session
+from firstvec.engines.session import SessionOptions, import_engine, import_module, open_session
 from firstvec.engines.table import ENGINES
 from firstvec.errors import IncompatibleArtifact
 from firstvec.loading.self_test import pass_self_test, self_test_key
@@ -71,7 +69,8 @@ def open_artifact(
     """Open a session of a verified artifact, and test that this machine computes what the build computed.
 
     Args:
-        quick_start: True opens the session that starts fastest, False the one that runs fastest.
+        quick_start: True opens the session that starts fastest, False the one that runs fastest. Engines with one kind
+            of session always open that one.
         self_test: False leaves the self-test out, where the same kind of session has passed it in this process.
 
     Raises:
@@ -86,16 +85,17 @@ def open_artifact(
     with trace.stage("engine"):
         # Outside of the gate: an import, which may take seconds, is Python's work and no run of an engine.
         engine = import_engine(artifact)
+    row = ENGINES[artifact.engine]
     options = SessionOptions(
         artifact_id=artifact.id,
         files=verified.files,
         weights=verified.weights.pop() if verified.weights else _read_weights(artifact, verified.files),
         device=verified.device,
-        provider=ENGINES[artifact.engine].provider,
+        provider=row.provider,
         threads=usable_cores(),
         pad_token_id=manifest.model.pad_token_id,
         embedding_dim=manifest.model.embedding_dim,
-        quick_start=quick_start,
+        quick_start=quick_start and row.has_two_kinds,
     )
     with trace.stage("session"), engine_gate:
         session = open_session(engine, artifact, options)

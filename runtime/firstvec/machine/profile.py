@@ -6,7 +6,7 @@ import os
 import sys
 
 from firstvec.engines.table import ENGINES
-from firstvec.machine import processor
+from firstvec.machine import native, processor
 from firstvec.machine.limits import available_memory, usable_cores
 from firstvec.machine.system_files import read_text
 from firstvec.record import Late, Record
@@ -23,7 +23,7 @@ class ResourceProfile(Record):
     """Processor family as ``platform.machine()`` spells it, for example ``x86_64`` or ``arm64``."""
     cpu_count: int = Late(lambda _: usable_cores())  # type: ignore[assignment]
     """See `firstvec.machine.limits.usable_cores`."""
-    isa: tuple[str, ...]
+    isa: tuple[str, ...] = Late(lambda _: processor.instruction_sets())  # type: ignore[assignment]
     """The instruction sets of `firstvec.engines.table.INSTRUCTION_SETS` that the processor has."""
     has_cuda: bool
     """Whether an NVIDIA driver and a device are there, and CUDA_VISIBLE_DEVICES does not hide them."""
@@ -37,6 +37,8 @@ class ResourceProfile(Record):
     """64 with more than 8 GB of memory, 32 with more than 4 GB, else 16: as the replaced loader's."""
     recommended_device: str
     """``cuda`` or ``mps`` where an engine that can use it is installed, else ``cpu``."""
+    native_isa: str | None = Late(lambda _: native.instruction_set())  # type: ignore[assignment]
+    """The instruction set of the kernels of firstvec's own engine. None: firstvec was installed without the engine."""
     engines: tuple[tuple[str, str | None], ...] = Late(lambda _: _installed()[0])  # type: ignore[assignment]
     """Engine → installed version, or None. See `engine_version`."""
     loaded_engines: tuple[str, ...]
@@ -49,7 +51,6 @@ class ResourceProfile(Record):
         devices = {"cuda": _has_cuda(), "mps": sys.platform == "darwin" and machine == "arm64"}
         return cls(
             machine=machine,
-            isa=processor.instruction_sets(),
             has_cuda=devices["cuda"],
             has_mps=devices["mps"],
             recommended_device=next((name for name, there in devices.items() if there and _can_use(name)), "cpu"),
@@ -146,6 +147,7 @@ def _find_installed(entries: list[str]) -> Installed:
         for distribution in row.distributions:
             engines_of.setdefault(distribution, []).append(engine)
     versions: dict[str, str | None] = dict.fromkeys((*ENGINES, "tokenizers"))
+    versions["native"] = native.version()
     folders: dict[str, str] = {}
     for entry in entries:
         try:

@@ -13,11 +13,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-
-# The thread that imports threading first counts as the main thread. So the import is here, in the caller's thread.
-import threading
 import time
-from _thread import allocate_lock, get_ident, start_new_thread
+from _thread import allocate_lock, get_ident, get_native_id, start_new_thread
 
 from firstvec.errors import LoadError
 from firstvec.process.import_locks import release_left_locks, watch_imports
@@ -41,6 +38,25 @@ _PATIENCE_AFTER_CTRL_C = 0.5
 """Seconds that the exit waits after Ctrl-C for threads that are in no engine."""
 _MOST_SIGNALS = 100
 """Signals after which the exit no longer goes on waiting."""
+
+
+# `import threading` takes 3 ms, so a load that gives its first vector without threading does not import it.
+if sys.platform != "linux" or get_native_id() != os.getpid():
+    import threading  # noqa: F401
+_main_thread = get_ident()
+"""Counts until threading is imported. On Linux the main thread's native id is the process's."""
+
+
+def main_thread() -> int | None:
+    """Return the identity of the main thread. None: the thread has ended."""
+    # Another thread may be in the middle of the import, so the function may be missing.
+    ask = getattr(sys.modules.get("threading"), "main_thread", None)
+    return ask().ident if ask is not None else _main_thread
+
+
+def is_main_thread() -> bool:
+    """Return whether this is the main thread."""
+    return main_thread() == get_ident()
 
 
 class Event:
@@ -74,7 +90,7 @@ class Event:
                 self._closed.release()
             elif deadline is not None and time.monotonic() >= deadline:
                 break
-            elif threading.main_thread().ident == get_ident():
+            elif is_main_thread():
                 release_left_locks()
         return self.is_set
 
@@ -136,9 +152,17 @@ class ProcessLock:
 
 
 class Task(Generic[T]):
-    """A call in a thread of its own, or in the calling thread where no thread can be started."""
+    """A call in a thread of its own, or in the calling thread where no thread can be started.
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    Args:
+        work: the call.
+        imports_threading: whether the call may import threading. The thread that imports threading first counts as the
+            main thread, so the import then happens here.
+    """
+
+    def __init__(self, work: Callable[[], T], *, imports_threading: bool = True) -> None:
+        if imports_threading:
+            import threading  # noqa: F401
         self._work = [work]
         """Empty as soon as a thread has taken the work."""
         self._value: T | None = None
@@ -216,11 +240,11 @@ class ComputedOnce(Generic[T]):
 def watch_for_lost_ctrl_c() -> None:
     """Watch the imports of the main thread and of the tasks, as long as there are tasks."""
     global _is_watching
-    main_thread = threading.main_thread().ident
-    if _running and not _is_watching and main_thread is not None:
+    watched = main_thread()
+    if _running and not _is_watching and watched is not None:
         _is_watching = True
         try:
-            watch_imports(main_thread, _are_tasks_at_work)
+            watch_imports(watched, _are_tasks_at_work)
         except BaseException as error:
             _is_watching = False
             if not isinstance(error, RuntimeError):  # "can't start new thread"
@@ -263,7 +287,7 @@ atexit.register(before_exit)
 def _may_go_on() -> bool:
     """Return whether this thread may run an engine though the gate is closed: the main thread and awaited tasks may."""
     this = get_ident()
-    return this == threading.main_thread().ident or any(task.thread == this for task in _running - _given_up)
+    return is_main_thread() or any(task.thread == this for task in _running - _given_up)
 
 
 def _wait_whatever_signals_say(wait: Callable[[], list[Task[Any]] | None]) -> list[Task[Any]]:
@@ -304,7 +328,8 @@ def _wait_for_engines() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _is_watching, _exit_deadline
+    global _is_watching, _exit_deadline, _main_thread
+    _main_thread = get_ident()
     exiting.reset()
     engine_gate.reset()
     _is_watching, _exit_deadline = False, None

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from firstvec.bundle import integrity
 from firstvec.errors import IncompatibleArtifact, InputError
+from firstvec.machine import native
 from firstvec.process.threads import ComputedOnce
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
+    from typing import Any, Protocol
 
     from firstvec.bundle.integrity import OpenFile
-    from firstvec.bundle.manifest import Manifest
-    from firstvec.text.wordpiece import QuickTokenizer
+    from firstvec.bundle.manifest import Manifest, WordPiece
+
+    class Quick(Protocol):
+        """A quick tokenizer. None: the text is left to the tokenizers package."""
+
+        def tokenize(self, text: str) -> list[int] | None: ...
+
+
+_LONG = 10_000
+"""Characters. A longer text is cut first: truncation drops its end in any case."""
 
 
 def open_tokenizer(manifest: Manifest) -> Tokenizer:
@@ -32,13 +39,27 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
     def open_json() -> OpenFile:
         return file if file.is_open else integrity.open_verified(root, manifest.tokenizer)
 
-    if manifest.wordpiece is None:
-        return Tokenizer(open_json, length)
+    rules = manifest.wordpiece
+    return Tokenizer(open_json, length, rules, _open_quick(root, rules, length) if rules is not None else None)
+
+
+def _open_quick(root: str, rules: WordPiece, max_seq_length: int) -> Quick:
+    """Open the quick tokenizer: the one in C where the engine and the bundle have it, else the one in Python."""
+    module = native.module()
+    if module is not None and rules.tables is not None:
+        with integrity.open_verified(root, rules.tables) as file:
+            try:
+                quick: Quick = module.WordPiece(file.descriptor, file.size, max_seq_length)
+            except ValueError:
+                pass  # a newer firstvec has written the tables: the vocabulary gives the same ids
+            else:
+                file.verify_again()
+                return quick
     from firstvec.text.wordpiece import QuickTokenizer
 
-    data = integrity.read_verified(root, manifest.wordpiece.vocabulary)
+    data = integrity.read_verified(root, rules.vocabulary)
     try:
-        return Tokenizer(open_json, length, QuickTokenizer(manifest.wordpiece, data.decode(), length))
+        return QuickTokenizer(rules, data.decode(), max_seq_length)
     except UnicodeDecodeError as error:
         raise IncompatibleArtifact("", f"{root}: the vocabulary is not UTF-8 ({error}); rebuild the bundle") from error
 
@@ -49,15 +70,22 @@ class Tokenizer:
     Args:
         open_json: opens the tokenizer.json, verified.
         max_seq_length: tokens, special tokens included.
+        rules: of the quick tokenizer.
         quick: gives the same ids as the tokenizers package. Without it the package is loaded at once.
     """
 
     def __init__(
-        self, open_json: Callable[[], OpenFile], max_seq_length: int, quick: QuickTokenizer | None = None
+        self,
+        open_json: Callable[[], OpenFile],
+        max_seq_length: int,
+        rules: WordPiece | None = None,
+        quick: Quick | None = None,
     ) -> None:
+        self._max_seq_length = max_seq_length
+        self._rules = rules
         self._quick = quick
         self._one_by_one = False
-        self._package = ComputedOnce(partial(_load_package, open_json, max_seq_length))
+        self._package = ComputedOnce(lambda: _load_package(open_json, max_seq_length))
         if quick is None:
             self._package.result()
 
@@ -69,10 +97,11 @@ class Tokenizer:
             IncompatibleArtifact: a text needs the tokenizers package, and the package cannot read the file.
         """
         check_texts(texts)
-        if self._quick is None:
+        if self._quick is None or self._rules is None:
             return self._tokenize_with_package(texts)
-        texts = [self._quick.cut(text) for text in texts]
-        rows = [self._quick.tokenize(text) for text in texts]
+        if max(map(len, texts), default=0) > _LONG:
+            texts = [_cut(text, self._rules, self._max_seq_length) for text in texts]
+        rows = [*map(self._quick.tokenize, texts)]
         left = [text for text, row in zip(texts, rows, strict=True) if row is None]
         others = iter(self._tokenize_with_package(left) if left else ())
         return [next(others) if row is None else row for row in rows]
@@ -92,6 +121,17 @@ class Tokenizer:
                     raise
                 self._one_by_one = True
         return [package.encode(text).ids for text in texts]
+
+
+def _cut(text: str, rules: WordPiece, max_seq_length: int) -> str:
+    """Return the beginning of a long text. It has the same first tokens, as many as truncation leaves."""
+    if any(" " in token for token in rules.added_tokens):
+        return text
+    room = max_seq_length - len(rules.prefix_ids) - len(rules.suffix_ids)
+    words = text.split(" ", 4 * room)
+    # Each of these words has at least one token, and no token goes on behind a space.
+    certain = sum(word.isascii() and word.isprintable() for word in words[:-1] if word)
+    return text[: len(text) - len(words[-1])] if certain >= room else text
 
 
 def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any:

@@ -21,9 +21,6 @@ _RECLASSIFIED = frozenset("\u166d\u1734\u1885\u1886")
 _IDEOGRAPHS = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
 """Blocks whose characters are words of their own for BERT (its tokenization.py), as far as Unicode 3.2 has them."""
 
-_LONG = 10_000
-"""Characters. A longer text is cut first: truncation drops its end in any case."""
-
 
 class LeaveToPackage(Exception):
     """The text has a character that only the tokenizers package may judge."""
@@ -59,15 +56,6 @@ class QuickTokenizer:
             else:
                 ids += self._pieces(word)
         return [*rules.prefix_ids, *ids[: self._room], *rules.suffix_ids]
-
-    def cut(self, text: str) -> str:
-        """Return the beginning of a long text. It has the same first tokens, as many as truncation leaves."""
-        if len(text) <= _LONG or any(" " in token for token in self._rules.added_tokens):
-            return text
-        words = text.split(" ", 4 * self._room)
-        # Each of these words has at least one token, and no token goes on behind a space.
-        certain = sum(word.isascii() and word.isprintable() for word in words[:-1] if word)
-        return text[: len(text) - len(words[-1])] if certain >= self._room else text
 
     def _pieces(self, word: str) -> list[int]:
         """Return the longest pieces of the vocabulary, or the unknown token if a rest is left."""

@@ -94,9 +94,9 @@ def test_wheel_holds_both_packages_and_nothing_of_the_checkout(firstvec_wheel: P
     assert {"firstvec/py.typed", "firstvec_build/py.typed", "firstvec_build/data/sentences.json"} <= names
     assert pinned == (REPOSITORY / "artifacts" / "models.toml").read_bytes()
     modules = {
-        path.relative_to(root).as_posix()
-        for root in (REPOSITORY / "runtime", REPOSITORY / "build_tools")
-        for path in root.rglob("*.py")
+        path.relative_to(package.parent).as_posix()
+        for package in (REPOSITORY / "runtime" / "firstvec", REPOSITORY / "build_tools" / "firstvec_build")
+        for path in package.rglob("*.py")
     }
     assert {name for name in names if name.endswith(".py")} == modules
     for requirement in ("onnxruntime", "tokenizers", "numpy"):

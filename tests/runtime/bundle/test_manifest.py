@@ -149,7 +149,7 @@ def test_every_value_of_the_document_is_in_the_records() -> None:
 
     expected = document()
     assert expected.pop("format") == "firstvec-bundle"
-    assert expected.pop("format_version") == "1.0"
+    assert expected.pop("format_version") == "1.1"
     assert plain(parse(document())) == expected | {"path": "/b/firstvec.json"}
 
 
