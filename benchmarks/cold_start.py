@@ -121,8 +121,8 @@ def parse() -> argparse.Namespace:
 def prepare(bundle: Path, cache: str) -> dict[str, str]:
     """Return the values that fill in the programs' code. Fetch the pinned source if need be."""
     manifest = Manifest.read(bundle := bundle.resolve())
-    options = make_options(str(bundle), "quantized", "cpu")
-    artifact = select(manifest, ResourceProfile.detect(), options).artifact
+    choice = select(manifest, ResourceProfile.detect(), make_options(str(bundle), "quantized", "cpu"))
+    artifact = next(each for each in choice.candidates if each.engine == "onnxruntime")
     return {
         "python": sys.executable,
         "firstvec": str(Path(sys.executable).with_name("firstvec")),
@@ -132,6 +132,8 @@ def prepare(bundle: Path, cache: str) -> dict[str, str]:
         "tokenizer": str(bundle / manifest.tokenizer.path),
         "source": str(resolve(manifest.model.name).path),
         "int8": str(bundle / artifact.files[0].path),
+        "onnx_int8": artifact.id,
+        "onnx_fp32": "onnx-fp32",
         "fp32": str(bundle / "onnx/model.onnx"),
     }
 
@@ -224,9 +226,17 @@ def derive(results: Results) -> dict[str, float]:
     for output in ("buffer", "list", "numpy"):
         name = f"QUANTIZED, {output}"
         derived[f"{name} ÷ {FLOOR}"] = paired(name, FLOOR, results)
+        derived[f"{name} - bare interpreter, ms"] = paired(name, "bare interpreter", results, operator.sub)
         derived[f"{name}, × faster than {PEER}"] = paired(PEER, name, results)
         derived[f"{name}, peak MB"] = median(sample.peak_mb for sample in results[name]) if name in results else None
         derived[f"CACHED, {output} ÷ {name}"] = paired(f"CACHED, {output}", name, results)
+    for strategy in ("QUANTIZED", "LAZY"):
+        name = f"{strategy}, numpy"
+        derived[f"{name} - import numpy, ms"] = paired(name, "import numpy", results, operator.sub)
+    for strategy in ("LAZY", "BACKGROUND", "PROGRESSIVE", "CACHED"):
+        name = f"{strategy}, buffer"
+        derived[f"{name} ÷ {FLOOR}"] = paired(name, FLOOR, results)
+        derived[f"{name}, peak MB"] = median(sample.peak_mb for sample in results[name]) if name in results else None
     derived["firstvec encode ÷ QUANTIZED, list"] = paired("firstvec encode", "QUANTIZED, list", results)
     for place in ("after", "beside"):
         name = f"BACKGROUND {place} an app's imports"

@@ -55,7 +55,7 @@ def program(name: str, body: str, *, vector: str | None = None, needs: str | Non
 OURS = """
 from firstvec import OptimizedEmbeddingLoader
 now = stage("import firstvec", now)
-loader = OptimizedEmbeddingLoader({bundle!r}, "STRATEGY", device="cpu", output="OUTPUT")
+loader = OptimizedEmbeddingLoader({bundle!r}, "STRATEGY", device="cpu", output="OUTPUT", artifact=ARTIFACT)
 now = stage("construct", now)
 loader.start_loading()
 figures["start_loading, ms"] = 1e3 * (time.perf_counter() - now)
@@ -71,11 +71,13 @@ for each in report["stages"]:
 """
 
 
-def ours(strategy: str, output: str) -> Program:
-    """Return the program that loads firstvec by a strategy, with an output."""
+def ours(strategy: str, output: str, artifact: str | None = None) -> Program:
+    """Return the program that loads firstvec by a strategy, with an output. ``artifact``: a field of the inputs."""
     precision = "int8" if strategy == "quantized" else "fp32"
-    body = OURS.replace("STRATEGY", strategy).replace("OUTPUT", output)
-    return program(f"{strategy.upper()}, {output}", body, vector=precision)
+    chosen = "None" if artifact is None else f"{{{artifact}!r}}"
+    body = OURS.replace("STRATEGY", strategy).replace("OUTPUT", output).replace("ARTIFACT", chosen)
+    suffix = "" if artifact is None else " (onnxruntime)"
+    return program(f"{strategy.upper()}, {output}{suffix}", body, vector=precision)
 
 
 SENTENCE_TRANSFORMERS = """
@@ -168,6 +170,7 @@ now = stage("wait, tokenize, run", now)
 PROGRAMS = (
     Program("bare interpreter", "pass"),
     Program(FLOOR, "import numpy, onnxruntime, tokenizers"),
+    Program("import numpy", "import numpy"),
     Program("import firstvec", "import firstvec" + NO_ENGINE),
     program("first loader", FIRST_LOADER + NO_ENGINE),
     program("metadata only", METADATA + NO_ENGINE),
@@ -176,6 +179,8 @@ PROGRAMS = (
         for strategy in ("lazy", "background", "progressive", "quantized", "cached")
         for output in ("numpy", "list", "buffer")
     ),
+    ours("quantized", "buffer", "onnx_int8"),
+    ours("lazy", "buffer", "onnx_fp32"),
     Program(
         "firstvec encode",
         command=("{firstvec}", "encode", "{text}", "--model", "{bundle}", "-s", "quantized", "--device", "cpu"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from itertools import count, islice
 
 from firstvec.errors import IncompatibleArtifact, InputError
 from firstvec.options import check_output
@@ -413,6 +412,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
         def tokenize(window: list[str]) -> list[list[int]]:
             return self._tokenizer.tokenize([prefix + text for text in window] if prefix else window)
 
+        from itertools import islice  # one text does not need it
+
         window = list(islice(texts, _WINDOW))
         ids = tokenize(window) if window else None
         while ids is not None:
@@ -484,6 +485,8 @@ def _check_batch_size(batch_size: int) -> None:
 
 def _check_one_by_one(texts: Iterable[str]) -> Iterator[str]:
     """Return an iterator of the texts that checks each text as it is taken."""
+
+    from itertools import count
 
     def check(index: int, text: str) -> str:
         check_texts([text], index)

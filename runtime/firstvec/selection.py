@@ -161,6 +161,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
 
 
 def _not_taken(artifact: Artifact, manifest: Manifest, options: Options, takes: str) -> str | None:
+    is_unasked_int8 = takes == "best" and artifact.precision == "int8" and not options.enable_quantization
     if options.artifact is not None:
         if artifact.id != options.artifact:
             return f"artifact: only {options.artifact} is asked for"
@@ -168,9 +169,8 @@ def _not_taken(artifact: Artifact, manifest: Manifest, options: Options, takes: 
         return f"precision: {artifact.precision}, the strategy takes int8"
     elif takes == "full" and artifact.precision != "fp32":
         return f"precision: {artifact.precision}, the strategy takes full precision"
-    elif takes == "best" and artifact.precision == "int8" and not options.enable_quantization:
-        if "fp32" in _known_precisions(manifest):
-            return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
+    elif is_unasked_int8 and "fp32" in _known_precisions(manifest):
+        return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
     if options.min_quality is not None and artifact.quality.cosine_min < options.min_quality:
         return f"quality: cosine_min {artifact.quality.cosine_min:g} < min_quality {options.min_quality:g}"
     return None
@@ -178,6 +178,8 @@ def _not_taken(artifact: Artifact, manifest: Manifest, options: Options, takes: 
 
 def memory_shortage(model: Model, artifact: Artifact, profile: ResourceProfile, *, quick_start: bool) -> str | None:
     """Return why a session of ``artifact`` does not fit into the memory that can be used. None: it fits."""
+    if not ENGINES[artifact.engine].memory_mb:
+        return None
     needed, available = memory_needed_mb(model, artifact, profile, quick_start=quick_start), profile.available_memory_mb
     return f"memory: needs about {needed:.0f} MB, {available:.0f} MB can be used" if 0 < available < needed else None
 

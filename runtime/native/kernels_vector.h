@@ -266,6 +266,7 @@ INLINE void tile_int8(const int rows, const int panels, const struct quantized_r
         CASE(MOST, TILE, 3, __VA_ARGS__) CASE(MOST, TILE, 4, __VA_ARGS__)                 \
         CASE(MOST, TILE, 5, __VA_ARGS__) CASE(MOST, TILE, 6, __VA_ARGS__)                 \
         CASE(MOST, TILE, 7, __VA_ARGS__) CASE(MOST, TILE, 8, __VA_ARGS__)                 \
+        CASE(MOST, TILE, 9, __VA_ARGS__)                                                  \
     }
 
 static void multiply_fp32(const float *x, size_t rows, const struct matrix *m, enum activation activation,
@@ -300,14 +301,32 @@ static void multiply_int8(const struct quantized_rows *x, size_t rows, const str
 
 /* ---- attention ---- */
 
+/* keys (tokens x width, rows `stride` apart) → (width x padded), filled with 0 */
+static void transpose(const float *keys, size_t stride, size_t tokens, size_t width, size_t padded, float *out) {
+    for (size_t first = 0; first < tokens; first += W) {
+        const size_t count = tokens - first < W ? tokens - first : W;
+        for (size_t d = 0; d < width; d++) {
+            vf column = {0};
+            if (count == W) {
+                UNROLL for (int j = 0; j < W; j++) column[j] = keys[(first + j) * stride + d];
+            } else {
+                for (size_t j = 0; j < count; j++) column[j] = keys[(first + j) * stride + d];
+            }
+            store(out + d * padded + first, column);
+        }
+    }
+    for (size_t first = round_up(tokens, W); first < padded; first += W)
+        for (size_t d = 0; d < width; d++) store(out + d * padded + first, (vf){0});
+}
+
 /* scores[query][token] = query . key: fma over the head's width in its order */
-INLINE void score_tile(const float *queries, size_t width, const float *keys, size_t padded, size_t j,
+INLINE void score_tile(const float *const *queries, size_t width, const float *keys, size_t padded, size_t j,
                        float *scores) {
     vf sums[QUERIES];
     UNROLL for (int r = 0; r < QUERIES; r++) sums[r] = (vf){0};
     for (size_t d = 0; d < width; d++) {
         vf key = load(keys + d * padded + j);
-        UNROLL for (int r = 0; r < QUERIES; r++) sums[r] = fma_(splat(queries[r * width + d]), key, sums[r]);
+        UNROLL for (int r = 0; r < QUERIES; r++) sums[r] = fma_(splat(queries[r][d]), key, sums[r]);
     }
     UNROLL for (int r = 0; r < QUERIES; r++) store(scores + r * padded + j, sums[r]);
 }
@@ -327,9 +346,9 @@ INLINE float soften(float *scores, size_t tokens, size_t padded) {
     return 1.0f / sum_lanes(sums);
 }
 
-/* out[query][d] = sum over the tokens, in their order, of score x value, for 16 d */
+/* out[query][d] = factor x sum over the tokens, in their order, of score x value, for 16 d */
 INLINE void value_tile(const float *scores, size_t padded, const float *values, size_t stride, size_t tokens,
-                       float *out) {
+                       const float *factors, size_t queries, float *out, size_t out_stride) {
     vf sums[QUERIES][V];
     UNROLL for (int r = 0; r < QUERIES; r++) UNROLL for (int v = 0; v < V; v++) sums[r][v] = (vf){0};
     for (size_t j = 0; j < tokens; j++) {
@@ -340,44 +359,42 @@ INLINE void value_tile(const float *scores, size_t padded, const float *values, 
             UNROLL for (int v = 0; v < V; v++) sums[r][v] = fma_(score, value[v], sums[r][v]);
         }
     }
-    UNROLL for (int r = 0; r < QUERIES; r++) UNROLL for (int v = 0; v < V; v++) store(out + r * LANES + v * W, sums[r][v]);
+    UNROLL for (size_t r = 0; r < QUERIES; r++) {
+        if (r < queries)
+            UNROLL for (int v = 0; v < V; v++) store(out + r * out_stride + v * W, sums[r][v] * splat(factors[r]));
+    }
 }
 
 static void attend(const float *qkv, size_t tokens, size_t heads, size_t head_width, float *out, float *scratch) {
     const size_t hidden = heads * head_width, stride = 3 * hidden;
     const size_t padded = round_up(tokens, LANES), wide = round_up(head_width, LANES);
-    float *keys = scratch;                 /* (head_width x padded) */
-    float *values = keys + padded * wide;  /* (tokens x wide) */
+    float *keys = scratch;                  /* (head_width x padded) */
+    float *values = keys + padded * wide;   /* (tokens x wide), where vectors of 16 would reach into the next head */
     float *scores = values + padded * wide; /* (QUERIES x padded) */
-    float *block = scores + QUERIES * padded; /* (QUERIES x wide): queries, then results */
+    float *block = scores + QUERIES * padded; /* (QUERIES x wide), results of such heads */
     for (size_t head = 0; head < heads; head++) {
         const float *q = qkv + head * head_width, *k = q + hidden, *v = k + hidden;
-        for (size_t j = 0; j < tokens; j++)
-            for (size_t d = 0; d < head_width; d++) keys[d * padded + j] = k[j * stride + d];
-        for (size_t d = 0; d < head_width; d++)
-            for (size_t j = tokens; j < padded; j++) keys[d * padded + j] = 0;
         size_t value_stride = stride;
-        if (wide != head_width) { /* vectors of 16 would reach into the next head */
+        transpose(k, stride, tokens, head_width, padded, keys);
+        if (wide != head_width) {
             for (size_t j = 0; j < tokens; j++)
                 for (size_t d = 0; d < wide; d++) values[j * wide + d] = d < head_width ? v[j * stride + d] : 0;
             v = values;
             value_stride = wide;
         }
         for (size_t first = 0; first < tokens; first += QUERIES) {
-            size_t queries = tokens - first < QUERIES ? tokens - first : QUERIES;
-            float factors[QUERIES];
-            for (size_t r = 0; r < QUERIES; r++) /* the last query stands in for those that are not there */
-                memcpy(block + r * head_width, q + (r < queries ? first + r : tokens - 1) * stride, head_width * sizeof *q);
-            for (size_t j = 0; j < padded; j += W) score_tile(block, head_width, keys, padded, j, scores);
+            const size_t queries = tokens - first < QUERIES ? tokens - first : QUERIES;
+            const float *rows[QUERIES];
+            float factors[QUERIES] = {0}, *result = out + first * hidden + head * head_width;
+            /* the last query stands in for those that are not there */
+            for (size_t r = 0; r < QUERIES; r++) rows[r] = q + (r < queries ? first + r : tokens - 1) * stride;
+            for (size_t j = 0; j < padded; j += W) score_tile(rows, head_width, keys, padded, j, scores);
             for (size_t r = 0; r < queries; r++) factors[r] = soften(scores + r * padded, tokens, padded);
-            for (size_t d = 0; d < wide; d += LANES) {
-                float tile[QUERIES * LANES];
-                value_tile(scores, padded, v + d, value_stride, tokens, tile);
-                size_t width = head_width - d < LANES ? head_width - d : LANES;
-                for (size_t r = 0; r < queries; r++)
-                    for (size_t i = 0; i < width; i++)
-                        out[(first + r) * hidden + head * head_width + d + i] = tile[r * LANES + i] * factors[r];
-            }
+            for (size_t d = 0; d < wide; d += LANES)
+                value_tile(scores, padded, v + d, value_stride, tokens, factors, queries,
+                           wide == head_width ? result + d : block + d, wide == head_width ? hidden : wide);
+            if (wide != head_width)
+                for (size_t r = 0; r < queries; r++) memcpy(result + r * hidden, block + r * wide, head_width * sizeof *out);
         }
     }
 }

@@ -43,6 +43,8 @@ bits) .99882 .9946, 72 .99902 .9952, 80 .99908 .9957, 84 .99908 .9965, 96 .99879
 """
 _DAMPING = 0.01
 """This share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3)."""
+_BATCH = 16
+"""Calibration texts that the model encodes together. This is for speed only."""
 _ROWS = 1024
 """Inputs whose products are added up together. This is for speed only."""
 _BLOCK = 128
@@ -78,8 +80,13 @@ class Quantizer:
                 source = modules[f"encoder.layer.{layer}.{_INPUT_OF.get(product, product)}"]
                 handles.append(source.register_forward_pre_hook(self._make_hook(name)))
         with torch.no_grad():
-            for text in texts:
-                inputs = model.tokenizer(text, truncation=True, max_length=model.max_seq_length, return_tensors="pt")
+            by_length = sorted(texts, key=len)
+            for start in range(0, len(texts), _BATCH):
+                batch = by_length[start : start + _BATCH]
+                inputs = model.tokenizer(
+                    batch, padding=True, truncation=True, max_length=model.max_seq_length, return_tensors="pt"
+                )
+                self._is_token = inputs["attention_mask"].bool()
                 encoder(**inputs)
         for handle in handles:
             handle.remove()
@@ -90,7 +97,7 @@ class Quantizer:
         rows = self._rows[name] = []
 
         def record(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            rows.append(arguments[0][0].numpy())  # (T, depth)
+            rows.append(arguments[0][self._is_token].numpy())  # (T, depth)
             if sum(map(len, rows)) > _ROWS:
                 self._add_up(name)
 

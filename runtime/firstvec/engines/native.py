@@ -31,12 +31,13 @@ class NativeSession(Session):
         weights = _native.Weights(file.descriptor, file.size, native.instruction_set())
         super().__init__(f"native {version()} ({weights.isa})", options)
         self._weights = weights
-        self._threads = options.threads
+        self._options = options
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim), in memory of its own."""
         weights = self._weights
-        return memoryview(weights.run(rows, self._threads)).cast("f", (len(rows), weights.embedding_dim))
+        threads = self._options.threads if len(rows) > 1 else 1
+        return memoryview(weights.run(rows, threads)).cast("f", (len(rows), weights.embedding_dim))
 
 
 open_session = NativeSession

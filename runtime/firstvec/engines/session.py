@@ -6,7 +6,7 @@ import sys
 
 from firstvec.engines.table import ENGINES, version_fits
 from firstvec.errors import IncompatibleArtifact, excerpt
-from firstvec.record import Record
+from firstvec.record import Late, Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
         def describe_use(self) -> str: ...  # only where ``is_required``: how the library is used here, for people
 
 
+def _usable_cores() -> int:
+    from firstvec.machine.limits import usable_cores  # one text of firstvec's own engine does not need it
+
+    return usable_cores()
+
+
 class SessionOptions(Record):
     """How to open an artifact."""
 
@@ -34,7 +40,7 @@ class SessionOptions(Record):
     weights: Any  # what the engine's ``weights_reader`` found in the files
     device: str
     provider: str  # execution provider, for onnxruntime
-    threads: int  # cores to use, at least 1
+    threads: int = Late(lambda _: _usable_cores())  # type: ignore[assignment] # cores to use, at least 1
     pad_token_id: int
     embedding_dim: int
     quick_start: bool  # True starts fastest. False spends load time on what makes runs faster (weight prepacking).

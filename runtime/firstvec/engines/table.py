@@ -32,7 +32,7 @@ class Engine(Record):
     kernels: tuple[str, ...] = ()  # instruction sets of firstvec's own engine, see `firstvec.machine.native`
     has_two_kinds: bool = False  # whether a session that takes longer to open then runs faster than a quick-start one
     same_bits: bool = False  # whether every machine computes the same bits, which the self-test then compares
-    memory_mb: float  # for the library and for small runs, in 2^20 bytes
+    memory_mb: float  # for the library and for small runs, in 2^20 bytes. 0: nobody has to look at the memory first
     memory_when_loaded_mb: float  # the same in a process that has imported the package already
     maps_weights: bool  # whether a quick-start session uses the weights where the file is mapped, and copies none
     is_required: bool  # firstvec's own dependencies include it
@@ -63,8 +63,9 @@ ENGINES = {
         rank=3,
         kernels=("avx512_vnni", "avx_vnni", "avx2", "neon_dot"),
         same_bits=True,
-        memory_mb=20,
-        memory_when_loaded_mb=20,
+        # It maps its file, and raises MemoryError where memory is short.
+        memory_mb=0,
+        memory_when_loaded_mb=0,
         maps_weights=True,
         is_required=False,
         install="firstvec",

@@ -11,12 +11,10 @@ import errno
 import os
 import sys
 import time
-from itertools import chain
 
 from firstvec.engines.table import ENGINES
 from firstvec.errors import ArtifactError, FirstvecError, IntegrityError, LoadError, LoadTimeout, NoCompatibleArtifact
 from firstvec.loading.trace import Trace
-from firstvec.machine.limits import address_space_left
 from firstvec.process.threads import (
     Event,
     ProcessExiting,
@@ -177,20 +175,20 @@ class Load:
         trace, strategy, watch, output = self.trace, self._strategy, self._watch, self._options.output
         # Where addresses are limited, numpy and the engine do not start early, because they would end the process if
         # the addresses do not suffice. The choice of the artifact looks at the memory first.
-        if output == "numpy" and address_space_left() is None:
+        if output == "numpy" and _may_start_early():
             from firstvec.vectors import import_numpy_ahead
 
             import_numpy_ahead(trace)  # The first vector that has to be an array waits for it.
         manifest, best, others = self._chosen or self._choose()
         self._chosen = None
         device = self._device_of(best)
-        if ENGINES[best.engine].starts_early and device == "cpu" and address_space_left() is None:
+        if ENGINES[best.engine].starts_early and device == "cpu" and _may_start_early():
             preparing = Task(lambda: self._prepare(manifest, best))
             self._start_early(best.engine)
             tokenizer, first = preparing.result()
         else:
             tokenizer, first = self._prepare(manifest, best)
-        verified, opened = self._open_candidate(manifest, chain((best,), others), first)
+        verified, opened = self._open_candidate(manifest, best, others, first)
         from firstvec.loading.opening import open_artifact
         from firstvec.loading.session_in_use import SessionInUse
         from firstvec.provider import EmbeddingProvider
@@ -270,13 +268,14 @@ class Load:
         return self._tokenizer, first
 
     def _open_candidate(
-        self, manifest: Manifest, candidates: Iterator[Artifact], first: VerifiedArtifact | None
+        self, manifest: Manifest, best: Artifact, others: Iterator[Artifact], first: VerifiedArtifact | None
     ) -> tuple[VerifiedArtifact, OpenArtifact]:
         """Open the first candidate that works. Raise the error of the only one, or NoCompatibleArtifact."""
         from firstvec.loading.opening import open_artifact, verify_artifact
 
         errors: list[ArtifactError] = []
-        for artifact in candidates:
+        artifact: Artifact | None = best
+        while artifact is not None:
             try:
                 if first is not None and first.artifact is artifact:
                     verified = first
@@ -286,6 +285,7 @@ class Load:
             except ArtifactError as error:
                 errors.append(error)
                 self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
+                artifact = next(others, None)
                 continue
             if errors:
                 import logging
@@ -318,6 +318,12 @@ class Load:
 
         tell(self, self._watch)
         self._watch = None
+
+
+def _may_start_early() -> bool:
+    from firstvec.machine.limits import address_space_left
+
+    return address_space_left() is None
 
 
 def _as_firstvec_error(error: BaseException, model_name: str) -> FirstvecError:

@@ -11,7 +11,6 @@ from firstvec.engines.table import ENGINES
 from firstvec.errors import IncompatibleArtifact
 from firstvec.loading.self_test import pass_self_test, self_test_key
 from firstvec.loading.trace import Trace
-from firstvec.machine.limits import usable_cores
 from firstvec.process.threads import engine_gate
 from firstvec.record import Record
 
@@ -92,7 +91,6 @@ def open_artifact(
         weights=verified.weights.pop() if verified.weights else _read_weights(artifact, verified.files),
         device=verified.device,
         provider=row.provider,
-        threads=usable_cores(),
         pad_token_id=manifest.model.pad_token_id,
         embedding_dim=manifest.model.embedding_dim,
         quick_start=quick_start and row.has_two_kinds,

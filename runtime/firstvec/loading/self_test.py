@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 
 from firstvec.bundle.integrity import read_verified
-from firstvec.bundle.json_reader import parse_object
 from firstvec.engines.session import run_session
 from firstvec.engines.table import ENGINES
 from firstvec.errors import ManifestError, SelfTestError
-from firstvec.machine import cache, processor
+from firstvec.machine import cache, native
 from firstvec.record import Record
 
 TYPE_CHECKING = False
@@ -65,7 +64,16 @@ def self_test_key(manifest: Manifest, artifact: Artifact, device: str) -> str:
     files = (*artifact.files, manifest.self_test) if manifest.self_test is not None else artifact.files
     # A sum stands for all files, because hashing their digests would take an import of 3 ms.
     number = sum(int(file.sha256, 16) for file in files) % (1 << 256)
-    return f"{number:064x}-{processor.identity()}-{artifact.engine}-{device}"
+    # Where every processor computes the same bits, the instruction set stands for the processor.
+    same_bits = artifact.engine in ENGINES and ENGINES[artifact.engine].same_bits
+    where = native.instruction_set() if same_bits else _identity_of_processor()
+    return f"{number:064x}-{where}-{artifact.engine}-{device}"
+
+
+def _identity_of_processor() -> str:
+    from firstvec.machine import processor
+
+    return processor.identity()
 
 
 def _marker_path(*parts: str) -> str:
@@ -74,6 +82,8 @@ def _marker_path(*parts: str) -> str:
 
 def read_golden(manifest: Manifest, artifact: Artifact) -> Golden:
     """Read from the bundle's self-test what ``artifact`` must compute. Raise IntegrityError or ManifestError."""
+    from firstvec.bundle.json_reader import parse_object  # a self-test that is remembered does not need it
+
     assert manifest.self_test is not None
     path = os.path.join(manifest.root, manifest.self_test.path)
     top = parse_object(read_verified(manifest.root, manifest.self_test, artifact.id), path)

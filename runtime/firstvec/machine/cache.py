@@ -65,7 +65,7 @@ def cache_problem() -> str | None:
         existing = os.path.dirname(existing)
     if not (os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)):
         return f"{existing} cannot be written, so {hint}"
-    for believed in (f"{folder}/{kind}" for kind in ("metadata", "self-tested", "verified")):
+    for believed in (f"{folder}/{kind}" for kind in ("manifests", "metadata", "self-tested", "verified")):
         if os.path.isdir(believed) and not _is_private(believed):
             return f"{believed} can be written by others, so what it holds is not believed, and {hint}"
     return None
@@ -132,10 +132,13 @@ def _checksum(data: bytes) -> bytes:
     return (int.from_bytes(data + b"\1", "little") % ((1 << 30) - 35)).to_bytes(4, "little")
 
 
+_MOST_OF_NOTE = 1 << 16
+
+
 def read_note(path: str) -> bytes | None:
-    """Return a note of at most 8 KiB. None: it is missing or damaged, or another user could have written it."""
+    """Return a note of at most 64 KiB. None: it is missing or damaged, or another user could have written it."""
     try:
-        data = read_bytes(path, 1 << 13) if _is_private(os.path.dirname(path)) else b""
+        data = read_bytes(path, _MOST_OF_NOTE) if _is_private(os.path.dirname(path)) else b""
     except OSError:
         return None
     return data[4:] if data[:4] == _checksum(data[4:]) else None
@@ -144,6 +147,8 @@ def read_note(path: str) -> bytes | None:
 def write_note(path: str, data: bytes) -> None:
     """Write a note, whole or not at all, if this user may."""
     data = _checksum(data) + data
+    if len(data) > _MOST_OF_NOTE:
+        return
     unfinished = f"{path}.{os.getpid()}"
     try:
         make_folder(os.path.dirname(path))

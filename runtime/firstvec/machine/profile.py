@@ -6,8 +6,7 @@ import os
 import sys
 
 from firstvec.engines.table import ENGINES
-from firstvec.machine import native, processor
-from firstvec.machine.limits import available_memory, usable_cores
+from firstvec.machine import native
 from firstvec.machine.system_files import read_text
 from firstvec.record import Late, Record
 
@@ -16,20 +15,35 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# A load of firstvec's own engine needs neither of the two, and imports neither.
+
+
+def _limits() -> Any:
+    from firstvec.machine import limits
+
+    return limits
+
+
+def _processor() -> Any:
+    from firstvec.machine import processor
+
+    return processor
+
+
 class ResourceProfile(Record):
     """A machine and a process. Cores, memory, storage and engines are looked up when they are first read."""
 
     machine: str
     """Processor family as ``platform.machine()`` spells it, for example ``x86_64`` or ``arm64``."""
-    cpu_count: int = Late(lambda _: usable_cores())  # type: ignore[assignment]
+    cpu_count: int = Late(lambda _: _limits().usable_cores())  # type: ignore[assignment]
     """See `firstvec.machine.limits.usable_cores`."""
-    isa: tuple[str, ...] = Late(lambda _: processor.instruction_sets())  # type: ignore[assignment]
+    isa: tuple[str, ...] = Late(lambda _: _processor().instruction_sets())  # type: ignore[assignment]
     """The instruction sets of `firstvec.engines.table.INSTRUCTION_SETS` that the processor has."""
     has_cuda: bool
     """Whether an NVIDIA driver and a device are there, and CUDA_VISIBLE_DEVICES does not hide them."""
     has_mps: bool
     """Whether this is an Apple-silicon Mac."""
-    available_memory_mb: float = Late(lambda _: round(available_memory() / (1 << 20), 1))  # type: ignore[assignment]
+    available_memory_mb: float = Late(lambda _: round(_limits().available_memory() / (1 << 20), 1))  # type: ignore[assignment]
     """Memory that can still be used, in 2^20 bytes. The control groups and the limit of addresses count."""
     is_ssd: bool | None = Late(lambda _: is_ssd(os.curdir))  # type: ignore[assignment]
     """Of the current folder's storage: see `is_ssd`."""
@@ -47,7 +61,7 @@ class ResourceProfile(Record):
     @classmethod
     def detect(cls) -> ResourceProfile:
         """Return the profile of this machine and process. Imports no engine, writes nothing, never raises."""
-        machine = processor.machine()
+        machine = os.uname().machine
         devices = {"cuda": _has_cuda(), "mps": sys.platform == "darwin" and machine == "arm64"}
         return cls(
             machine=machine,
