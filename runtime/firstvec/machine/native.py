@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from firstvec.errors import InputError
+from firstvec.machine.system_files import read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def version() -> str | None:
     """Return the engine's version, which counts the changes of the vectors' bits. None: it is not installed."""
     native = module()
     return native.VERSION if native is not None else None
+
+
+def why_missing() -> str:
+    """Return what the install wrote about a module that it could not compile, for people. Empty: it wrote nothing."""
+    return read_text(os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native.txt")).strip()
 
 
 def instruction_set() -> str | None:

@@ -1,0 +1,73 @@
+/* libFuzzer's driver of tables files and texts. An input is a header, a byte with the text's length, the text, and some
+ * bytes, which are repeated as often as the header's sizes need them. The table of pages repeats the last 16 bytes. */
+#define _GNU_SOURCE
+#include "fuzzing.h"
+#include "wordpiece.h"
+
+enum { ROOM = 32, PAGES = 2 * CODE_POINTS / PAGE };
+
+/* Make valid UTF-8 of any bytes, as Python gives it: a byte that does not fit becomes a letter. */
+static void make_valid(uint8_t *text, size_t size) {
+    for (size_t i = 0, length; i < size; i += length) {
+        const uint8_t c = text[i];
+        length = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
+        if (length > size - i) length = 0;
+        for (size_t j = 1; j < length; j++)
+            if ((text[i + j] & 0xc0) != 0x80) length = 0;
+        if (length == 3 && ((c == 0xe0 && text[i + 1] < 0xa0) || (c == 0xed && text[i + 1] > 0x9f))) length = 0;
+        if (length == 4 && ((c == 0xf0 && text[i + 1] < 0x90) || (c == 0xf4 && text[i + 1] > 0x8f))) length = 0;
+        if (length == 0) {
+            text[i] = 'a' + c % 26;
+            length = 1;
+        }
+    }
+}
+
+static size_t open_and_run(const uint8_t *bytes, size_t size, const uint8_t *text, size_t text_bytes) {
+    char problem[160] = "";
+    uint8_t *copy = copy_of(bytes, size), *valid = copy_of(text, text_bytes);
+    make_valid(valid, text_bytes);
+    struct tables *tables = open_tables(copy, size, problem, sizeof problem);
+    for (size_t room = 1; tables && room <= ROOM; room *= 2) {
+        if (room < tables->header->prefixes + (size_t)tables->header->suffixes) continue;
+        uint32_t *ids = malloc(room * sizeof *ids);
+        if (!ids) abort();
+        const int count = tokenize(tables, valid, text_bytes, ids, room);
+        if (count < -1 || count > (int)room) abort();
+        free(ids);
+    }
+    free(tables);
+    free(copy);
+    free(valid);
+    return tables ? 0 : size_needed(problem);
+}
+
+/* Return where an array begins that follows others. */
+static size_t behind(size_t at, size_t bytes) { return (at + bytes + 63) / 64 * 64; }
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    static uint8_t file[LARGEST_FILE];
+    if (size <= HEADER + 1) {
+        open_and_run(bytes, size, bytes, size);
+        return 0;
+    }
+    const size_t text_bytes = bytes[HEADER] < size - HEADER - 1 ? bytes[HEADER] : size - HEADER - 1;
+    const uint8_t *text = bytes + HEADER + 1, *rest = text + text_bytes;
+    const size_t length = (size_t)(bytes + size - rest);
+    open_and_run(bytes, size, text, text_bytes);
+    if (!length || length > 4096) return 0;
+    memcpy(file, bytes, HEADER);
+    set_right(file, TABLES_MAGIC, HEADER);
+    const size_t needed = open_and_run(file, HEADER, text, text_bytes);
+    if (needed <= HEADER) return 0;
+    const struct tables_header *h = (const struct tables_header *)bytes;
+    size_t pages = behind(HEADER, 4 * (size_t)h->slots);
+    pages = behind(pages, 4 * (size_t)h->vocabulary);
+    pages = behind(behind(pages, h->string_bytes), h->added_bytes);
+    const uint8_t *last = length < 16 ? rest : rest + length - 16;
+    for (size_t i = HEADER, from = 0; i < needed; i++)
+        file[i] = i >= pages && i < pages + PAGES ? last[(i - pages) % 16 % length] : rest[from++ % length];
+    set_right(file, TABLES_MAGIC, needed);
+    if (open_and_run(file, needed, text, text_bytes)) abort(); /* the needed size was not the right one */
+    return 0;
+}
