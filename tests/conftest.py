@@ -133,6 +133,18 @@ def tiny_bundle(tiny_built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_onnx(tiny_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the tiny model's bundle without the artifacts of the native engine: a model that stays on onnxruntime."""
+    root = Path(shutil.copytree(tiny_built, tmp_path_factory.mktemp("onnx") / "tiny-bert"))
+
+    def drop_native(document: dict[str, Any]) -> None:
+        document["artifacts"] = [each for each in document["artifacts"] if each["engine"] != "native"]
+
+    edit_manifest(root, drop_native)
+    return root
+
+
+@pytest.fixture(scope="session")
 def smallest_built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the smallest bundle that there can be, with ONNX fp32 only. Do not change it."""
     from firstvec_build.pipeline import build
