@@ -10,7 +10,7 @@
 
 /* Rows that pass through all layers together. Their activations stay in a core's second cache. */
 enum { BLOCK_ROWS = 128, ROWS_PER_THREAD = 64 };
-static const int64_t ASK_EVERY_NS = 50 * 1000 * 1000;
+static const int64_t ASK_EVERY_NS = 20 * 1000 * 1000;
 
 /* ---- one block of texts: rows (tokens) x numbers ---- */
 

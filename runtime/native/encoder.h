@@ -13,7 +13,7 @@ struct texts {
 enum outcome { ENCODED, OUT_OF_MEMORY, STOPPED };
 
 /* Compute the vectors, (count x hidden). Texts need no padding, and a vector depends on its text only.
- * `should_stop` is asked in the caller's thread, about every 50 ms. If it answers 1, the rest is left out. */
+ * `should_stop` is asked in the caller's thread, about every 20 ms. If it answers 1, the rest is left out. */
 enum outcome encode(const struct model *model, const struct kernels *kernels, const struct texts *texts,
                     size_t threads, int (*should_stop)(void *), void *argument, float *out);
 
