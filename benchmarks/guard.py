@@ -185,27 +185,27 @@ def _expected_of_int8(seconds: Seconds) -> float:
 
 
 GUARDS = (
-    Guard("import firstvec", "a bare interpreter", 1.35, CALLS),
-    Guard("import and construct a loader", "a bare interpreter", 2.3, CALLS),
-    Guard("first vector, QUANTIZED, buffer", "fixed imports", 3.0, COLD),
+    Guard("import firstvec", "a bare interpreter", 1.2, CALLS),
+    Guard("import and construct a loader", "a bare interpreter", 2.1, CALLS),
+    Guard("first vector, QUANTIZED, buffer", "fixed imports", 0.75, COLD),
     Guard("first vector, CACHED, buffer", "first vector, QUANTIZED, buffer", 1.7, COLD),
-    Guard("first vector, PROGRESSIVE, numpy", "import numpy", 3.5, COLD),
-    Guard("firstvec encode", "first vector, QUANTIZED, list", 1.5, COLD),
+    Guard("first vector, PROGRESSIVE, numpy", "import numpy", 2.0, COLD),
+    Guard("firstvec encode", "first vector, QUANTIZED, list", 2.3, COLD),
     Guard("OptimizedEmbeddingLoader()", "fixed work", 8.0, CALLS),
     Guard("get_metadata()", "a method call", 2.2, CALLS),
     Guard("get_embedding_dim_fast()", "a method call", 2.5, CALLS),
     Guard("is_loaded()", "a method call", 9.0, CALLS),
-    Guard("ResourceProfile.detect()", "fixed work", 5.0, CALLS),
+    Guard("ResourceProfile.detect()", "fixed work", 3.3, CALLS),
     Guard("ModelMetadata.from_cache()", "fixed work", 14.0, CALLS),
-    Guard("encode 64 texts, fp32", "multiply fp32", 5.0, WARM),
+    Guard("encode 64 texts, fp32", "multiply fp32", 2.7, WARM),
     Guard(
-        *("encode 64 texts, INT8", "the time that the engine's multiplications predict", 1.3, WARM),
+        *("encode 64 texts, INT8", "the time that the engine's multiplications predict", 0.95, WARM),
         reference=_expected_of_int8,
         needs=("encode 64 texts, fp32", "multiply fp32", "multiply INT8"),
     ),
-    Guard("encode 64 texts, onnxruntime", "multiply fp32", 5.0, WARM),
+    Guard("encode 64 texts, onnxruntime", "multiply fp32", 3.8, WARM),
     Guard("encode 64 texts, quick-start", "encode 64 texts, onnxruntime", 2.2, WARM),
-    Guard("encode one text, ten times", "encode 64 texts, fp32", 0.65, WARM),
+    Guard("encode one text, ten times", "encode 64 texts, fp32", 0.42, WARM),
 )
 
 

@@ -1,7 +1,8 @@
 """Compare PROGRESSIVE after its hand-over with BACKGROUND, in speed and memory.
 
-BACKGROUND has a throughput session from the start. Both providers live in one process, and take turns on the same
-texts. A ratio compares two times of the same round. Memory is measured in fresh processes, on Linux.
+Both run the ONNX artifact in onnxruntime, the engine that has two kinds of session. BACKGROUND has a throughput session
+from the start. Both providers live in one process, and take turns on the same texts. A ratio compares two times of the
+same round. Memory is measured in fresh processes, on Linux.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MEMORY = """
 import sys, time
 from firstvec import OptimizedEmbeddingLoader
 from firstvec_build.quality import evaluation_sentences
-loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], device="cpu")
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], device="cpu", artifact="onnx-fp32")
 loader.start_loading()
 provider = loader.get_provider()
 provider.embed_query("a text")
@@ -64,8 +65,8 @@ def main() -> None:
 
 
 def load(bundle: Path, strategy: str) -> EmbeddingProvider:
-    """Load the bundle by a strategy and return the provider."""
-    loader = OptimizedEmbeddingLoader(str(bundle.resolve()), strategy, device="cpu")
+    """Load the ONNX artifact of the bundle by a strategy and return the provider."""
+    loader = OptimizedEmbeddingLoader(str(bundle.resolve()), strategy, device="cpu", artifact="onnx-fp32")
     loader.start_loading()
     return loader.get_provider()
 

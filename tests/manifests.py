@@ -11,7 +11,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
     """Return a valid manifest of three artifacts, with every key that the format knows."""
     return {
         "format": "firstvec-bundle",
-        "format_version": "1.0",
+        "format_version": "1.1",
         "model": {
             "name": name,
             "revision": revision,
@@ -29,6 +29,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
         "tokenizer": file("tokenizer.json"),
         "wordpiece": {
             "vocabulary": file("vocab.txt"),
+            "tables": file("native/wordpiece.fvt"),
             "lowercase": True,
             "strip_accents": False,
             "unk_id": 100,
@@ -42,6 +43,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
             artifact("onnx-fp32", "onnx", "fp32", "onnxruntime", None, "onnx/model.onnx", "onnx/model.onnx_data"),
             artifact("onnx-int8-avx2", "onnx", "int8", "onnxruntime", "avx2", "onnx/int8.onnx", "onnx/int8.onnx_data"),
         ],
+        "left_out": {"native-fp32": "its activation is not known"},
         "self_test": file("self_test.json"),
         "support_files": [file("config.json"), file("1_Pooling/config.json")],
         "built_with": {"firstvec": "0.1.0", "torch": "2.13.0+cpu"},
@@ -86,7 +88,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
 UNKNOWN_PARTS = {"format": "openvino", "engine": "tensorrt", "device": "npu", "isa": "amx", "precision": "int4"}
 """Part of an artifact → a value that this firstvec does not know."""
 
-FREE = ("prompts", "built_with", "thresholds")
+FREE = ("prompts", "built_with", "thresholds", "left_out")
 """Keys of the objects whose own keys are free."""
 
 

@@ -72,17 +72,18 @@ def select(manifest: Manifest, profile: ResourceProfile, options: Options | None
         device=device_of(taken[0], profile, options),
         candidates=taken,
         rejected=tuple(rejected),
-        reason=_why(taken[0], manifest, profile, options),
+        reason=_why(taken, manifest, profile, options),
     )
 
 
 def candidates(manifest: Manifest, profile: ResourceProfile, options: Options) -> Iterator[Artifact]:
     """Yield the artifacts that can be taken, best first. An artifact is judged when it is asked for."""
     takes, target = STRATEGIES[options.strategy].takes, _target(profile, options).partition(":")[0]
-    known = [artifact for artifact in manifest.artifacts if artifact.engine in ENGINES]
+    known = [artifact for artifact in manifest.artifacts if unknown_part(artifact) is None]
     known.sort(key=lambda artifact: _rank(artifact, profile, takes, target), reverse=True)
     for artifact in known:
-        if why_not(artifact, manifest, profile, options) is None:
+        # The options first, because the machine is looked at only when it decides.
+        if not (_not_taken(artifact, manifest, options, takes) or why_not(artifact, manifest, profile, options)):
             yield artifact
 
 
@@ -97,9 +98,8 @@ def why_not(artifact: Artifact, manifest: Manifest, profile: ResourceProfile, op
     strategy = STRATEGIES[options.strategy]
     required_device = options.device and options.device.partition(":")[0]
     return (
-        unknown_part(artifact)
+        cannot_run(artifact, profile, required_device)
         or _not_taken(artifact, manifest, options, strategy.takes)
-        or cannot_run(artifact, profile, required_device)
         or memory_shortage(manifest.model, artifact, profile, quick_start=strategy.quick_start)
     )
 
@@ -215,8 +215,8 @@ def _rank(artifact: Artifact, profile: ResourceProfile, takes: str, target: str)
     )
 
 
-def _why(artifact: Artifact, manifest: Manifest, profile: ResourceProfile, options: Options) -> str:
-    target = _target(profile, options).partition(":")[0]
+def _why(taken: tuple[Artifact, ...], manifest: Manifest, profile: ResourceProfile, options: Options) -> str:
+    artifact, target = taken[0], _target(profile, options).partition(":")[0]
     if target != "cpu" and target in usable_devices(artifact):
         return f"runs on {target}"
     kernels = ENGINES[artifact.engine].kernels
@@ -225,8 +225,9 @@ def _why(artifact: Artifact, manifest: Manifest, profile: ResourceProfile, optio
         return f"INT8 for this CPU ({artifact.isa or (kernels and profile.native_isa) or 'any ISA'}){only}"
     if artifact.engine in profile.loaded_engines and ENGINES[artifact.engine].is_preferred_when_loaded:
         return f"{artifact.engine} is loaded already"
-    if ENGINES[artifact.engine].rank < max(engine.rank for engine in ENGINES.values()):
-        return "the only full-precision form that runs here"
+    fp32 = [other for other in manifest.artifacts if other.precision == "fp32" and unknown_part(other) is None]
+    if len(fp32) > 1 and not any(other in fp32 for other in taken[1:]):
+        return "the only full-precision form that runs here" if options.artifact is None else "it is asked for"
     return "full precision, starts fastest on a CPU"
 
 

@@ -103,9 +103,12 @@ def test_64_threads_get_one_session(tiny_built: Path, opened: list[str], crowd: 
 
 def test_64_threads_get_one_error_and_may_try_again(tiny_bundle: Path, crowd: Crowd, campaign: Campaign) -> None:
     loads = campaign.size(8, 100)
-    whole = {
-        path: path.read_bytes() for path in (*tiny_bundle.glob("onnx/*.onnx"), tiny_bundle / "torchscript/model.pt")
-    }
+    models = (
+        *tiny_bundle.glob("onnx/*.onnx"),
+        tiny_bundle / "torchscript/model.pt",
+        *tiny_bundle.glob("native/m*.fvw"),
+    )
+    whole = {path: path.read_bytes() for path in models}
     expected = {}
     for strategy in STARTED:
         loader = OptimizedEmbeddingLoader(str(tiny_bundle), strategy, device="cpu")

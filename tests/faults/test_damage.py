@@ -309,8 +309,8 @@ def test_a_load_of_a_damaged_bundle_gives_no_vector_of_a_damaged_file(
             fallbacks += taken != best
             untouched += taken == best
         shutil.rmtree(root)
-    assert refusals
-    assert fallbacks or strategy == "quantized"
+    assert refusals or not campaign.full
+    assert fallbacks
     campaign.record(
         f"whole loads of a damaged bundle, {strategy}",
         loads=len(cases),

@@ -28,6 +28,8 @@ def load(root: Path, strategy: str = "lazy") -> EmbeddingProvider:
 
 @pytest.mark.parametrize("wanted", [("99", "100"), ("0.1", "0.2")], ids=["newer", "older"])
 def test_an_artifact_for_another_engine_version_is_passed_over(wanted: tuple[str, str], tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, _with_versions(native=wanted))
+    assert load(tiny_bundle).artifact.id == "onnx-fp32"
     edit_manifest(tiny_bundle, _with_versions(onnxruntime=wanted))
     assert load(tiny_bundle).artifact.id == "torchscript-fp32"
     with pytest.raises(NoCompatibleArtifact, match=f"needs >={wanted[0]},<{wanted[1]}, .* is installed"):
@@ -41,7 +43,7 @@ def test_a_wrong_version_in_an_engines_metadata_is_found_at_its_import(
     tiny_bundle: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
     (tmp_path / "wrong" / "onnxruntime-99.0.dist-info").mkdir(parents=True)
-    edit_manifest(tiny_bundle, _with_versions(onnxruntime=("99", "100")))
+    edit_manifest(tiny_bundle, _with_versions(onnxruntime=("99", "100"), native=("99", "100")))
     code = """
 import sys
 from firstvec import IncompatibleArtifact, NoCompatibleArtifact, OptimizedEmbeddingLoader, ResourceProfile

@@ -746,7 +746,7 @@ def test_a_bundle_replaced_before_a_file_is_opened_gives_one_bundles_vectors_or_
     while len(opened) >= point:
         point += 1
         load(point)
-    assert {MANIFEST_NAME, "tokenizer.json", "vocab.txt", "model.onnx", "model.onnx_data"} <= {
+    assert {MANIFEST_NAME, "tokenizer.json", "wordpiece.fvt", "model.onnx", "model.onnx_data"} <= {
         path.rpartition("/")[2] for path in opened
     }
     assert served.outcomes.keys() == {"previous", "new", "IntegrityError"}, served.outcomes

@@ -177,6 +177,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
     ids = st.lists(st.integers(0, 1 << 31), max_size=3)
     wordpiece = {
         "vocabulary": a_file(),
+        "tables": a_file() if draw(st.booleans()) else None,
         "lowercase": draw(st.booleans()),
         "strip_accents": draw(st.booleans()),
         "unk_id": draw(st.integers(0, 1 << 31)),
@@ -202,6 +203,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
         "tokenizer": a_file(),
         "wordpiece": draw(st.sampled_from([wordpiece, None])),
         "artifacts": [an_artifact(index) for index in range(draw(st.integers(1, 4)))],
+        "left_out": draw(st.sampled_from([{"native-fp32": "a reason"}, None])),
         "self_test": a_file() if draw(st.booleans()) else None,
         "support_files": [a_file() for _ in range(draw(st.integers(0, 3)))],
         "built_with": draw(st.dictionaries(NAMES, NAMES, max_size=3)),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.build.conftest import INT8_HERE
 from tests.faults.conftest import Campaign
 
 MIB = 1 << 20
@@ -26,7 +27,10 @@ root, strategy, output = sys.argv[1:4]
 if len(sys.argv) == 5:
     resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[4]),) * 2)
 from firstvec import FirstvecError, OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader(root, strategy, output=output)
+artifact = None if os.environ.get("ENGINE") == "native" else "onnx-fp32"
+if artifact and strategy == "quantized":
+    artifact = os.environ["ONNX_INT8"]
+loader = OptimizedEmbeddingLoader(root, strategy, output=output, artifact=artifact)
 try:
     loader.start_loading()
     provider = loader.get_provider()
@@ -40,10 +44,13 @@ except FirstvecError as error:
 """
 
 
-def outcome(root: Path, strategy: str, *arguments: object, before: str = "") -> str:
+def outcome(root: Path, strategy: str, *arguments: object, before: str = "", engine: str = "onnxruntime") -> str:
     """Return what a fresh process prints: the artifact of its vectors, or a typed error. Its exit code must be 0."""
     command = [sys.executable, "-c", before + PROGRAM, root, strategy, *arguments]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600, check=False)
+    environment = os.environ | {"ENGINE": engine, "ONNX_INT8": INT8_HERE}
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=600, check=False, env=environment
+    )
     assert done.returncode == 0, f"{arguments}: exit code {done.returncode}: {done.stderr[-300:]}"
     return done.stdout.strip()
 
@@ -60,6 +67,23 @@ def test_little_address_space_gives_a_vector_or_a_typed_error(bundle: Path, camp
     assert outcomes[-1] == "onnx-fp32"
     refused = sum(not each.startswith("onnx-") for each in outcomes)
     campaign.record("address space (ulimit -v) from 20 to 720 MB", processes=len(cases), typed_errors=refused, killed=0)
+
+
+def test_little_address_space_gives_a_vector_of_the_native_engine_or_a_typed_error(
+    bundle: Path, campaign: Campaign
+) -> None:
+    limits = range(20, 220, campaign.size(60, 10))
+    found = [
+        outcome(bundle, strategy, "list", limit * MIB, engine="native")
+        for limit in limits
+        for strategy in ("quantized", "lazy")
+    ]
+    assert found[0].startswith(("IncompatibleArtifact native-int8: native cannot load it", "LoadError"))
+    assert found[-1] == "native-fp32"
+    refused = sum(not each.startswith("native-") for each in found)
+    campaign.record(
+        "address space (ulimit -v) from 20 to 220 MB, native", processes=len(found), typed_errors=refused, killed=0
+    )
 
 
 @contextmanager
@@ -105,12 +129,14 @@ def test_a_small_memory_limit_gives_a_vector_or_a_typed_error(bundle: Path, grou
         for strategy in ("quantized", "lazy", "background", "progressive"):
             found[mb, strategy] = outcome(bundle, strategy, "list", before=limited(group, mb))
     assert "memory: needs about 80 MB" in found[40, "quantized"]
-    assert "Give the process more memory, or allow INT8" in found[100, "background"]
+    assert "onnx-fp32: memory: needs about " in found[100, "background"]
     assert found[100, "quantized"].startswith("onnx-int8")
     # The weights of the first session are mapped, and need no memory of their own. That session gives the vectors. The
     # session that runs fastest needs more memory, and is not built.
     for strategy in ("lazy", "progressive"):
         assert found[100, strategy].startswith("onnx-fp32 failed: onnx-fp32: memory: needs about 123 MB")
+    for strategy, artifact in (("quantized", "native-int8"), ("lazy", "native-fp32")):
+        assert outcome(bundle, strategy, "list", before=limited(group, 100), engine="native") == artifact
     campaign.record("memory of a control group from 40 to 130 MB", processes=len(found), killed=0)
 
 
@@ -121,8 +147,8 @@ from firstvec.machine.limits import usable_cores
 from firstvec.process import threads
 if sys.argv[2] == "one core":
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-loader = OptimizedEmbeddingLoader(sys.argv[1], "lazy", output="list")
-loader.get_provider().encode(["a text", "another"])
+loader = OptimizedEmbeddingLoader(sys.argv[1], "lazy", output="list", artifact=sys.argv[3])
+loader.get_provider().encode(["a text of some words " * 10] * 20)
 while threads._running or threads._is_watching:  # the load's own threads end after the load
     time.sleep(0.01)
 counts = []
@@ -133,9 +159,9 @@ print(usable_cores(), min(counts))
 """
 
 
-def threads(root: Path, cores: str, before: str = "") -> tuple[int, int]:
+def threads(root: Path, cores: str, before: str = "", artifact: str = "onnx-fp32") -> tuple[int, int]:
     """Return how many cores a process may use, and its number of threads after it has embedded."""
-    command = [sys.executable, "-c", before + THREADS, str(root), cores]
+    command = [sys.executable, "-c", before + THREADS, str(root), cores, artifact]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     cpus, count = done.stdout.split()
     return int(cpus), int(count)
@@ -146,6 +172,7 @@ def test_an_affinity_of_one_core_gives_one_thread(bundle: Path) -> None:
         pytest.skip("there is one core only")
     cpus, usual = threads(bundle, "all")
     assert cpus > 1
+    assert threads(bundle, "all", artifact="native-int8") == (cpus, 1)  # its threads end with the run
     # onnxruntime's pool has a thread for each core, and the caller is one of these threads.
     assert threads(bundle, "one core") == (1, usual - (cpus - 1))
 

@@ -177,12 +177,16 @@ print(seen >= 200, raised - seen, provider.hand_over_state)
 """
 
 
-@pytest.mark.parametrize(("strategy", "hand_over"), [("quantized", None), ("lazy", "done")])
+@pytest.mark.parametrize(
+    ("bundle_fixture", "strategy", "hand_over"),
+    [("tiny_built", "quantized", None), ("tiny_onnx", "quantized", "done"), ("tiny_onnx", "lazy", "done")],
+)
 def test_an_error_that_a_signal_handler_raises_reaches_the_program(
-    strategy: str, hand_over: str | None, tiny_built: Path, fresh: Fresh
+    bundle_fixture: str, strategy: str, hand_over: str | None, request: pytest.FixtureRequest, fresh: Fresh
 ) -> None:
     """Also while the hand-over of LAZY frees the first session. In a destructor CPython would lose the error."""
-    assert fresh(RAISED, tiny_built, strategy).stdout == f"True 0 {hand_over}\n"
+    root = request.getfixturevalue(bundle_fixture)
+    assert fresh(RAISED, root, strategy).stdout == f"True 0 {hand_over}\n"
 
 
 # --- The program of the README, which imports other packages while the model loads -----------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from firstvec import OptimizedEmbeddingLoader
 from tests.conftest import Fresh
 
 HEAVY = ("torch", "numpy", "onnxruntime", "tokenizers", "transformers", "sentence_transformers", "psutil")
@@ -25,37 +26,43 @@ from firstvec import OptimizedEmbeddingLoader, ResourceProfile, LoadingStrategy
 loader = OptimizedEmbeddingLoader(strategy=LoadingStrategy.LAZY)
 assert loader.get_embedding_dim_fast() == 384
 assert loader.get_metadata().max_seq_length == 256
-assert loader.choose().artifact.id == "onnx-fp32"
+assert loader.choose().artifact.id == "native-fp32"
 {LOADED}
 """
     assert fresh(code).stdout == "[]\n"
 
 
-def test_a_vector_is_computed_without_torch(bundle: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
+def test_a_vector_is_computed_without_torch(artifact: str, bundle: Path, fresh: Fresh) -> None:
     code = f"""
 from firstvec import get_embedding_provider
-assert get_embedding_provider().embed_query("text").shape == (384,)
+assert get_embedding_provider(artifact={artifact!r}).embed_query("text").shape == (384,)
 {LOADED}
 """
     assert fresh(code).stdout == "['numpy']\n"
 
 
-def test_quantized_stays_below_100_mb(bundle: Path, fresh: Fresh) -> None:
-    code = """
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+def test_quantized_stays_below_100_mb(engine: str, bundle: Path, fresh: Fresh) -> None:
+    choice = OptimizedEmbeddingLoader(strategy="quantized", device="cpu").choose()
+    artifact = next(each.id for each in choice.candidates if each.engine == engine)
+    code = f"""
 from firstvec import get_embedding_provider
-get_embedding_provider(strategy="quantized").embed_query("text")
+get_embedding_provider(strategy="quantized", artifact={artifact!r}).embed_query("text")
 # Not ru_maxrss, in which the peak of the process that started this one lives on.
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
 """
     assert 20 <= int(fresh(code).stdout) / 1024 <= 100
 
 
-def test_nothing_is_written_outside_the_cache(bundle: Path, tmp_path: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
+def test_nothing_is_written_outside_the_cache(artifact: str, bundle: Path, tmp_path: Path, fresh: Fresh) -> None:
     home = tmp_path / "empty-home"
     home.mkdir()
-    code = 'from firstvec import get_embedding_provider; get_embedding_provider().embed_query("text")'
+    code = f"from firstvec import get_embedding_provider as get; get(artifact={artifact!r}).embed_query('text')"
     fresh(code, HOME=str(home), XDG_CACHE_HOME=str(home / "xdg"), FIRSTVEC_CACHE=str(home / "firstvec"))
     assert {path.relative_to(home).parts[:2] for path in home.rglob("*") if path.is_file()} == {
+        ("firstvec", "manifests"),
         ("firstvec", "verified"),
         ("firstvec", "self-tested"),
     }

@@ -204,7 +204,7 @@ def test_a_relative_path_is_seen_from_where_the_loader_was_made(
         loader = OptimizedEmbeddingLoader(name, strategy, "cpu")
         monkeypatch.chdir(tmp_path)
         loader.start_loading()
-        assert loader.choose().artifact.format == "onnx"
+        assert loader.choose().artifact.id == "native-fp32"
         assert loader.get_embedding_dim_fast() == 32
         assert len(loader.get_provider().embed_query("text")) == 32
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", "")
@@ -240,7 +240,7 @@ def report_of(found: Any, root: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_an_artifact_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
-    for artifact in ("torchscript-fp32", "onnx-fp32"):
+    for artifact in ("torchscript-fp32", "onnx-fp32", "native-fp32", "native-int8"):
         found = way(str(tiny_built), artifact=artifact)
         assert report_of(found, tiny_built, artifact=artifact)["artifact"] == artifact
 
@@ -248,9 +248,9 @@ def test_an_artifact_may_be_asked_for(way: Callable[..., Any], tiny_built: Path)
 def test_a_smallest_quality_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
     options: dict[str, Any] = {"strategy": "lazy", "enable_quantization": True}
     found = way(str(tiny_built), **options)
-    assert "int8" in report_of(found, tiny_built, **options)["artifact"]
+    assert report_of(found, tiny_built, **options)["artifact"] == "native-int8"
     found = way(str(tiny_built), **options, min_quality=0.999999)
-    assert report_of(found, tiny_built, **options, min_quality=0.999999)["artifact"] == "onnx-fp32"
+    assert report_of(found, tiny_built, **options, min_quality=0.999999)["artifact"] == "native-fp32"
 
 
 def test_a_signature_may_be_required(way: Callable[..., Any], tiny_bundle: Path, tmp_path: Path) -> None:

@@ -26,10 +26,13 @@ from firstvec_build.quality import evaluation_sentences
 from tests.conftest import Fresh, edit_manifest
 from tests.loads import load
 
+FP32 = ["native-fp32", "onnx-fp32"]
+"""An engine that pads no text, and one that pads texts to one length."""
 
-@pytest.fixture(scope="module")
-def provider(bundle: Path) -> EmbeddingProvider:
-    return OptimizedEmbeddingLoader(str(bundle)).get_provider()
+
+@pytest.fixture(scope="module", params=FP32)
+def provider(bundle: Path, request: pytest.FixtureRequest) -> EmbeddingProvider:
+    return OptimizedEmbeddingLoader(str(bundle), artifact=request.param).get_provider()
 
 
 def reference(model: Any, *arguments: Any, **options: Any) -> Any:
@@ -257,23 +260,34 @@ def test_oddities_give_finite_unit_vectors(provider: EmbeddingProvider) -> None:
 
 
 def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bundle: Path) -> None:
-    edit_manifest(tiny_bundle, lambda document: document["model"].update(embedding_dim=33))
+    def change(document: dict[str, Any]) -> None:
+        document["model"].update(embedding_dim=33)
+        del document["self_test"]  # it may be remembered, or find the difference first
+
+    edit_manifest(tiny_bundle, change)
     for way in ("capi", "binding"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FIRSTVEC_ONNXRUNTIME", way)
-            provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-            with pytest.raises(IncompatibleArtifact, match="rebuild the bundle"):
-                provider.embed_query("text")
+            for artifact in FP32:
+                provider = OptimizedEmbeddingLoader(str(tiny_bundle), artifact=artifact).get_provider()
+                with pytest.raises(IncompatibleArtifact, match="rebuild the bundle"):
+                    provider.embed_query("text")
 
 
-def test_a_provider_says_what_answers(tiny_built: Path) -> None:
-    provider = load(tiny_built, "quantized").get_provider()
+@pytest.mark.parametrize(
+    ("built", "engine", "kind", "hand_over"),
+    [("tiny_built", "native ", "throughput", None), ("tiny_onnx", "onnxruntime ", "quick-start", "waiting")],
+)
+def test_a_provider_says_what_answers(
+    built: str, engine: str, kind: str, hand_over: str | None, request: pytest.FixtureRequest
+) -> None:
+    provider = load(request.getfixturevalue(built), "quantized").get_provider()
     assert provider.embedding_dim == 32
     assert provider.device == "cpu"
-    assert provider.engine.startswith("onnxruntime ")
+    assert provider.engine.startswith(engine)
     assert provider.session is not None
     assert (provider.session.engine, provider.session.kind) == (provider.engine, provider.session_kind)
-    assert provider.hand_over_state is None
+    assert (provider.session_kind, provider.hand_over_state) == (kind, hand_over)
     assert not provider.closed
     provider.close()
     assert (provider.closed, provider.session) == (True, None)
@@ -308,9 +322,13 @@ def test_every_error_is_a_firstvec_error() -> None:
 TEXTS = [f"{'word ' * (index * 7 % 90)}number {index}" for index in range(300)]
 
 
-@pytest.fixture
-def tiny(tiny_built: Path) -> EmbeddingProvider:
-    return OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
+@pytest.fixture(params=FP32)
+def tiny(tiny_built: Path, request: pytest.FixtureRequest) -> EmbeddingProvider:
+    return OptimizedEmbeddingLoader(str(tiny_built), artifact=request.param).get_provider()
+
+
+padding = pytest.mark.parametrize("tiny", ["onnx-fp32"], indirect=True)
+no_padding = pytest.mark.parametrize("tiny", ["native-fp32"], indirect=True)
 
 
 @pytest.fixture
@@ -339,6 +357,7 @@ def test_windows_do_not_change_a_vector(tiny: EmbeddingProvider, monkeypatch: py
     np.testing.assert_allclose(np.stack(list(tiny.encode_iter(TEXTS))), whole, atol=1e-6)
 
 
+@padding
 def test_a_run_holds_a_bounded_number_of_tokens(tiny: EmbeddingProvider, runs: list[tuple[int, int]]) -> None:
     tiny.encode(TEXTS, batch_size=200)
     assert sum(count for count, _ in runs) == len(TEXTS)
@@ -348,9 +367,24 @@ def test_a_run_holds_a_bounded_number_of_tokens(tiny: EmbeddingProvider, runs: l
     assert all((count + 1) * longest > 1024 for count, longest in runs[:-1])
 
 
+@padding
 def test_a_run_holds_at_most_batch_size_texts(tiny: EmbeddingProvider, runs: list[tuple[int, int]]) -> None:
     tiny.encode(TEXTS, batch_size=5)
     assert max(count for count, _ in runs) == 5
+
+
+@no_padding
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+def test_without_padding_a_run_holds_a_larger_number_of_tokens_whatever_the_batch_size(
+    batch_size: int, tiny: EmbeddingProvider, runs: list[tuple[int, int]]
+) -> None:
+    tiny.encode(TEXTS, batch_size=batch_size)
+    assert sum(count for count, _ in runs) == len(TEXTS)
+    assert len(runs) > 1
+    assert all(count * longest <= 16_384 for count, longest in runs)
+    assert [longest for _, longest in runs] == sorted((longest for _, longest in runs), reverse=True)
+    # As many as fit: no run could have taken the next one's longest text, too.
+    assert all((count + 1) * longest > 16_384 for count, longest in runs[:-1])
 
 
 @pytest.mark.parametrize("output", ["numpy", "list", "buffer"])
@@ -411,7 +445,7 @@ import sys
 from firstvec import OptimizedEmbeddingLoader
 def resident():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:"))) / 1024
-provider = OptimizedEmbeddingLoader(sys.argv[1], output="buffer").get_provider()
+provider = OptimizedEmbeddingLoader(sys.argv[1], output="buffer", artifact=sys.argv[3]).get_provider()
 texts = (f"text number {index} of very many" for index in range(int(sys.argv[2])))
 count = 0
 for vector in provider.encode_iter(texts):
@@ -422,8 +456,9 @@ print(count, resident() - before)
 """
 
 
-def test_encode_iter_holds_no_more_for_more_texts(tiny_built: Path, fresh: Fresh) -> None:
-    count, grown = fresh(MEMORY, tiny_built, 60_000).stdout.split()
+@pytest.mark.parametrize("artifact", FP32)
+def test_encode_iter_holds_no_more_for_more_texts(artifact: str, tiny_built: Path, fresh: Fresh) -> None:
+    count, grown = fresh(MEMORY, tiny_built, 60_000, artifact).stdout.split()
     assert count == "60000"
     # Held, the other 50,000 texts and vectors of 32 components would take some 15 MB.
     assert float(grown) < 4

@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstvec import OptimizedEmbeddingLoader, __version__
+from firstvec import OptimizedEmbeddingLoader, __version__, _native
 from firstvec.bundle.manifest import Artifact, File, Manifest, Model, Quality
-from firstvec.engines.table import INSTRUCTION_SETS, known_devices, version_fits
+from firstvec.engines.table import ENGINES, INSTRUCTION_SETS, known_devices, version_fits
 from firstvec.errors import NoCompatibleArtifact
 from firstvec.machine.profile import ResourceProfile
 from firstvec.options import Options
 from firstvec.selection import (
     Choice,
+    candidates,
     cannot_run,
+    device_of,
     memory_needed_mb,
     memory_shortage,
     select,
@@ -28,7 +30,7 @@ from firstvec.selection import (
     usable_devices,
 )
 from firstvec.strategy import STRATEGIES
-from tests.conftest import edit_manifest
+from tests.conftest import Fresh, edit_manifest
 from tests.manifests import SHA, UNKNOWN_PARTS, add_what_a_newer_firstvec_may_write, document
 
 BEST = ["lazy", "background", "progressive"]
@@ -124,6 +126,7 @@ def machine(onnxruntime: str | None = "1.32.0", torch: str | None = "2.13.0+cpu"
         "recommended_device": "cpu",
         "engines": (("onnxruntime", onnxruntime), ("tokenizers", "0.23.2"), ("torch", torch)),
         "loaded_engines": (),
+        "native_isa": None,
     }
     return ResourceProfile(**{**usual, **values})
 
@@ -355,7 +358,7 @@ def test_an_artifact_does_not_run_on_a_device_that_its_engine_cannot_use() -> No
     assert choice.reason == "full precision, starts fastest on a CPU"
     choice = choose(bundle(ONNX_FOR_CUDA, TORCHSCRIPT), CUDA)
     assert (order(choice), choice.device) == (["torchscript", "onnx-for-cuda"], "cuda")
-    assert choice.device_of(ONNX_FOR_CUDA) == "cpu"
+    assert device_of(ONNX_FOR_CUDA, CUDA, Options()) == "cpu"
     assert cannot_run(ONNX_FOR_CUDA, CUDA, "cuda") == "device: runs on cpu, not on cuda"
 
 
@@ -363,6 +366,139 @@ def test_an_artifact_whose_engine_can_use_none_of_its_devices_is_rejected() -> N
     only_cuda = artifact("onnx-cuda", devices=("cuda", "mps"))
     assert cannot_run(only_cuda, CUDA) == "device: onnxruntime does not run on cuda/mps"
     assert order(choose(bundle(only_cuda, ONNX), CUDA)) == ["onnx"]
+
+
+# --- The native engine -----------------------------------------------------------------------------------------------
+
+NATIVE = artifact("native", format="native", engine="native", engine_min="1", engine_below="2")
+NATIVE_INT8 = NATIVE.replace(id="native-int8", precision="int8")
+WITH_NATIVE = (*ALL, NATIVE, NATIVE_INT8)
+KERNELS = ENGINES["native"].kernels
+SLOW = f"isa: native is fast with {', '.join(KERNELS)} only, and this CPU has none of them"
+
+
+def native_machine(native_isa: str | None = "avx2", native: str | None = "1.0", **values: Any) -> ResourceProfile:
+    """Return a machine with the native engine, too."""
+    profile = machine(native_isa=native_isa, **values)
+    return profile.replace(engines=(("native", native), *profile.engines))
+
+
+@pytest.mark.parametrize("isa", KERNELS)
+@pytest.mark.parametrize("artifacts", [WITH_NATIVE, WITH_NATIVE[::-1]], ids=["in order", "reversed"])
+def test_the_native_engine_comes_first_on_a_cpu_with_its_kernels(isa: str, artifacts: tuple[Artifact, ...]) -> None:
+    here = native_machine(isa)
+    for strategy in (*BEST, "cached"):
+        choice = choose(bundle(*artifacts), here, strategy)
+        assert order(choice) == ["native", "onnx", "torchscript"]
+        assert (choice.device, choice.reason) == ("cpu", "full precision, starts fastest on a CPU")
+    quantized = choose(bundle(*artifacts), here, "quantized")
+    assert order(quantized) == ["native-int8", "int8-avx2"]
+    assert quantized.reason == f"INT8 for this CPU ({isa})"
+    assert order(choose(bundle(*artifacts), here, enable_quantization=True)) == [
+        *("native-int8", "int8-avx2", "native", "onnx", "torchscript")
+    ]
+
+
+def test_the_engines_rank_counts_before_that_of_the_instruction_set() -> None:
+    here = native_machine("avx2", isa=("avx2", "avx512_vnni"))
+    choice = choose(bundle(*WITH_NATIVE), here, "quantized")
+    assert order(choice) == ["native-int8", "int8-vnni", "int8-avx2"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "reason"),
+    [
+        (native_machine("plain"), SLOW),
+        (native_machine(None), SLOW),
+        (native_machine(None, None), "native: not installed"),
+        (native_machine("avx2", "2.0"), "native: needs >=1,<2, 2.0 is installed"),
+    ],
+    ids=["plain", "none", "not installed", "version"],
+)
+def test_the_native_engine_is_passed_over_where_it_is_not_fast_or_not_there(
+    profile: ResourceProfile, reason: str
+) -> None:
+    assert cannot_run(NATIVE, profile) == cannot_run(NATIVE_INT8, profile) == reason
+    for strategy in (*BEST, "cached"):
+        choice = choose(bundle(*WITH_NATIVE), profile, strategy)
+        assert order(choice) == ["onnx", "torchscript"]
+        assert reasons(choice)["native"] == reason
+        assert choice.reason == "full precision, starts fastest on a CPU"
+    choice = choose(bundle(*WITH_NATIVE), profile, "quantized")
+    assert order(choice) == ["int8-avx2"]
+    assert reasons(choice)["native-int8"] == reason
+    with pytest.raises(NoCompatibleArtifact, match=f"native: {reason}"):
+        choose(bundle(*WITH_NATIVE), profile, artifact="native")
+
+
+def test_a_loaded_torch_comes_before_the_native_engine_with_cached_alone() -> None:
+    loaded = native_machine(loaded_engines=("torch", "native"))
+    assert order(choose(bundle(*WITH_NATIVE), loaded, "cached")) == ["torchscript", "native", "onnx"]
+    for strategy in BEST:
+        assert order(choose(bundle(*WITH_NATIVE), loaded, strategy)) == ["native", "onnx", "torchscript"]
+
+
+def test_an_accelerator_comes_before_the_native_engine() -> None:
+    gpu = native_machine(torch="2.13.0+cu130", has_cuda=True, recommended_device="cuda")
+    choice = choose(bundle(*WITH_NATIVE), gpu)
+    assert (order(choice), choice.device) == (["torchscript", "native", "onnx"], "cuda")
+    assert device_of(NATIVE, gpu, Options()) == "cpu"
+    assert cannot_run(NATIVE, gpu, "cuda") == "device: runs on cpu, not on cuda"
+    assert order(choose(bundle(*WITH_NATIVE), gpu, device="cpu")) == ["native", "onnx", "torchscript"]
+
+
+def test_the_native_engine_is_taken_however_little_memory_is_left() -> None:
+    """It maps its file, and raises MemoryError where memory is short."""
+    full = native_machine(available_memory_mb=1.0)
+    choice = choose(bundle(*WITH_NATIVE), full, "background")
+    assert order(choice) == ["native"]
+    assert reasons(choice)["onnx"].startswith("memory: needs about ")
+    assert choice.reason == "the only full-precision form that runs here"
+
+
+def test_an_artifact_is_judged_when_it_is_asked_for() -> None:
+    """The first candidate decides a load. What only the others need of the machine is not looked up for it."""
+    for strategy, first in (("lazy", NATIVE), ("quantized", NATIVE_INT8)):
+        values = native_machine().to_dict()
+        profile = ResourceProfile(
+            **{name: values[name] for name in values if name not in ("isa", "available_memory_mb")}
+        )
+        found = candidates(bundle(*WITH_NATIVE), profile, Options(strategy=strategy))
+        assert next(found) == first
+        assert not {"isa", "available_memory_mb"} & vars(profile).keys()
+        next(found, None)
+        assert "available_memory_mb" in vars(profile)
+
+
+WHAT_LOADS = """
+import sys
+from firstvec import FirstvecError, OptimizedEmbeddingLoader
+for strategy in ("lazy", "quantized"):
+    loader = OptimizedEmbeddingLoader(sys.argv[1], strategy, "cpu", output="list")
+    try:
+        loader.start_loading()
+        print(loader.get_provider().artifact.id, loader.get_provider().engine, sep=": ")
+    except FirstvecError as error:
+        print(type(error).__name__, error, sep=": ")
+"""
+
+
+def test_a_variable_chooses_the_instruction_set_of_the_native_engine(tiny_built: Path, fresh: Fresh) -> None:
+    def loaded(**environment: str) -> list[str]:
+        return fresh(WHAT_LOADS, tiny_built, **environment).stdout.splitlines()
+
+    fastest, *others, plain = _native.instruction_sets()
+    if fastest == plain:
+        pytest.skip("this processor has none of the engine's kernels")
+    assert loaded() == loaded(FIRSTVEC_NATIVE_ISA="") == loaded(FIRSTVEC_NATIVE_ISA=fastest)
+    for isa in (fastest, *others):
+        found = loaded(FIRSTVEC_NATIVE_ISA=isa)
+        assert found == [f"native-{precision}: native {_native.VERSION} ({isa})" for precision in ("fp32", "int8")]
+    lazy, quantized = loaded(FIRSTVEC_NATIVE_ISA="plain")
+    assert lazy.startswith("onnx-fp32: onnxruntime ")
+    assert quantized.startswith("onnx-int8-")
+    for line in loaded(FIRSTVEC_NATIVE_ISA="sse2"):
+        assert line.startswith("InputError: FIRSTVEC_NATIVE_ISA is 'sse2': this processor can use ")
 
 
 # --- One artifact by its id ------------------------------------------------------------------------------------------
@@ -543,15 +679,16 @@ def test_an_engine_that_does_not_run_the_format_is_passed_over(engine: str, form
         choose(bundle(wrong), machine())
 
 
+@pytest.mark.parametrize(("asked", "taken"), [(None, "native-fp32"), ("onnx-fp32", "onnx-fp32")])
 def test_a_bundle_of_a_newer_firstvec_gives_the_vectors_of_its_known_artifacts(
-    tiny_built: Path, tiny_bundle: Path
+    asked: str | None, taken: str, tiny_built: Path, tiny_bundle: Path
 ) -> None:
     """The files of the unknown artifacts are not even there: nothing opens them."""
 
     def load(folder: Path) -> list[float]:
-        loader = OptimizedEmbeddingLoader(str(folder), device="cpu", output="list")
+        loader = OptimizedEmbeddingLoader(str(folder), device="cpu", output="list", artifact=asked)
         vector = loader.get_provider().embed_query("a text")
-        assert loader.report()["artifact"] == "onnx-fp32"
+        assert loader.report()["artifact"] == taken
         return vector
 
     edit_manifest(tiny_bundle, add_what_a_newer_firstvec_may_write)
@@ -676,10 +813,13 @@ def test_a_required_device_that_is_not_there_is_never_replaced_by_the_cpu(device
 ARTIFACTS = st.lists(
     st.builds(
         lambda number, engine, **values: artifact(
-            f"a{number}", engine=engine, format="torchscript" if engine == "torch" else "onnx", **values
+            f"a{number}",
+            engine=engine,
+            format={"torch": "torchscript"}.get(engine, engine.removesuffix("runtime")),
+            **values,
         ),
         st.integers(0, 1 << 60),
-        engine=st.sampled_from(["onnxruntime", "torch"]),
+        engine=st.sampled_from(["native", "onnxruntime", "torch"]),
         precision=st.sampled_from(["fp32", "int8"]),
         isa=st.none() | st.sampled_from(ISAS),
         devices=st.lists(st.sampled_from(DEVICES), min_size=1, unique=True).map(tuple),
@@ -692,7 +832,9 @@ ARTIFACTS = st.lists(
     unique_by=lambda item: item.id,
 )
 MACHINES = st.builds(
-    machine,
+    native_machine,
+    st.sampled_from([None, "plain", *KERNELS]),
+    st.sampled_from([None, "1.0", "2.0"]),
     onnxruntime=st.sampled_from([None, "1.20.0", "1.32.0"]),
     torch=st.sampled_from([None, "1.13.1", "2.13.0+cpu"]),
     isa=st.lists(st.sampled_from(ISAS), unique=True).map(tuple),
@@ -729,24 +871,26 @@ def test_every_artifact_is_either_a_candidate_that_runs_or_rejected_with_a_reaso
         choice = choose(bundle(*artifacts), profile, strategy, **options)
     except NoCompatibleArtifact as error:
         rejected = error.rejected
-        candidates: tuple[Artifact, ...] = ()
+        taken: tuple[Artifact, ...] = ()
     else:
         rejected = tuple((each.id, reason) for each, reason in choice.rejected)
-        candidates = choice.candidates
-        assert choice.artifact is candidates[0]
+        taken = choice.candidates
+        assert taken == (*candidates(bundle(*artifacts), profile, Options(strategy=strategy, **options)),)
+        assert choice.artifact is taken[0]
         assert choice.device.partition(":")[0] in usable_devices(choice.artifact)
         assert device in (None, choice.device)
         assert choice.reason
         assert choice == choose(bundle(*artifacts), profile, strategy, **options)
-        assert choice.device_of(choice.artifact) == choice.device
-    assert sorted([*(each.id for each in candidates), *(id_ for id_, _ in rejected)]) == sorted(ids)
+        assert device_of(choice.artifact, profile, Options(strategy=strategy, **options)) == choice.device
+    assert sorted([*(each.id for each in taken), *(id_ for id_, _ in rejected)]) == sorted(ids)
     assert [id_ for id_, _ in rejected] == [id_ for id_ in ids if id_ in dict(rejected)]
     assert all(reason for _, reason in rejected)
-    for each in candidates:
+    for each in taken:
         version = profile.engine_version(each.engine)
         assert version is not None
         assert version_fits(version, each.engine_min, each.engine_below)
         assert each.isa is None or each.isa in profile.isa
+        assert each.engine != "native" or profile.native_isa in KERNELS
         assert min_quality is None or each.quality.cosine_min >= min_quality
         assert each.precision == "fp32" or enable_quantization or strategy == "quantized" or is_int8_only
 

@@ -16,8 +16,8 @@ from tests.conftest import Fresh
         ("lazy", False, True, 4096, "best"),
         ("background", True, False, None, "best"),
         ("progressive", True, True, 1, "best"),
-        ("quantized", True, True, None, "int8"),
-        ("cached", True, True, None, "full"),
+        ("quantized", True, True, 4096, "int8"),
+        ("cached", True, True, 4096, "full"),
     ],
 )
 def test_each_row_is_that_of_the_design(

@@ -21,6 +21,7 @@ from firstvec.process.threads import (
     Task,
     end_with_the_process,
     engine_gate,
+    import_threading,
     watch_for_lost_ctrl_c,
 )
 from firstvec.strategy import STRATEGIES
@@ -93,10 +94,15 @@ class Load:
             try:
                 self._chosen = self._choose()
             except Exception:
-                pass  # the thread meets the error again
+                self.trace.stages.clear()  # the thread meets the error again
             else:
-                imports_threading = ENGINES[self._chosen[1].engine].starts_early
-        self._task = Task(self._run, imports_threading=imports_threading)
+                # The packages of the other engines may import it, torch too.
+                imports_threading = not ENGINES[self._chosen[1].engine].kernels
+        try:
+            self._task = Task(self._run, imports_threading=imports_threading)
+        except (OSError, ImportError) as error:  # threading cannot be imported: too many files are open
+            self._end(error)
+            return
         watch_for_lost_ctrl_c()
 
     def result(self, timeout: float | None) -> EmbeddingProvider[Any, Any]:
@@ -117,6 +123,7 @@ class Load:
         """Raise the error as the load left it: every call raises the same one, and a raise adds to the traceback."""
         assert self.error is not None
         if isinstance(self.error, ProcessExiting):
+            import_threading()
             import threading
 
             if threading.current_thread().daemon:
@@ -152,24 +159,30 @@ class Load:
     def _run(self) -> None:
         try:
             provider = self._load()
-            self.seconds = time.perf_counter() - self.trace.began
-            self.provider = provider
         except BaseException as error:
-            self.seconds = time.perf_counter() - self.trace.began
-            failure = _as_firstvec_error(error, self._options.model_name)
+            self._end(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._end(provider)
+
+    def _end(self, outcome: EmbeddingProvider[Any, Any] | BaseException) -> None:
+        """Keep the provider or the error, let everybody who waits go on, and tell those who listen."""
+        self.seconds = time.perf_counter() - self.trace.began
+        if isinstance(outcome, BaseException):
+            failure = _as_firstvec_error(outcome, self._options.model_name)
             _clear_frames(failure)
             self._traceback = failure.__traceback__
             self.error = failure
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            if self._watch is not None:
-                # A load that the exit stopped has not failed: its line is written by the exit.
-                has_failed = self.error is not None and not isinstance(self.error, ProcessExiting)
-                self._watch.note("failed" if has_failed else "loaded")
-            self._done.set()
-            self._tokenizer_done.set()
-            self._tell_listeners()
+        else:
+            self.provider = outcome
+        if self._watch is not None:
+            # A load that the exit stopped has not failed: its line is written by the exit.
+            has_failed = self.error is not None and not isinstance(self.error, ProcessExiting)
+            self._watch.note("failed" if has_failed else "loaded")
+        self._done.set()
+        self._tokenizer_done.set()
+        self._tell_listeners()
 
     def _load(self) -> EmbeddingProvider[Any, Any]:
         trace, strategy, watch, output = self.trace, self._strategy, self._watch, self._options.output
@@ -284,6 +297,7 @@ class Load:
                 opened = open_artifact(verified, quick_start=self._strategy.quick_start, trace=self.trace)
             except ArtifactError as error:
                 errors.append(error)
+                import_threading()  # what the next candidate needs, and the warning, import it
                 self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
                 artifact = next(others, None)
                 continue
@@ -335,6 +349,8 @@ def _as_firstvec_error(error: BaseException, model_name: str) -> FirstvecError:
     hint = "run `firstvec doctor` to see what this machine lacks"
     if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
         hint = "close some files, or raise the limit (`ulimit -n`), and try again"
+    if isinstance(error, MemoryError):
+        hint = "give the process more memory"
     failure = LoadError(f"{model_name} could not be loaded: {kind}: {error}; {hint}")
     failure.__cause__ = error
     return failure

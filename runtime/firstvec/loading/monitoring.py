@@ -80,8 +80,9 @@ def tell(load: Load, watch: Watch | None) -> None:
     """Log a load that has ended, and record its spans, where something listens. Wait for the import of numpy."""
     _try("the import of numpy is not measured", _wait_for_numpy)
     values = load.to_values()
-    # Those of a hand-over are no part of the load.
-    values["stages"] = [stage for stage in values["stages"] if stage["at_ms"] <= 1e3 * values["seconds"]]
+    # Those of a hand-over are no part of the load. numpy's import is, and a short load may end before it begins.
+    end = 1e3 * values["seconds"]
+    values["stages"] = [each for each in values["stages"] if each["at_ms"] <= end or each["name"] == "import numpy"]
     if "logging" in sys.modules:
         _try("the load is not logged", _log, values, load.error)
     if "opentelemetry.trace" in sys.modules:
@@ -99,6 +100,7 @@ def _try(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         if what not in _warned:
             _warned.add(what)
             try:
+                threads.import_threading()
                 import logging
 
                 logging.getLogger("firstvec").warning("%s: %s: %s", what, type(error).__name__, error)

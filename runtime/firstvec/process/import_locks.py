@@ -25,7 +25,8 @@ _POLL = 0.1
 """Seconds between two looks of the watch."""
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.05
-"""Seconds. importlib holds the one lock of all imports for microseconds. Held at 10 looks, it is held for good."""
+"""Seconds. importlib holds the one lock of all imports while it looks for a module's file, which takes little time. Held
+at 10 looks, between which no module was imported, it is held for good."""
 
 
 def release_left_locks() -> None:
@@ -70,10 +71,12 @@ def watch_imports(main_thread: int, are_threads_at_work: Callable[[], bool]) -> 
 
 
 def _watch(main_thread: int, are_threads_at_work: Callable[[], bool]) -> None:
-    looks = 0
+    looks = modules = 0
     while looks or are_threads_at_work():
         time.sleep(_BETWEEN_LOOKS if looks else _POLL)
-        looks = looks + 1 if _imp.lock_held() else 0
+        # A thread that imports a large package gives this thread the GIL just where it looks for files, with the lock.
+        before, modules = modules, len(sys.modules)
+        looks = looks + 1 if _imp.lock_held() and modules == before else 0
         if looks == _LOOKS:
             _signal.pthread_kill(main_thread, _signal.SIGINT)
             looks = 0

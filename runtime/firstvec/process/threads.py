@@ -59,6 +59,24 @@ def is_main_thread() -> bool:
     return main_thread() == get_ident()
 
 
+def import_threading() -> None:
+    """Import threading, in whatever thread. Before Python 3.13 it takes the thread that imports it for the main one."""
+    if "threading" in sys.modules:
+        return
+    import threading
+
+    module: Any = threading
+    if sys.version_info < (3, 13) and module.main_thread().ident == get_ident() != _main_thread:
+        main = module.main_thread()
+        # Otherwise the interpreter's exit waits for this thread, as it does for every thread that is no daemon.
+        module._shutdown_locks.discard(main._tstate_lock)
+        main._tstate_lock = allocate_lock()
+        main._tstate_lock.acquire()
+        del module._active[main._ident]
+        main._ident, main._native_id = _main_thread, os.getpid()
+        module._active[_main_thread] = main
+
+
 class Event:
     """What `threading.Event` is, for a main thread that Ctrl-C may interrupt anywhere.
 
@@ -156,13 +174,13 @@ class Task(Generic[T]):
 
     Args:
         work: the call.
-        imports_threading: whether the call may import threading. The thread that imports threading first counts as the
-            main thread, so the import then happens here.
+        imports_threading: whether the call imports a package that may import threading. The thread that imports
+            threading first counts as the main thread, so the import then happens here.
     """
 
     def __init__(self, work: Callable[[], T], *, imports_threading: bool = True) -> None:
         if imports_threading:
-            import threading  # noqa: F401
+            import_threading()
         self._work = [work]
         """Empty as soon as a thread has taken the work."""
         self._value: T | None = None

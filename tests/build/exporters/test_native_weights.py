@@ -53,7 +53,7 @@ def test_models_of_the_bert_family_have_the_vectors_of_sentence_transformers(
     save: Any, options: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = save(tmp_path / "model", **options)
-    root = build(str(folder), tmp_path, only=["native-fp32"]).manifest.root
+    root = build(str(folder), tmp_path / "bundles", only=["native-fp32"]).manifest.root
     texts = ["how do I reset my password?", "", "a " * 500, "x"]
     found = OptimizedEmbeddingLoader(root, "lazy").get_provider().encode(texts)
     np.testing.assert_allclose(found, load(folder).encode(texts), atol=1e-5)
@@ -88,11 +88,13 @@ def test_a_model_that_the_engine_cannot_compute_has_a_reason(save: Any, reason: 
     folder = save(tmp_path / "model")
     assert reason in (native_weights.find_obstacle(load(folder)) or "")
     with pytest.raises(ExportError, match=reason):
-        build(str(folder), tmp_path, only=["native-fp32"])
+        build(str(folder), tmp_path / "bundles", only=["native-fp32"])
 
 
 def test_the_manifest_and_explain_say_what_the_build_left_out(tmp_path: Path, firstvec: Fresh) -> None:
-    root = Path(build(str(tiny.save_mpnet(tmp_path / "model")), tmp_path, thresholds=tiny.ANY_INT8).manifest.root)
+    root = Path(
+        build(str(tiny.save_mpnet(tmp_path / "model")), tmp_path / "bundles", thresholds=tiny.ANY_INT8).manifest.root
+    )
     reason = "the native engine does not compute model_type mpnet"
     assert Manifest.read(root).left_out == {"native-fp32": reason, "native-int8": reason}
     done = firstvec("explain", "--model", root)

@@ -14,6 +14,7 @@ from firstvec import Manifest, OptimizedEmbeddingLoader
 from firstvec_build.int8.calibration import Floats, Product
 from firstvec_build.int8.static import Scheme, choose_scheme, join, measure_error, quantize_product, quantize_products
 from firstvec_build.quality import cosine, evaluation_sentences
+from tests.build.conftest import INT8_HERE
 
 
 def make_product(rows: Floats, weights: Floats, name: str = "y") -> Product:
@@ -133,7 +134,7 @@ def test_products_of_one_input_share_its_quantization_and_take_their_biases(tmp_
 
 @pytest.mark.parametrize("batch_size", [2, 7, 32])
 def test_a_vector_does_not_depend_on_its_batch(batch_size: int, bundle: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(bundle), "quantized", device="cpu")
+    loader = OptimizedEmbeddingLoader(str(bundle), "quantized", device="cpu", artifact=INT8_HERE)
     loader.start_loading()
     provider = loader.get_provider()
     sentences = evaluation_sentences()

@@ -32,6 +32,8 @@ OPTIONAL = {
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
     *(("artifacts", index, "quality", "spearman") for index in range(3)),
     ("wordpiece",),
+    ("wordpiece", "tables"),
+    ("left_out",),
     ("self_test",),
 }
 
@@ -130,6 +132,7 @@ def test_a_manifest_is_parsed_into_records() -> None:
     assert [each.path for each in manifest.files()] == [
         "tokenizer.json",
         "vocab.txt",
+        "native/wordpiece.fvt",
         "self_test.json",
         "torchscript/model.pt",
         "onnx/model.onnx",
@@ -227,6 +230,8 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
         manifest.model.revision,
         manifest.model.default_prompt_name,
         manifest.wordpiece,
+        manifest.wordpiece and manifest.wordpiece.tables,
+        manifest.left_out,
         manifest.self_test,
         *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
     ]

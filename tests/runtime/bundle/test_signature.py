@@ -102,7 +102,7 @@ def test_a_bundle_that_model_signing_signed_loads(curve: ec.EllipticCurve, tiny_
     sign_with_peer(tiny_bundle, keys.private)
     held = loader(tiny_bundle, keys.public)
     assert held.get_embedding_dim_fast() == 32
-    assert held.choose().artifact.id == "onnx-fp32"
+    assert held.choose().artifact.id == "native-fp32"
     assert len(held.get_provider().embed_query("text")) == 32
     assert peer_accepts(tiny_bundle, keys.public)
 
@@ -709,7 +709,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_hand_over_uses_the_manifest_that_was_checked(signed: Path, keys: Pair) -> None:
-    held = loader(signed, keys.public, strategy="progressive")
+    held = loader(signed, keys.public, strategy="progressive", artifact="onnx-fp32")
     held.start_loading()
     provider = held.get_provider()
     before = provider.embed_query("text")

@@ -63,7 +63,7 @@ def test_inspect_shows_quality_and_reasons(bundle: Path, firstvec: Fresh) -> Non
     )
     assert "depends on the texts in its batch" not in text
     values = json.loads(firstvec("inspect", "-m", "all-MiniLM-L6-v2", "--json").stdout)
-    assert len(values["artifacts"]) == 5
+    assert len(values["artifacts"]) == 7
     assert values["path"] == str(bundle)
 
 

@@ -41,7 +41,7 @@ def test_the_machine_and_each_strategy_are_shown(bundle: Path, firstvec: Fresh) 
     assert json.loads(binding.stdout)["engines"] == {
         "onnxruntime": {"description": "through its Python binding: FIRSTVEC_ONNXRUNTIME=binding", "crashed": False}
     }
-    assert values["bundles"][str(bundle)]["lazy"]["artifact"] == "onnx-fp32"
+    assert values["bundles"][str(bundle)]["lazy"]["artifact"] == "native-fp32"
     assert values["firstvec"] == __version__
 
 
@@ -183,7 +183,7 @@ def test_an_engine_that_crashes_is_a_problem(tiny_built: Path, tmp_path: Path, f
     (problem,) = values["problems"]
     assert problem.startswith("onnxruntime crashed: its process ended with no answer: killed by SIGSEGV")
     assert "FIRSTVEC_ONNXRUNTIME=binding" in problem
-    assert values["bundles"][str(tiny_built)]["lazy"]["artifact"] == "onnx-fp32"
+    assert values["bundles"][str(tiny_built)]["lazy"]["artifact"] == "native-fp32"
     text = firstvec("doctor", "--quick", **environment).stdout
     assert row(text, "onnxruntime").startswith("crashed: ")
     assert "\n1 problem\n  -  onnxruntime crashed: " in text

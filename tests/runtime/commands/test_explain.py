@@ -16,7 +16,7 @@ def test_every_strategy_and_every_reason_is_given(bundle: Path, firstvec: Fresh)
     values = json.loads(firstvec("explain", "--json").stdout)["strategies"]
     assert [*values] == [strategy.value for strategy in LoadingStrategy]
     for found in values.values():
-        assert len(found["rejected"]) + len(found["fallbacks"]) + 1 == 5
+        assert len(found["rejected"]) + len(found["fallbacks"]) + 1 == 7
         assert all(found["rejected"].values())
         # The text has the same choice and the same reasons.
         assert f"takes  {found['artifact']} " in text
@@ -53,7 +53,7 @@ def test_earlier_checks_are_reported(tiny_bundle: Path, tmp_path: Path, firstvec
     assert explain() == (False, False)  # `explain` hashes nothing itself
     firstvec("encode", "-m", tiny_bundle, "text", FIRSTVEC_CACHE=cache)
     assert explain() == (True, True)
-    (tiny_bundle / "onnx/model.onnx").touch()
+    (tiny_bundle / "native/model.fvw").touch()
     assert explain() == (False, False)
 
 
@@ -63,7 +63,7 @@ def test_a_strategy_that_has_no_artifact_is_shown(tiny_built: Path, firstvec: Fr
     assert done.returncode == 0
     strategies = json.loads(done.stdout)["strategies"]
     assert "min_quality" in strategies["quantized"]["error"]
-    assert strategies["lazy"]["artifact"] == "onnx-fp32"
+    assert strategies["lazy"]["artifact"] == "native-fp32"
     text = firstvec("explain", *options).stdout
     assert "\nQUANTIZED\n  none  no artifact of " in text
     # The lines of the reason stand in the column of the reason.

@@ -71,7 +71,7 @@ def test_no_bundle_at_all_is_an_error_that_lists_the_places(tmp_path: Path, firs
 
 def test_what_was_verified_before_does_not_count(tiny_bundle: Path, firstvec: Fresh) -> None:
     """The file has the size and the times of the one that was verified, as after a fault of the disk."""
-    path = tiny_bundle / "onnx/model.onnx_data"
+    path = tiny_bundle / "native/model.fvw"
     assert firstvec("encode", "-m", tiny_bundle, "text").returncode == 0
     before = path.stat()
     with path.open("r+b") as file:

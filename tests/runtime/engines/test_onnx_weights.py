@@ -23,7 +23,7 @@ from firstvec.errors import FirstvecError
 from firstvec.loading.opening import verify_artifact
 from firstvec_build import publishing
 from tests.conftest import edit_manifest
-from tests.loads import artifact_of
+from tests.loads import artifact_of, keep_only
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -266,6 +266,8 @@ def test_a_bundle_whose_model_points_outside_gives_no_vector(tiny_bundle: Path) 
     manifest = Manifest.read(tiny_bundle)
     with pytest.raises(FirstvecError, match=r"has weights in '\.\./\.\./secret\.bin'"):
         verify_artifact(manifest, artifact_of(manifest, "onnx-fp32"))
+    edit_manifest(tiny_bundle, keep_only(["onnx-fp32", "torchscript-fp32"]))
     loader = OptimizedEmbeddingLoader(str(tiny_bundle))
     loader.get_provider().embed_query("text")  # by TorchScript
+    assert [each["artifact"] for each in loader.report()["fallbacks"]] == ["onnx-fp32"]
     assert loader.report()["artifact"] == "torchscript-fp32"

@@ -28,9 +28,9 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime_c_api, "_library", None)
 
 
-def test_the_c_api_is_used_where_the_library_is_found(tiny_built: Path) -> None:
+def test_the_c_api_is_used_where_the_library_is_found(tiny_onnx: Path) -> None:
     assert onnxruntime.c_api_problem() is None
-    provider = load(tiny_built).get_provider()
+    provider = load(tiny_onnx).get_provider()
     provider.embed_query("text")
     import onnxruntime as package
 
@@ -72,19 +72,19 @@ def test_a_quick_start_session_neither_prepacks_nor_spins(tiny_built: Path) -> N
     }
 
 
-def test_the_binding_is_used_on_request(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    direct = load(tiny_built).get_provider().embed_query("text")
+def test_the_binding_is_used_on_request(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    direct = load(tiny_onnx).get_provider().embed_query("text")
     monkeypatch.setenv("FIRSTVEC_ONNXRUNTIME", "binding")
-    provider = load(tiny_built).get_provider()
+    provider = load(tiny_onnx).get_provider()
     assert provider.engine.endswith("(Python binding)")
     assert onnxruntime.describe_use() == "through its Python binding: FIRSTVEC_ONNXRUNTIME=binding"
     np.testing.assert_array_equal(provider.embed_query("text"), direct)
 
 
-def test_an_unknown_way_into_onnxruntime_is_refused(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_way_into_onnxruntime_is_refused(tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTVEC_ONNXRUNTIME", "c-api")
     with pytest.raises(InputError, match="FIRSTVEC_ONNXRUNTIME is 'c-api': use 'binding' or 'capi', or unset it"):
-        OptimizedEmbeddingLoader(str(tiny_built), device="cpu").get_provider()
+        OptimizedEmbeddingLoader(str(tiny_onnx), device="cpu").get_provider()
 
 
 def test_a_missing_library_leads_to_the_binding_with_the_reason(
@@ -132,7 +132,7 @@ def as_engine(name: str, root: Path, monkeypatch: pytest.MonkeyPatch, execution_
 def test_another_provider_of_onnxruntime_is_a_row_and_runs_in_the_binding(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = load(tiny_bundle).get_provider().embed_query("text")
+    expected = load(tiny_bundle, artifact="onnx-fp32").get_provider().embed_query("text")
     monkeypatch.setattr("firstvec.machine.profile._known", {})  # the versions of the rows that there were
     as_engine("onnxruntime-azure", tiny_bundle, monkeypatch, "AzureExecutionProvider")
     loader = load(tiny_bundle, artifact="onnx-fp32")

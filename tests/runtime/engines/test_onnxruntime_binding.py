@@ -79,7 +79,7 @@ def test_two_hundred_sessions_leak_nothing(tiny_built: Path) -> None:
     assert open_and_close(200) - before < 16 << 20
 
 
-def test_telemetry_is_off_before_the_package_is_imported(tiny_built: Path, fresh: Fresh) -> None:
+def test_telemetry_is_off_before_the_package_is_imported(tiny_onnx: Path, fresh: Fresh) -> None:
     code = """
 import os, sys
 from firstvec import get_embedding_provider
@@ -87,4 +87,4 @@ get_embedding_provider(sys.argv[1], "lazy").embed_query("text")
 assert "onnxruntime" in sys.modules
 print(os.environ["ORT_DISABLE_TELEMETRY"])
 """
-    assert fresh(code, tiny_built, FIRSTVEC_ONNXRUNTIME="binding").stdout == "1\n"
+    assert fresh(code, tiny_onnx, FIRSTVEC_ONNXRUNTIME="binding").stdout == "1\n"

@@ -120,14 +120,16 @@ def test_the_library_is_looked_for_where_import_would_find_the_package(
         find_library()
 
 
-def test_the_c_api_needs_neither_numpy_nor_the_binding(bundle: Path, fresh: Fresh) -> None:
+@pytest.mark.usefixtures("bundle")
+@pytest.mark.parametrize("artifact_id", ["onnx-fp32", "onnx-int8-avx2"])
+def test_the_c_api_needs_neither_numpy_nor_the_binding(artifact_id: str, fresh: Fresh) -> None:
     code = """
 import sys
-from firstvec import get_embedding_provider
-provider = get_embedding_provider(strategy="quantized", output="buffer")
+from firstvec import OptimizedEmbeddingLoader
+provider = OptimizedEmbeddingLoader(strategy="background", artifact=sys.argv[1], output="buffer").get_provider()
 view = provider.embed_query("text")
 assert isinstance(view, memoryview) and view.format == "f" and view.shape == (384,)
 assert len(provider.encode(["one", "two"], output="list")[1]) == 384
 print(sorted({"numpy", "onnxruntime", "torch"} & set(sys.modules)))
 """
-    assert fresh(code).stdout == "[]\n"
+    assert fresh(code, artifact_id).stdout == "[]\n"

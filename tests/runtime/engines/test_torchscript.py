@@ -35,10 +35,11 @@ def test_torchscript_is_taken_where_torch_is_loaded_already(bundle: Path, senten
     np.testing.assert_allclose(provider.encode(texts), sentence_transformer.encode(texts), atol=1e-5)
 
 
-def test_both_engines_compute_the_same_vectors(tiny_built: Path) -> None:
-    provider = load(tiny_built).get_provider()
+@pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
+def test_all_engines_compute_the_same_vectors(artifact_id: str, tiny_built: Path) -> None:
+    provider = load(tiny_built, artifact=artifact_id).get_provider()
     rows = provider._tokenizer.tokenize(["text", "a longer text", ""])
-    assert provider.artifact.id == "onnx-fp32"
+    assert provider.artifact.id == artifact_id
     np.testing.assert_allclose(vectors_of(tiny_built, rows), np.asarray(provider.session.run(rows)), atol=1e-5)
 
 
@@ -62,8 +63,8 @@ if sys.argv[2] == "the program's":
 else:
     sys.modules.pop("torch", None)
 from firstvec import OptimizedEmbeddingLoader
-from firstvec.loading import opening
-opening.usable_cores = lambda: 1
+from firstvec.machine import limits
+limits.usable_cores = lambda: 1
 OptimizedEmbeddingLoader(sys.argv[1], device="cpu", artifact="torchscript-fp32").get_provider().embed_query("text")
 import torch
 print(torch.get_num_threads())

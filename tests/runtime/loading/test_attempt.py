@@ -71,37 +71,50 @@ def test_progressive_answers_metadata_and_token_counts_before_the_session_is_up(
         ("cached", "quick-start"),
     ],
 )
-def test_each_strategy_opens_its_kind_of_session(strategy: str, kind: str, tiny_built: Path) -> None:
-    assert load(tiny_built, strategy).get_provider().session_kind == kind
+def test_each_strategy_opens_its_kind_of_session(strategy: str, kind: str, tiny_built: Path, tiny_onnx: Path) -> None:
+    # The tests import torch, which CACHED would take.
+    options = {"artifact": "onnx-fp32"} if strategy == "cached" else {}
+    assert load(tiny_onnx, strategy, **options).get_provider().session_kind == kind
+    assert load(tiny_built, strategy).get_provider().session_kind == "throughput"  # the native engine has no other
 
 
 # Artifacts and bundles that cannot be used
 
 
+DAMAGES = pytest.mark.parametrize(
+    ("damaged", "taken"),
+    [(["native/model.fvw"], "onnx-fp32"), (["native/model.fvw", "onnx/model.onnx_data"], "torchscript-fp32")],
+)
+"""Files that are damaged, and the artifact that is then the best."""
+
+
+@DAMAGES
 def test_a_damaged_artifact_is_passed_over_with_one_warning(
-    tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+    damaged: list[str], taken: str, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider().embed_query("text")
-    flip_byte(tiny_bundle / "onnx/model.onnx_data")
+    for name in damaged:
+        flip_byte(tiny_bundle / name)
     provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
-    assert provider.artifact.id == "torchscript-fp32"
+    assert provider.artifact.id == taken
     np.testing.assert_allclose(provider.embed_query("text"), good, atol=1e-5)
     [record] = [record for record in caplog.records if record.name == "firstvec"]
-    assert "model.onnx_data" in record.getMessage()
-    assert "torchscript-fp32" in record.getMessage()
+    assert all(name in record.getMessage() for name in damaged)
+    assert f"using {taken}" in record.getMessage()
 
 
-def test_a_damaged_only_candidate_raises_integrity_error(tiny_bundle: Path) -> None:
-    edit_manifest(tiny_bundle, keep_only(["onnx-fp32"]))
-    flip_byte(tiny_bundle / "onnx/model.onnx")
+@pytest.mark.parametrize(("artifact", "name"), [("onnx-fp32", "onnx/model.onnx"), ("native-fp32", "native/model.fvw")])
+def test_a_damaged_only_candidate_raises_integrity_error(artifact: str, name: str, tiny_bundle: Path) -> None:
+    edit_manifest(tiny_bundle, keep_only([artifact]))
+    flip_byte(tiny_bundle / name)
     with pytest.raises(IntegrityError, match="firstvec build --force"):
         OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
 
 
 def test_all_candidates_damaged_lists_every_reason(tiny_bundle: Path) -> None:
-    for name in ("onnx/model.onnx", "torchscript/model.pt"):
+    for name in ("native/model.fvw", "onnx/model.onnx", "torchscript/model.pt"):
         flip_byte(tiny_bundle / name)
-    with pytest.raises(NoCompatibleArtifact, match=r"(?s)model\.onnx.*model\.pt.*firstvec verify"):
+    with pytest.raises(NoCompatibleArtifact, match=r"(?s)model\.fvw.*model\.onnx.*model\.pt.*firstvec verify"):
         OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
 
 
@@ -128,7 +141,7 @@ def test_a_bad_manifest_raises_manifest_error(damage: Callable[[Path], None], ex
 
 def test_an_isa_that_no_artifact_fits_raises_with_the_reasons(tiny_built: Path) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.QUANTIZED)
-    loader.resource_profile = loader.resource_profile.replace(isa=(), machine="riscv64")
+    loader.resource_profile = loader.resource_profile.replace(isa=(), native_isa="plain", machine="riscv64")
     loader.start_loading()
     with pytest.raises(NoCompatibleArtifact, match="isa: needs avx2, this CPU has riscv64"):
         loader.get_provider()
@@ -380,12 +393,16 @@ def open_files():
             continue
     return [link for link in links if link.startswith(sys.argv[1] + "/") and not link.endswith("tokenizer.json")]
 
+taken = []
+
 def use():
     loader = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list")
     try:
         provider = loader.get_provider()
     except NoCompatibleArtifact:
+        taken.append(None)
         return None
+    taken.append(provider.artifact.id)
     provider.embed_query("text")
     return weakref.ref(provider.session)
 
@@ -395,14 +412,61 @@ gc.disable()
 for _ in range(3):
     session = use()
     threads._wait_for_tasks()
-    print(session is not None, session is not None and session() is not None, open_files())
+    print(taken.pop(), session is not None, session is not None and session() is not None, open_files())
 """
 
 
-def test_after_a_fallback_the_session_is_freed_with_its_provider(tiny_bundle: Path, fresh: Fresh) -> None:
-    """Not when the garbage collector comes by: the fallback is the larger artifact, of torch."""
-    flip_byte(tiny_bundle / "onnx/model.onnx_data")
-    assert fresh(WITHOUT_COLLECTOR, tiny_bundle).stdout == "True False []\n" * 3
+@DAMAGES
+def test_after_a_fallback_the_session_is_freed_with_its_provider(
+    damaged: list[str], taken: str, tiny_bundle: Path, fresh: Fresh
+) -> None:
+    """Not when the garbage collector comes by: the fallback is a larger artifact."""
+    for name in damaged:
+        flip_byte(tiny_bundle / name)
+    assert fresh(WITHOUT_COLLECTOR, tiny_bundle).stdout == f"{taken} True False []\n" * 3
+
+
+MAIN_THREAD = """
+import sys
+from firstvec import OptimizedEmbeddingLoader
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list", artifact=sys.argv[3] or None)
+assert "threading" not in sys.modules
+loader.start_loading()
+provider = loader.get_provider()
+print(provider.artifact.id, "threading" in sys.modules)
+import threading
+assert threading.main_thread() is threading.current_thread()
+assert [thread for thread in threading.enumerate() if not thread.daemon] == [threading.main_thread()]
+from firstvec.process.threads import is_main_thread
+assert is_main_thread()
+"""
+
+
+@pytest.mark.parametrize("strategy", ["lazy", "background"])
+@pytest.mark.parametrize(
+    ("damaged", "artifact", "taken"),
+    [
+        ([], "", "native-fp32 False"),
+        ([], "onnx-fp32", "onnx-fp32 True"),
+        ([], "torchscript-fp32", "torchscript-fp32 True"),
+        (["native/model.fvw"], "", "onnx-fp32 True"),
+        (["native/model.fvw", "onnx/model.onnx"], "", "torchscript-fp32 True"),
+        (["vocabulary"], "", "native-fp32 True"),  # then the tokenizers package is loaded in a thread of its own
+    ],
+)
+def test_whatever_thread_imports_threading_the_main_thread_stays_the_main_thread(
+    strategy: str, damaged: list[str], artifact: str, taken: str, tiny_bundle: Path, fresh: Fresh
+) -> None:
+    """In a load of the native engine nothing imports threading, unless something goes wrong."""
+    for name in damaged:
+        if name == "vocabulary":
+            edit_manifest(tiny_bundle, lambda document: document.pop("wordpiece"))
+        else:
+            flip_byte(tiny_bundle / name)
+    done = fresh(MAIN_THREAD, tiny_bundle, strategy, artifact, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{taken}\n"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("a better artifact failed" in done.stderr) == any("/" in name for name in damaged)
 
 
 COMPUTES_WRONG = """
@@ -418,7 +482,7 @@ def test_a_failed_load_closes_the_files_of_the_artifacts_at_once(
 ) -> None:
     code = COMPUTES_WRONG + WITHOUT_COLLECTOR
     cache = str(tmp_path / "cache")  # no self-test has passed before
-    assert fresh(code, tiny_bundle, FIRSTVEC_CACHE=cache).stdout == "False False []\n" * 3
+    assert fresh(code, tiny_bundle, FIRSTVEC_CACHE=cache).stdout == "None False False []\n" * 3
 
 
 def test_the_traceback_of_the_error_does_not_grow_with_the_calls() -> None:

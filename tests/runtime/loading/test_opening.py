@@ -75,7 +75,7 @@ def test_an_artifact_whose_engine_has_no_row_is_refused(tiny_built: Path) -> Non
 
 
 @pytest.mark.parametrize("binding", [False, True])
-@pytest.mark.parametrize("artifact_id", ["onnx-fp32", "torchscript-fp32"])
+@pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32", "torchscript-fp32"])
 def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
     artifact_id: str, binding: bool, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,9 +95,11 @@ def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
         verified_of(tiny_bundle, artifact_id)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_file_that_is_written_to_between_verification_and_use_is_refused(number: int, tiny_bundle: Path) -> None:
-    verified = verified_of(tiny_bundle)
+@pytest.mark.parametrize(("artifact_id", "number"), [("onnx-fp32", 0), ("onnx-fp32", 1), ("native-fp32", 0)])
+def test_a_file_that_is_written_to_between_verification_and_use_is_refused(
+    artifact_id: str, number: int, tiny_bundle: Path
+) -> None:
+    verified = verified_of(tiny_bundle, artifact_id)
     path = tiny_bundle / verified.artifact.files[number].path
     with path.open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -108,23 +110,29 @@ def test_a_file_that_is_written_to_between_verification_and_use_is_refused(numbe
         open_artifact(verified)
 
 
-def test_a_program_that_closes_all_descriptors_gets_a_session_of_verified_files(tiny_bundle: Path) -> None:
-    expected = vectors_of(verified_of(tiny_bundle))
-    verified = verified_of(tiny_bundle)
+@pytest.mark.parametrize(
+    ("artifact_id", "name"), [("onnx-fp32", "onnx/model.onnx"), ("native-fp32", "native/model.fvw")]
+)
+def test_a_program_that_closes_all_descriptors_gets_a_session_of_verified_files(
+    artifact_id: str, name: str, tiny_bundle: Path
+) -> None:
+    expected = vectors_of(verified_of(tiny_bundle, artifact_id))
+    verified = verified_of(tiny_bundle, artifact_id)
     for file in verified.files:
         os.close(file.descriptor)
     assert vectors_of(verified) == expected
-    (tiny_bundle / "onnx/model.onnx").write_bytes(b"another model")
+    (tiny_bundle / name).write_bytes(b"another model")
     with pytest.raises(IntegrityError):
         open_artifact(verified)
 
 
+@pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
 def test_without_proc_libraries_are_given_what_was_verified(
-    tiny_bundle: Path, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+    artifact_id: str, tiny_bundle: Path, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = load(tiny_built).get_provider().embed_query("[MASK] text")
+    expected = load(tiny_built, artifact=artifact_id).get_provider().embed_query("[MASK] text")
     monkeypatch.setattr(OpenFile, "alias", None)
-    provider = load(tiny_bundle).get_provider()
+    provider = load(tiny_bundle, artifact=artifact_id).get_provider()
     shutil.rmtree(tiny_bundle)
     np.testing.assert_array_equal(provider.embed_query("[MASK] text"), expected)
 
@@ -162,13 +170,16 @@ def test_a_session_is_closed_where_a_later_step_fails(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
-def test_a_daemon_that_becomes_another_user_goes_on_serving_every_text(tiny_bundle: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
+def test_a_daemon_that_becomes_another_user_goes_on_serving_every_text(
+    artifact_id: str, tiny_bundle: Path, fresh: Fresh
+) -> None:
     done = fresh(
         """
 import os, sys
-import tokenizers  # this user may not read it later; what matters is the bundle
+import threading, tokenizers  # this user may not read them later; what matters is the bundle
 from firstvec import OptimizedEmbeddingLoader
-provider = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list").get_provider()
+provider = OptimizedEmbeddingLoader(sys.argv[1], device="cpu", output="list", artifact=sys.argv[2]).get_provider()
 provider.embed_query("text")
 os.chmod(sys.argv[1], 0o700)
 for folder, _, names in os.walk(sys.argv[1]):
@@ -182,5 +193,6 @@ except PermissionError:
     print(len(provider.embed_query("[MASK] text")))  # needs the whole tokenizer
 """,
         tiny_bundle,
+        artifact_id,
     )
     assert done.stdout == "32\n"

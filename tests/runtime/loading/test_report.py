@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from firstvec import OptimizedEmbeddingLoader
+from firstvec import BundleNotFound, OptimizedEmbeddingLoader
 from firstvec.loader import _process_loaders
 from firstvec.loading import hand_over
 from firstvec.loading.report import SPAN_ATTRIBUTES, Report
@@ -63,9 +63,9 @@ def test_a_report_has_the_same_fields_in_every_state_and_is_json(
     for report in reports:
         assert tuple(report) == FIELDS
         assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert (reports[2]["artifact"], reports[2]["device"], reports[2]["session"]) == ("onnx-fp32", "cpu", "throughput")
-    assert reports[2]["engine"].startswith("onnxruntime ")
-    assert (reports[3]["artifact"], reports[3]["engine"], reports[3]["session"]) == ("onnx-fp32", None, None)
+    assert (reports[2]["artifact"], reports[2]["device"], reports[2]["session"]) == ("native-fp32", "cpu", "throughput")
+    assert reports[2]["engine"].startswith("native ")
+    assert (reports[3]["artifact"], reports[3]["engine"], reports[3]["session"]) == ("native-fp32", None, None)
     assert "no/such-model" in reports[4]["error"]
     assert reports[4]["seconds"] > 0
 
@@ -75,22 +75,30 @@ def test_a_closed_provider_is_reported(tiny_built: Path) -> None:
     assert loader.report()["state"] == "idle"
     provider = loader.get_provider()
     report = loader.report()
-    assert (report["state"], report["artifact"], report["error"]) == ("loaded", "onnx-fp32", None)
+    assert (report["state"], report["artifact"], report["error"]) == ("loaded", "native-fp32", None)
     assert {"manifest", "choice", "tokenizer", "verification", "session"} <= {each["name"] for each in report["stages"]}
     assert all(each["ms"] >= 0 <= each["at_ms"] for each in report["stages"])
     provider.close()
     assert (loader.report()["state"], loader.report()["engine"]) == ("closed", None)
 
 
+@pytest.mark.parametrize("output", ["list", "numpy"])
+def test_a_failed_load_has_each_of_its_stages_once(output: str) -> None:
+    loader = OptimizedEmbeddingLoader("no/such-model", output=output)
+    with pytest.raises(BundleNotFound):
+        loader.get_provider()
+    assert [stage["name"] for stage in loader.report()["stages"]].count("manifest") == 1
+
+
 def test_a_report_says_whether_the_files_were_hashed_for_this_load(
-    tiny_built: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "cache"))
-    assert [load(tiny_built).report()["verification"] for _ in range(2)] == ["hashed now", "remembered"]
+    assert [load(tiny_onnx).report()["verification"] for _ in range(2)] == ["hashed now", "remembered"]
     # One file of several is enough.
-    marker = next((tmp_path / "cache" / "verified").glob(f"{_digest(tiny_built, 'onnx/model.onnx_data')}-*"))
+    marker = next((tmp_path / "cache" / "verified").glob(f"{_digest(tiny_onnx, 'onnx/model.onnx_data')}-*"))
     marker.unlink()
-    assert [load(tiny_built).report()["verification"] for _ in range(2)] == ["hashed now", "remembered"]
+    assert [load(tiny_onnx).report()["verification"] for _ in range(2)] == ["hashed now", "remembered"]
 
 
 def _digest(root: Path, path: str) -> str:
@@ -104,12 +112,12 @@ def test_the_verification_is_that_of_the_artifact_in_use(
 ) -> None:
     monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "cache"))
     load(tiny_bundle)
-    flip_byte(tiny_bundle / "onnx/model.onnx_data")
+    flip_byte(tiny_bundle / "native/model.fvw")
     report = load(tiny_bundle).report()
-    assert (report["artifact"], report["verification"]) == ("torchscript-fp32", "hashed now")
+    assert (report["artifact"], report["verification"]) == ("onnx-fp32", "hashed now")
     [fallback] = report["fallbacks"]
-    assert (fallback["artifact"], fallback["error"]) == ("onnx-fp32", "IntegrityError")
-    assert "model.onnx_data is not the file that was built" in fallback["reason"]
+    assert (fallback["artifact"], fallback["error"]) == ("native-fp32", "IntegrityError")
+    assert "model.fvw is not the file that was built" in fallback["reason"]
 
 
 def test_a_report_takes_no_lock(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,27 +139,28 @@ def test_a_report_takes_no_lock(tiny_built: Path, monkeypatch: pytest.MonkeyPatc
 REPORT_IN_CHILD = """
 import os, sys
 from firstvec import OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader(sys.argv[1], output="list")
+loader = OptimizedEmbeddingLoader(sys.argv[1], output="list", artifact=sys.argv[2])
 provider = loader.get_provider()
 if child := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def open_again():
     raise AssertionError("a report opens no session")
 provider._sessions._open_again = open_again
-assert loader.report()["session"] == "quick-start"
+assert loader.report()["session"] == sys.argv[3]
 """
 
 
-def test_a_report_in_a_forked_child_opens_no_session(tiny_built: Path, fresh: Fresh) -> None:
-    fresh(REPORT_IN_CHILD, tiny_built)
+@pytest.mark.parametrize(("artifact", "kind"), [("native-fp32", "throughput"), ("onnx-fp32", "quick-start")])
+def test_a_report_in_a_forked_child_opens_no_session(artifact: str, kind: str, tiny_built: Path, fresh: Fresh) -> None:
+    fresh(REPORT_IN_CHILD, tiny_built, artifact, kind)
 
 
 def test_reports_are_whole_while_the_load_and_the_hand_over_go_on(
-    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hand_over, "DELAY", 0.0)
     for _ in range(5):
-        loader = OptimizedEmbeddingLoader(str(tiny_built), "progressive", "cpu")
+        loader = OptimizedEmbeddingLoader(str(tiny_onnx), "progressive", "cpu")
         loader.start_loading()
         ended = threading.Event()
         failures: list[BaseException] = []

@@ -24,10 +24,11 @@ from firstvec import OptimizedEmbeddingLoader, ResourceProfile
 from firstvec.bundle.manifest import Manifest
 from firstvec.commands.doctor import examine
 from firstvec.engines.onnxruntime_c_api import find_library
+from firstvec.engines.table import ENGINES
 from firstvec.errors import IncompatibleArtifact, IntegrityError, ManifestError, NoCompatibleArtifact, SelfTestError
 from firstvec.loading.opening import open_artifact, verify_artifact
-from firstvec.loading.self_test import is_remembered, mean_difference, self_test_key
-from firstvec.machine import processor
+from firstvec.loading.self_test import digest_vectors, is_remembered, mean_difference, self_test_key
+from firstvec.machine import native, processor
 from firstvec.provider import EmbeddingProvider
 from firstvec.text.tokenizer import open_tokenizer
 from firstvec_build import publishing
@@ -44,6 +45,16 @@ def markers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of the self-test's markers, of an empty cache."""
     monkeypatch.setenv("FIRSTVEC_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "self-tested"
+
+
+@pytest.fixture
+def onnx_bundle(tiny_onnx: Path, tmp_path: Path) -> Path:
+    """Copy the bundle without native artifacts, for tests that change what onnxruntime must compute."""
+    return Path(shutil.copytree(tiny_onnx, tmp_path / "tiny-onnx"))
+
+
+def drop_native(document: dict[str, Any]) -> None:
+    document["artifacts"] = [each for each in document["artifacts"] if each["engine"] != "native"]
 
 
 def load(root: Path, strategy: str = "lazy", **options: Any) -> tuple[EmbeddingProvider, bool]:
@@ -93,6 +104,11 @@ def test_a_bundle_carries_what_each_artifact_computes(bundle: Path) -> None:
     profile = ResourceProfile.detect()
     for artifact in manifest.artifacts:
         record = golden(document, artifact.id)
+        if ENGINES[artifact.engine].same_bits:
+            session = open_artifact(verify_artifact(manifest, artifact)).session
+            assert record == {"id": artifact.id, "sha256": digest_vectors(session.run(token_ids))}
+            session.close()
+            continue
         allowed = record["max_difference"]
         assert allowed == 1e-3 if artifact.precision == "fp32" else 0.02 < allowed < 0.06
         if artifact.isa in (None, *profile.isa):
@@ -101,39 +117,59 @@ def test_a_bundle_carries_what_each_artifact_computes(bundle: Path) -> None:
             session.close()
 
 
-@pytest.mark.parametrize(("strategy", "kind"), [("lazy", "quick-start"), ("background", "throughput")])
+@pytest.mark.parametrize(
+    ("artifact", "strategy", "kind"),
+    [
+        ("onnx-fp32", "lazy", "quick-start"),
+        ("onnx-fp32", "background", "throughput"),
+        ("native-fp32", "lazy", "throughput"),
+    ],
+)
 def test_it_is_run_once_and_remembered_for_the_kind_of_session(
-    strategy: str, kind: str, tiny_built: Path, markers: Path
+    artifact: str, strategy: str, kind: str, tiny_built: Path, markers: Path
 ) -> None:
-    provider, ran = load(tiny_built, strategy)
+    provider, ran = load(tiny_built, strategy, artifact=artifact)
     assert ran
     (marker,) = markers.iterdir()
     assert (marker.name.endswith(f"-{kind}"), marker.stat().st_size, provider.session_kind) == (True, 0, kind)
-    assert load(tiny_built, strategy)[1] is False
+    assert load(tiny_built, strategy, artifact=artifact)[1] is False
     marker.unlink()
-    assert load(tiny_built, strategy)[1] is True
+    assert load(tiny_built, strategy, artifact=artifact)[1] is True
 
 
-def test_another_processor_runs_it_again(tiny_built: Path, markers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load(tiny_built)
+def test_another_processor_runs_it_again(tiny_onnx: Path, markers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load(tiny_onnx)
     monkeypatch.setattr(processor, "machine", lambda: "another machine")
-    assert load(tiny_built)[1] is True
+    assert load(tiny_onnx)[1] is True
     assert len(list(markers.iterdir())) == 2
 
 
-def test_another_version_of_the_engine_runs_it_again(tiny_built: Path, markers: Path) -> None:
+@pytest.mark.skipif(len(native.module().instruction_sets()) < 2, reason="needs a processor with two instruction sets")
+def test_the_instruction_set_stands_for_the_processor_where_all_compute_the_same_bits(
+    tiny_built: Path, markers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = native.module().instruction_sets()
     load(tiny_built)
+    monkeypatch.setattr(processor, "machine", lambda: "another machine")
+    assert load(tiny_built)[1] is False
+    monkeypatch.setenv("FIRSTVEC_NATIVE_ISA", sets[1])
+    assert load(tiny_built, artifact="native-fp32")[1] is True
+    assert len(list(markers.iterdir())) == 2
+
+
+def test_another_version_of_the_engine_runs_it_again(tiny_onnx: Path, markers: Path) -> None:
+    load(tiny_onnx)
     (marker,) = markers.iterdir()
     version = ResourceProfile.detect().engine_version("onnxruntime")
     assert version is not None
     marker.rename(marker.with_name(marker.name.replace(f"-{version}-", "-1.23.0-")))
-    assert load(tiny_built)[1] is True
+    assert load(tiny_onnx)[1] is True
 
 
-def test_other_files_run_it_again(tiny_bundle: Path) -> None:
-    load(tiny_bundle)
-    rewrite(tiny_bundle, turned("onnx-fp32", 1e-4))
-    assert load(tiny_bundle)[1] is True
+def test_other_files_run_it_again(onnx_bundle: Path) -> None:
+    load(onnx_bundle)
+    rewrite(onnx_bundle, turned("onnx-fp32", 1e-4))
+    assert load(onnx_bundle)[1] is True
 
 
 def test_without_a_folder_to_remember_in_it_is_run_every_time(
@@ -151,15 +187,15 @@ def test_a_bundle_without_a_self_test_loads(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(("difference", "passes"), [(0.9e-3, True), (1.1e-3, False), (math.inf, False)])
-def test_a_difference_is_judged_by_what_the_bundle_allows(difference: float, passes: bool, tiny_bundle: Path) -> None:
+def test_a_difference_is_judged_by_what_the_bundle_allows(difference: float, passes: bool, onnx_bundle: Path) -> None:
     # |v - g| / |g| of g = (1 + a) v is a / (1 + a).
-    rewrite(tiny_bundle, turned("onnx-fp32", difference / (1 - difference) if difference < 1 else 1e30))
+    rewrite(onnx_bundle, turned("onnx-fp32", difference / (1 - difference) if difference < 1 else 1e30))
     if passes:
-        assert load(tiny_bundle)[1] is True
+        assert load(onnx_bundle)[1] is True
         return
-    edit_manifest(tiny_bundle, lambda manifest: manifest["artifacts"].pop(0))
+    edit_manifest(onnx_bundle, keep_only(["onnx-fp32"]))
     with pytest.raises(SelfTestError, match="onnx-fp32: the self-test failed"):
-        load(tiny_bundle)
+        load(onnx_bundle)
 
 
 def test_not_a_number_is_a_failure() -> None:
@@ -181,6 +217,7 @@ def test_weights_that_saturate_elsewhere_are_told_apart_and_the_next_artifact_is
 ) -> None:
     """Wrong weights in files that the manifest describes: what a machine sees that computes right files wrong."""
     root = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    edit_manifest(root, drop_native)
     names = {isa: f"onnx/model_qint8_{isa}.onnx_data" for isa in ("avx2", "avx512_vnni", "arm64")}
     path = root / names[INT8.removeprefix("onnx-int8-")]
     data = np.fromfile(path, np.int8)
@@ -215,13 +252,41 @@ def test_the_error_says_what_is_wrong_and_is_neither_corruption_nor_incompatibil
     assert "firstvec doctor" in str(error)
 
 
-def test_nothing_is_remembered_of_a_failure(tiny_bundle: Path, markers: Path) -> None:
-    rewrite(tiny_bundle, turned("onnx-fp32", 1.0))
-    edit_manifest(tiny_bundle, lambda manifest: manifest["artifacts"].pop(0))
+@pytest.mark.parametrize(
+    ("artifact", "change"),
+    [
+        ("onnx-fp32", turned("onnx-fp32", 1.0)),
+        ("native-fp32", lambda document: golden(document, "native-fp32").update(sha256="0" * 64)),
+    ],
+)
+def test_nothing_is_remembered_of_a_failure(
+    artifact: str, change: Callable[[dict[str, Any]], None], tiny_bundle: Path, markers: Path
+) -> None:
+    rewrite(tiny_bundle, change)
+    edit_manifest(tiny_bundle, keep_only([artifact]))
     for _ in range(2):
         with pytest.raises(SelfTestError):
             load(tiny_bundle)
     assert not markers.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document["artifacts"].clear(), "holds no vectors of native-fp32"),
+        (lambda document: golden(document, "native-fp32").pop("sha256"), r"artifacts\[\d\]\.sha256: is missing"),
+        (lambda document: golden(document, "native-fp32").update(sha256="0" * 63), r"sha256: .* is not a SHA-256"),
+        (lambda document: golden(document, "native-fp32").update(sha256=None), r"sha256: is"),
+        (lambda document: document["texts"].clear(), "texts: is empty"),
+        (lambda document: document["texts"][0].update(token_ids=[-1]), r"texts\[0\]\.token_ids\[0\]"),
+    ],
+)
+def test_a_self_test_of_the_native_engine_that_is_not_valid_is_a_manifest_error(
+    change: Callable[[dict[str, Any]], None], message: str, tiny_bundle: Path
+) -> None:
+    rewrite(tiny_bundle, change)
+    with pytest.raises(ManifestError, match=rf"self_test\.json.*{message}"):
+        load(tiny_bundle)
 
 
 @pytest.mark.parametrize(
@@ -245,11 +310,11 @@ def test_nothing_is_remembered_of_a_failure(tiny_bundle: Path, markers: Path) ->
     ],
 )
 def test_a_self_test_that_is_not_valid_is_a_manifest_error(
-    change: Callable[[dict[str, Any]], None], message: str, tiny_bundle: Path
+    change: Callable[[dict[str, Any]], None], message: str, onnx_bundle: Path
 ) -> None:
-    rewrite(tiny_bundle, change)
+    rewrite(onnx_bundle, change)
     with pytest.raises(ManifestError, match=rf"self_test\.json.*{message}"):
-        load(tiny_bundle)
+        load(onnx_bundle)
 
 
 def test_a_changed_self_test_is_no_self_test(tiny_bundle: Path) -> None:
@@ -259,20 +324,21 @@ def test_a_changed_self_test_is_no_self_test(tiny_bundle: Path) -> None:
         load(tiny_bundle)
 
 
-def test_ids_that_the_model_does_not_have_are_an_incompatible_artifact(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
+def test_ids_that_the_model_does_not_have_are_an_incompatible_artifact(artifact: str, tiny_bundle: Path) -> None:
     rewrite(tiny_bundle, lambda document: document["texts"][0]["token_ids"].__setitem__(0, 10_000))
-    edit_manifest(tiny_bundle, lambda manifest: manifest["artifacts"].pop(0))
+    edit_manifest(tiny_bundle, keep_only([artifact]))
     with pytest.raises(IncompatibleArtifact, match="cannot run it"):
         load(tiny_bundle)
 
 
-def test_what_passed_is_remembered_for_this_artifact_device_version_and_kind(tiny_built: Path, markers: Path) -> None:
-    manifest = Manifest.read(tiny_built)
+def test_what_passed_is_remembered_for_this_artifact_device_version_and_kind(tiny_onnx: Path, markers: Path) -> None:
+    manifest = Manifest.read(tiny_onnx)
     artifact = artifact_of(manifest, "onnx-fp32")
     version = ResourceProfile.detect().engine_version("onnxruntime") or ""
     asked = (manifest, artifact, "cpu", version, "quick-start")
     assert is_remembered(*asked) is False
-    load(tiny_built)
+    load(tiny_onnx)
     (marker,) = markers.iterdir()
     before = marker.stat().st_mtime_ns
     assert is_remembered(*asked) is True
@@ -446,9 +512,11 @@ print(json.dumps([provider.artifact.id, provider.embed_query("how do I reset my 
 )
 def test_a_processor_that_claims_vnni_and_saturates_gets_the_seven_bit_file(bundle: Path, tmp_path: Path) -> None:
     """onnxruntime's real kernels for AVX2, on an emulated CPU; /proc/cpuinfo is that of this machine, and lies."""
+    root = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    edit_manifest(root, drop_native)
 
     def run(*emulator: str) -> list[str]:
-        command = [*emulator, sys.executable, "-c", SATURATES, str(bundle)]
+        command = [*emulator, sys.executable, "-c", SATURATES, str(root)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
         return done.stdout.splitlines()
 
@@ -457,8 +525,8 @@ def test_a_processor_that_claims_vnni_and_saturates_gets_the_seven_bit_file(bund
     assert "onnx-int8-avx512_vnni: the self-test failed" in warning
     assert artifact == "onnx-int8-avx2"
     shutil.rmtree(tmp_path / "cache")
-    native, _ = json.loads(run()[0])
-    assert native == "onnx-int8-avx512_vnni"
+    here, _ = json.loads(run()[0])
+    assert here == "onnx-int8-avx512_vnni"
     manifest = Manifest.read(bundle)
     session = open_artifact(verify_artifact(manifest, artifact_of(manifest, "onnx-int8-avx2"))).session
     ids = open_tokenizer(manifest).tokenize(["how do I reset my password?"])

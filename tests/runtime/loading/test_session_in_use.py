@@ -16,13 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstvec import ClosedError, EmbeddingProvider, LoadingStrategy, Manifest, OptimizedEmbeddingLoader
+from firstvec import (
+    ClosedError,
+    EmbeddingProvider,
+    LoadingStrategy,
+    Manifest,
+    OptimizedEmbeddingLoader,
+    ResourceProfile,
+)
 from firstvec import provider as provider_module
 from firstvec.loading.opening import open_artifact, verify_artifact
 from firstvec.loading.session_in_use import Lease, SessionInUse
 from tests.conftest import Fresh
 from tests.loads import artifact_of, load, run_in_threads, wait_for, wait_for_tasks
 
+INT8 = next(f"onnx-int8-{isa}" for isa in ("avx512_vnni", "arm64", "avx2") if isa in ResourceProfile.detect().isa)
 TEXTS = [f"{'word ' * (1 + index % 20)}{index}" for index in range(64)]
 """Of 3 to 22 tokens."""
 
@@ -91,11 +99,12 @@ def test_a_session_is_closed_after_the_run_that_a_close_meets() -> None:
     assert done[2:] == ["first closed"]
 
 
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_session_cannot_be_copied(copied: Callable[[object], object], tiny_built: Path) -> None:
-    """The copy would free what both use."""
-    provider = load(tiny_built).get_provider()
-    for session in (provider.session, provider._sessions._owned):
+def test_a_session_cannot_be_copied(copied: Callable[[object], object], artifact: str, tiny_built: Path) -> None:
+    """The copy would free what both use, but for the native engine's, which frees nothing itself."""
+    provider = load(tiny_built, artifact=artifact).get_provider()
+    for session in (provider.session, provider._sessions._owned)[artifact == "native-fp32" :]:
         with pytest.raises(TypeError, match="a session cannot be copied: load the model again"):
             copied(session)
     gc.collect()
@@ -103,7 +112,7 @@ def test_a_session_cannot_be_copied(copied: Callable[[object], object], tiny_bui
 
 
 def test_the_first_session_is_released_after_the_swap(bundle: Path) -> None:
-    provider = load(bundle, "progressive").get_provider()
+    provider = load(bundle, "progressive", artifact="onnx-fp32").get_provider()
     first = weakref.ref(provider.session)
     provider.embed_query("text")
     assert first() is not None
@@ -113,8 +122,8 @@ def test_the_first_session_is_released_after_the_swap(bundle: Path) -> None:
     assert first() is None
 
 
-def test_a_run_that_began_before_the_swap_ends_on_its_session(tiny_built: Path) -> None:
-    provider = load(tiny_built, "progressive").get_provider()
+def test_a_run_that_began_before_the_swap_ends_on_its_session(tiny_onnx: Path) -> None:
+    provider = load(tiny_onnx, "progressive").get_provider()
     lease = provider._sessions.lease()
     first = lease._owned.session
     expected = provider.embed_query("text")
@@ -124,9 +133,18 @@ def test_a_run_that_began_before_the_swap_ends_on_its_session(tiny_built: Path) 
     np.testing.assert_allclose(np.asarray(first.run(rows))[0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", [LoadingStrategy.QUANTIZED, LoadingStrategy.PROGRESSIVE])
-def test_calls_that_began_before_the_close_give_all_their_vectors(strategy: LoadingStrategy, bundle: Path) -> None:
-    loader = OptimizedEmbeddingLoader(str(bundle), strategy)
+@pytest.mark.parametrize(
+    ("strategy", "artifact"),
+    [
+        (LoadingStrategy.QUANTIZED, None),
+        (LoadingStrategy.QUANTIZED, INT8),
+        (LoadingStrategy.PROGRESSIVE, "onnx-fp32"),
+    ],
+)
+def test_calls_that_began_before_the_close_give_all_their_vectors(
+    strategy: LoadingStrategy, artifact: str | None, bundle: Path
+) -> None:
+    loader = OptimizedEmbeddingLoader(str(bundle), strategy, artifact=artifact)
     for _ in range(3):
         loader.start_loading()
         provider = loader.get_provider()
@@ -178,11 +196,13 @@ def in_the_middle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[],
     assert todo == []
 
 
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_an_encode_of_many_runs_and_windows_is_drained(
-    tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+    artifact: str, tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider_module, "_WINDOW", 16)
-    provider = load(tiny_built).get_provider()
+    monkeypatch.setattr(provider_module, "_TOKENS_WITHOUT_PADDING", 88)  # four of the longest texts
+    provider = load(tiny_built, artifact=artifact).get_provider()
     expected = provider.encode(TEXTS)
     session = weakref.ref(provider.session)
     in_the_middle.append(provider.close)
@@ -196,11 +216,13 @@ def test_an_encode_of_many_runs_and_windows_is_drained(
         provider.embed_query("text")
 
 
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_encode_iter_gives_the_window_under_way_and_then_closed_error(
-    tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
+    artifact: str, tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provider_module, "_WINDOW", 16)
-    provider = load(tiny_built).get_provider()
+    monkeypatch.setattr(provider_module, "_TOKENS_WITHOUT_PADDING", 88)  # four of the longest texts
+    provider = load(tiny_built, artifact=artifact).get_provider()
     expected = provider.encode(TEXTS[:16])
     session = weakref.ref(provider.session)
     in_the_middle.append(provider.close)
@@ -212,12 +234,10 @@ def test_encode_iter_gives_the_window_under_way_and_then_closed_error(
         next(vectors)
 
 
-def test_a_swap_counts_for_the_later_runs_of_a_call(
-    tiny_built: Path, in_the_middle: list[Callable[[], object]]
-) -> None:
-    provider = load(tiny_built).get_provider()
+def test_a_swap_counts_for_the_later_runs_of_a_call(tiny_onnx: Path, in_the_middle: list[Callable[[], object]]) -> None:
+    provider = load(tiny_onnx).get_provider()
     expected = provider.encode(TEXTS)
-    manifest = Manifest.read(tiny_built)
+    manifest = Manifest.read(tiny_onnx)
     second = open_artifact(verify_artifact(manifest, artifact_of(manifest, "onnx-fp32")), quick_start=False).session
     run, used = second.run, []
 
@@ -248,21 +268,26 @@ def test_a_closed_provider_can_be_loaded_again(tiny_built: Path) -> None:
 FREED = """
 import gc, os, sys, time, weakref
 from firstvec import OptimizedEmbeddingLoader
+from firstvec.process import threads
 
 def use():
     loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list")
     loader.start_loading()
     provider = loader.get_provider()
     provider.embed_query("text")
-    if sys.argv[2] == "lazy":
+    if sys.argv[2] in ("lazy", "quantized"):
         provider.encode(["text of some words"] * 1000)  # more than 4,096 tokens
     while loader.report()["hand_over"] == "waiting":
         time.sleep(0.02)
     return weakref.ref(provider), weakref.ref(provider.session)
 
+def open_files():
+    threads._wait_for_tasks()  # the thread of a load, or of a hand-over, may still be about to end
+    return len(os.listdir("/proc/self/fd"))
+
 use()
 gc.disable()
-before = len(os.listdir("/proc/self/fd"))
+before = open_files()
 for _ in range(3):
     for reference in use():
         for _ in range(6000):  # the thread that made it may still be about to end
@@ -270,14 +295,17 @@ for _ in range(3):
                 break
             time.sleep(0.01)
         assert reference() is None, reference
-assert len(os.listdir("/proc/self/fd")) == before
+assert open_files() == before
 """
 
 
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
 @pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized"])
-def test_a_loader_that_nobody_holds_any_more_frees_all_at_once(strategy: str, tiny_built: Path, fresh: Fresh) -> None:
+def test_a_loader_that_nobody_holds_any_more_frees_all_at_once(
+    strategy: str, engine: str, tiny_built: Path, tiny_onnx: Path, fresh: Fresh
+) -> None:
     """Not when the garbage collector comes by: until then there would be sessions without number."""
-    fresh(FREED, tiny_built, strategy)
+    fresh(FREED, tiny_built if engine == "native" else tiny_onnx, strategy)
 
 
 # Forks
@@ -286,7 +314,7 @@ FORK = """
 import os, sys
 import numpy
 from firstvec import OptimizedEmbeddingLoader
-loader = OptimizedEmbeddingLoader(sys.argv[1], "background")
+loader = OptimizedEmbeddingLoader(sys.argv[1], "background", artifact=sys.argv[3])
 loader.start_loading()
 if sys.argv[2] == "after":
     expected = loader.get_provider().embed_query("text")
@@ -302,9 +330,10 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("moment", ["during", "after"])
-def test_a_forked_child_opens_its_own_session(moment: str, tiny_built: Path, fresh: Fresh) -> None:
-    fresh(FORK, tiny_built, moment)
+def test_a_forked_child_opens_its_own_session(moment: str, artifact: str, tiny_built: Path, fresh: Fresh) -> None:
+    fresh(FORK, tiny_built, moment, artifact)
 
 
 CHILD = """

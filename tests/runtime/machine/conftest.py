@@ -11,6 +11,7 @@ from firstvec.machine import limits, processor, profile
 
 Files = dict[str, str]
 Cores = Callable[[int], None]
+Machine = Callable[[str], None]
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +29,17 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     for module in (limits, processor, profile):
         monkeypatch.setattr(module, "read_text", lambda path, size=1 << 16: there.get(path, "")[:size])
     return there
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return a function that sets the processor's family."""
+    system = os.uname()
+
+    def install(family: str) -> None:
+        monkeypatch.setattr(os, "uname", lambda: os.uname_result((*system[:4], family)))
+
+    return install
 
 
 @pytest.fixture

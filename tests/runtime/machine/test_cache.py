@@ -230,7 +230,7 @@ print(json.dumps([as_root, load(), load()]))
     assert as_unknown(fresh, public, code, bundle) == [new, new, remembered]
     assert list((public / "work").iterdir()) == []
     folder = public / "tmp" / f"firstvec-{UNKNOWN_UID}"
-    assert sorted(path.name for path in folder.iterdir()) == ["self-tested", "verified"]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifests", "self-tested", "verified"]
 
 
 @root_only
@@ -305,7 +305,7 @@ def test_a_cache_folder_that_others_can_write_is_no_problem_as_long_as_the_folde
     assert cache.cache_problem() is None
 
 
-@pytest.mark.parametrize("kind", ["metadata", "self-tested", "verified"])
+@pytest.mark.parametrize("kind", ["manifests", "metadata", "self-tested", "verified"])
 def test_a_folder_of_markers_that_others_can_write_is_a_problem(folder: Path, kind: str) -> None:
     cache.put_marker(cache.path_of(kind, "x"))
     (folder / kind).chmod(0o770)
@@ -394,11 +394,20 @@ def test_a_note_is_read_as_it_was_written(folder: Path, data: bytes) -> None:
     assert (mode_of(folder / "metadata"), mode_of(folder / "metadata" / "x")) == (0o700, 0o600)
 
 
-def test_a_note_of_more_than_8_kib_is_not_believed(folder: Path) -> None:
+def test_a_note_of_more_than_64_kib_is_not_written(folder: Path) -> None:
     path = cache.path_of("metadata", "x")
-    cache.write_note(path, bytes(8188))
-    assert cache.read_note(path) == bytes(8188)
-    cache.write_note(path, b"\1" * 8189)
+    cache.write_note(path, bytes(65532))
+    assert cache.read_note(path) == bytes(65532)
+    cache.write_note(path, b"\1" * 65533)
+    assert cache.read_note(path) == bytes(65532)
+
+
+def test_a_note_of_more_than_64_kib_is_not_believed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache.path_of("metadata", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_MOST_OF_NOTE", 1 << 20)
+        cache.write_note(path, b"\1" * 65533)
+        assert cache.read_note(path) == b"\1" * 65533
     assert cache.read_note(path) is None
 
 

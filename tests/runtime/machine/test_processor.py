@@ -16,7 +16,7 @@ from firstvec.machine.profile import ResourceProfile
 from firstvec.options import Options
 from firstvec.selection import cannot_run, select
 from tests.manifests import artifact, document
-from tests.runtime.machine.conftest import Files
+from tests.runtime.machine.conftest import Files, Machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's system files")
 
@@ -31,7 +31,7 @@ def cpuinfo(flags: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("machine", "flags", "expected"),
+    ("family", "flags", "expected"),
     [
         ("x86_64", FLAGS, ()),
         ("x86_64", f"{FLAGS} avx2 bmi2", ("avx2",)),
@@ -48,13 +48,13 @@ def cpuinfo(flags: str) -> str:
     ],
 )
 def test_the_instruction_sets_are_read_from_the_cpus_flags(
-    files: Files, monkeypatch: pytest.MonkeyPatch, machine: str, flags: str, expected: tuple[str, ...]
+    files: Files, machine: Machine, family: str, flags: str, expected: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(processor, "machine", lambda: machine)
+    machine(family)
     files["/proc/cpuinfo"] = cpuinfo(flags)
     assert processor.instruction_sets() == expected
     profile = ResourceProfile.detect()
-    assert (profile.isa, profile.machine) == (expected, machine)
+    assert (profile.isa, profile.machine) == (expected, family)
 
 
 @pytest.mark.parametrize("machine", ["aarch64", "arm64", "ARM64"])

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from firstvec.engines.table import ENGINES
-from firstvec.machine import darwin, limits, processor, profile
+from firstvec.machine import darwin, limits, native, processor, profile
 from firstvec.machine.profile import ResourceProfile, is_ssd
 from tests.conftest import Fresh
-from tests.runtime.machine.conftest import Cores, Files
+from tests.runtime.machine.conftest import Cores, Files, Machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's system files")
 
@@ -168,15 +168,21 @@ def test_a_torch_in_the_current_folder_counts_where_python_would_import_it(
 
 
 @pytest.mark.parametrize(
-    ("machine", "torch", "has_mps", "device"),
+    ("family", "torch", "has_mps", "device"),
     [("arm64", "cuda = None\n", True, "mps"), ("arm64", None, True, "cpu"), ("x86_64", "cuda = None\n", False, "cpu")],
 )
 def test_apple_silicon_has_mps_and_it_is_recommended_with_torch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, torch: str | None, has_mps: bool, device: str
+    monkeypatch: pytest.MonkeyPatch,
+    machine: Machine,
+    tmp_path: Path,
+    family: str,
+    torch: str | None,
+    has_mps: bool,
+    device: str,
 ) -> None:
     folder = site(tmp_path / "site", torch=torch)
+    machine(family)
     with monkeypatch.context() as mac:
-        mac.setattr(processor, "machine", lambda: machine)
         mac.setattr(darwin, "has_feature", lambda _key: False)
         mac.setattr(sys, "path", [folder])
         mac.setattr(sys, "platform", "darwin")
@@ -213,7 +219,7 @@ def test_engines_are_known_by_their_dist_info_folders(
 ) -> None:
     monkeypatch.setattr(sys, "path", [site(tmp_path / "site", *distributions)])
     profile = ResourceProfile.detect()
-    assert [engine for engine, _ in profile.engines] == ["onnxruntime", "tokenizers", "torch"]
+    assert [engine for engine, _ in profile.engines] == ["native", "onnxruntime", "tokenizers", "torch"]
     assert {engine: profile.engine_version(engine) for engine in expected} == expected
 
 
@@ -249,7 +255,8 @@ def test_cores_memory_and_storage_are_looked_up_when_they_are_asked_for(
 def test_the_first_of_two_installations_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folders = [site(tmp_path / "a", "torch-2.12.0"), site(tmp_path / "b", "torch-2.13.0", "tokenizers-0.23")]
     monkeypatch.setattr(sys, "path", folders)
-    assert ResourceProfile.detect().engines == (("onnxruntime", None), ("tokenizers", "0.23"), ("torch", "2.12.0"))
+    found = (("native", native.version()), ("onnxruntime", None), ("tokenizers", "0.23"), ("torch", "2.12.0"))
+    assert ResourceProfile.detect().engines == found
 
 
 def test_an_entry_of_the_import_path_that_is_no_folder_is_passed_over(
@@ -270,15 +277,15 @@ def test_the_engines_of_this_environment_have_the_versions_of_their_metadata(eng
     assert ResourceProfile.detect().engine_version(engine) == version(engine)
 
 
-@pytest.mark.parametrize("loaded", [(), ("onnxruntime",), ("torch",), ("onnxruntime", "torch")])
+@pytest.mark.parametrize("loaded", [(), ("native",), ("onnxruntime",), ("torch",), ("native", "onnxruntime", "torch")])
 def test_an_engine_is_loaded_when_its_package_was_imported(
     monkeypatch: pytest.MonkeyPatch, loaded: tuple[str, ...]
 ) -> None:
-    for engine in ("onnxruntime", "torch"):
+    for engine, row in ENGINES.items():
         if engine in loaded:
-            monkeypatch.setitem(sys.modules, engine, sys)
+            monkeypatch.setitem(sys.modules, row.package, sys)
         else:
-            monkeypatch.delitem(sys.modules, engine, raising=False)
+            monkeypatch.delitem(sys.modules, row.package, raising=False)
     assert ResourceProfile.detect().loaded_engines == loaded
 
 
@@ -352,6 +359,7 @@ def test_detect_fills_every_field() -> None:
         "is_ssd": bool | None,
         "recommended_batch_size": int,
         "recommended_device": str,
+        "native_isa": str | None,
         "engines": tuple,
         "loaded_engines": tuple,
     }
@@ -393,9 +401,11 @@ def watch(event, arguments):
             print("writes", arguments)
     elif event in CHANGES or event.startswith("socket."):
         print(event, arguments)
-ResourceProfile.detect
+# Imports may write bytecode.
+from firstvec.machine import limits, native, processor
+native.module()
 sys.addaudithook(watch)
-ResourceProfile.detect()
+ResourceProfile.detect().to_dict()  # most of it is looked up only when it is read
 print(len(seen) > 0)
 """
     environment = {"HOME": str(tmp_path), "FIRSTVEC_CACHE": str(tmp_path / "c"), "FIRSTVEC_HOME": str(tmp_path / "h")}
@@ -416,7 +426,8 @@ def test_detect_never_raises_when_nothing_can_be_read(monkeypatch: pytest.Monkey
     assert profile.available_memory_mb == 0.0
     assert profile.recommended_batch_size == 16
     assert (profile.has_cuda, profile.is_ssd, profile.recommended_device) == (False, None, "cpu")
-    assert profile.engines == (("onnxruntime", None), ("tokenizers", None), ("torch", None))
+    here = ("native", native.version())
+    assert profile.engines == (here, ("onnxruntime", None), ("tokenizers", None), ("torch", None))
     assert profile.isa == (("arm64",) if profile.machine in ("aarch64", "arm64") else ())
 
 

@@ -241,7 +241,8 @@ def test_where_no_thread_can_be_started_nobody_watches_and_the_load_goes_on(
     assert loader.get_provider().embed_query("text").shape == (32,)
 
 
-def test_the_watch_ends_with_the_load(tiny_built: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("engine", ["native", "onnxruntime"])
+def test_the_watch_ends_with_the_load(engine: str, tiny_built: Path, tiny_onnx: Path, fresh: Fresh) -> None:
     code = """
 import sys, time
 from _thread import _count
@@ -252,4 +253,4 @@ while _count() and time.monotonic() < deadline:
     time.sleep(0.01)
 print(_count())
 """
-    assert fresh(code, tiny_built).stdout == "0\n"
+    assert fresh(code, tiny_built if engine == "native" else tiny_onnx).stdout == "0\n"

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from firstvec import LoadingStrategy
+from firstvec import LoadingStrategy, ResourceProfile
 from firstvec.process import threads
 from firstvec.process.threads import ComputedOnce, EngineGate, Event, ProcessLock, Task
 from tests.conftest import Fresh
 from tests.loads import ask_at_once, run_in_threads
+
+INT8 = next(f"onnx-int8-{isa}" for isa in ("avx512_vnni", "arm64", "avx2") if isa in ResourceProfile.detect().isa)
 
 # Events
 
@@ -159,6 +161,47 @@ def test_the_error_of_a_computation_is_not_kept() -> None:
     assert once.result() == once.result() == "second"
 
 
+IMPORTED_BY_A_TASK = """
+import os, sys
+from firstvec.process import threads
+imported = threads.Event()
+def work():
+    threads.import_threading()
+    imported.set()
+    import threading
+    assert threading.current_thread() is not threading.main_thread()
+    {work}
+assert "threading" not in sys.modules
+task = threads.Task(work, imports_threading=False)
+assert imported.wait(100)
+import threading
+main = threading.main_thread()
+assert main is threading.current_thread() and main.is_alive() and threads.is_main_thread()
+assert (main.ident, main.native_id) == (threads.main_thread(), os.getpid())
+{then}
+"""
+
+
+def test_a_task_that_imports_threading_leaves_the_main_thread_the_main_thread(fresh: Fresh) -> None:
+    then = """
+task.result()
+thread = threading.Thread(target=lambda: None)
+thread.start()
+thread.join()
+assert threading.enumerate() == [main]
+if child := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert threading.main_thread() is threading.current_thread() and threads.is_main_thread()
+"""
+    fresh(IMPORTED_BY_A_TASK.format(work="", then=then))
+
+
+def test_the_exit_hurries_a_task_that_has_imported_threading(fresh: Fresh) -> None:
+    """The interpreter waits for a thread that is no daemon before it calls what hurries the tasks."""
+    code = IMPORTED_BY_A_TASK.format(work="print(threads.exiting.wait(100), flush=True)", then="")
+    assert fresh(code).stdout == "True\n"
+
+
 # Forks
 
 
@@ -236,19 +279,20 @@ from firstvec import get_embedding_provider, preload_embeddings
 def work(text):
     return len(get_embedding_provider().embed_query(text))
 if __name__ == "__main__":
-    preload_embeddings(sys.argv[1], sys.argv[2])
+    preload_embeddings(sys.argv[1], sys.argv[2], artifact=sys.argv[4])
     time.sleep(float(sys.argv[3]))
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map_async(work, ["text"] * 8).get(200) == [32] * 8
 """
 
 
+@pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("seconds", [0.0, 0.005, 0.01, 0.02, 0.04])
 @pytest.mark.parametrize("strategy", [LoadingStrategy.PROGRESSIVE, LoadingStrategy.BACKGROUND])
 def test_a_pool_may_be_forked_right_after_the_preload(
-    strategy: LoadingStrategy, seconds: float, tiny_built: Path, fresh: Fresh
+    strategy: LoadingStrategy, seconds: float, artifact: str, tiny_built: Path, fresh: Fresh
 ) -> None:
-    fresh(POOL_AFTER_PRELOAD, tiny_built, strategy.value, seconds)
+    fresh(POOL_AFTER_PRELOAD, tiny_built, strategy.value, seconds, artifact)
 
 
 # The gate
@@ -345,17 +389,20 @@ print(time.monotonic() - began >= 0.5, threads._wait_for_tasks())
 EXIT_DURING_LOAD = """
 import sys, time
 from firstvec import preload_embeddings
-preload_embeddings(sys.argv[1], sys.argv[2])
+preload_embeddings(sys.argv[1], sys.argv[2], artifact=sys.argv[4])
 time.sleep(float(sys.argv[3]))
 """
 
 
 @pytest.mark.parametrize("strategy", [each for each in LoadingStrategy if each is not LoadingStrategy.LAZY])
-@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.08, 0.15])
+@pytest.mark.parametrize(
+    ("artifact", "seconds"),
+    [*(("native-fp32", seconds) for seconds in (0.0, 0.005)), *(("onnx-fp32", at) for at in (0.0, 0.02, 0.08, 0.15))],
+)
 def test_the_interpreter_exits_cleanly_during_a_load(
-    strategy: LoadingStrategy, seconds: float, bundle: Path, fresh: Fresh
+    strategy: LoadingStrategy, artifact: str, seconds: float, bundle: Path, fresh: Fresh
 ) -> None:
-    fresh(EXIT_DURING_LOAD, bundle, strategy.value, seconds)
+    fresh(EXIT_DURING_LOAD, bundle, strategy.value, seconds, artifact)
 
 
 DAEMON = """
@@ -363,7 +410,7 @@ import sys, threading, time
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.process import threads
 threads._PATIENCE = 600
-provider = OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list").get_provider()
+provider = OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list", artifact=sys.argv[2]).get_provider()
 def embed():
     while True:
         provider.encode(["a text of some words", "and another one"])
@@ -374,9 +421,12 @@ while not threads.engine_gate.threads_inside():
 """
 
 
-def test_daemon_threads_of_the_program_that_are_in_an_engine_end_with_the_process(bundle: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("artifact", ["native-int8", INT8])
+def test_daemon_threads_of_the_program_that_are_in_an_engine_end_with_the_process(
+    artifact: str, bundle: Path, fresh: Fresh
+) -> None:
     for _ in range(5):
-        fresh(DAEMON, bundle)
+        fresh(DAEMON, bundle, artifact)
 
 
 def test_a_daemon_thread_comes_through_the_closed_gate_no_more_and_the_main_thread_does(
@@ -462,7 +512,7 @@ def test_ctrl_c_during_a_load_ends_the_process(bundle: Path, tmp_path: Path) -> 
     sleeps = "print('started', flush=True)\nwhile True: time.sleep"
     script.write_text(heed + EXIT_DURING_LOAD.replace("time.sleep", sleeps))
     process = subprocess.Popen(
-        [sys.executable, str(script), str(bundle), "progressive", "0.05"],
+        [sys.executable, str(script), str(bundle), "progressive", "0.05", "onnx-fp32"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

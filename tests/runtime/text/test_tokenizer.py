@@ -24,9 +24,25 @@ def package(bundle: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
 
 
-def test_texts_that_are_left_to_the_package_keep_their_place(bundle: Path, package: tokenizers.Tokenizer) -> None:
+def without_tables(manifest: Manifest) -> Manifest:
+    """Let the quick tokenizer be the one in Python."""
+    assert manifest.wordpiece is not None
+    return manifest.replace(wordpiece=manifest.wordpiece.replace(tables=None))
+
+
+QUICK = pytest.mark.parametrize("is_native", [True, False], ids=["C", "Python"])
+"""The quick tokenizer of the tests."""
+
+
+@QUICK
+def test_texts_that_are_left_to_the_package_keep_their_place(
+    is_native: bool, bundle: Path, package: tokenizers.Tokenizer
+) -> None:
     texts = ["one", "two [SEP]", "three", "\U0001e900", "five", "[CLS]"]
-    assert open_tokenizer(Manifest.read(bundle)).tokenize(texts) == [package.encode(text).ids for text in texts]
+    manifest = Manifest.read(bundle)
+    tokenizer = open_tokenizer(manifest if is_native else without_tables(manifest))
+    assert isinstance(tokenizer._quick, QuickTokenizer) is not is_native
+    assert tokenizer.tokenize(texts) == [package.encode(text).ids for text in texts]
 
 
 def test_without_rules_the_package_does_it_all(bundle: Path, package: tokenizers.Tokenizer) -> None:
@@ -34,19 +50,23 @@ def test_without_rules_the_package_does_it_all(bundle: Path, package: tokenizers
     assert open_tokenizer(manifest).tokenize(["one", "two"]) == [package.encode(text).ids for text in ("one", "two")]
 
 
-def test_the_package_is_imported_for_the_first_text_that_needs_it(bundle: Path, fresh: Fresh) -> None:
+@QUICK
+def test_the_package_is_imported_for_the_first_text_that_needs_it(is_native: bool, bundle: Path, fresh: Fresh) -> None:
     code = """
 import sys
 from firstvec import Manifest
 from firstvec.text.tokenizer import open_tokenizer
-tokenizer = open_tokenizer(Manifest.read(sys.argv[1]))
+manifest = Manifest.read(sys.argv[1])
+if sys.argv[2] == "False":
+    manifest = manifest.replace(wordpiece=manifest.wordpiece.replace(tables=None))
+tokenizer = open_tokenizer(manifest)
 assert tokenizer.count(["how do I reset my password?", "größer", "日本", "😀"]) == [9, 6, 4, 3]
 assert "tokenizers" not in sys.modules
-assert "unicodedata" in sys.modules
+assert ("unicodedata" in sys.modules) == (sys.argv[2] == "False")
 assert tokenizer.count(["[MASK]"]) == [3]
 assert "tokenizers" in sys.modules
 """
-    fresh(code, bundle)
+    fresh(code, bundle, is_native)
 
 
 def test_a_package_that_cannot_read_the_file_is_an_error_with_its_reason(bundle: Path, tmp_path: Path) -> None:
@@ -55,8 +75,9 @@ def test_a_package_that_cannot_read_the_file_is_an_error_with_its_reason(bundle:
     file = File(path="tokenizer.json", size=2, sha256=hashlib.sha256(b"{}").hexdigest())
     rules = Manifest.read(bundle).wordpiece
     assert rules is not None
-    quick = QuickTokenizer(rules.replace(added_tokens=("x",)), "[UNK]\n", 16)
-    tokenizer = Tokenizer(lambda: open_verified(str(tmp_path), file), 16, quick)
+    rules = rules.replace(added_tokens=("x",))
+    quick = QuickTokenizer(rules, "[UNK]\n", 16)
+    tokenizer = Tokenizer(lambda: open_verified(str(tmp_path), file), 16, rules, quick)
     with pytest.raises(IncompatibleArtifact, match=f"cannot read {path}"):
         tokenizer.tokenize(["x"])
 
@@ -79,14 +100,17 @@ def test_a_vocabulary_that_is_not_utf_8_is_an_incompatible_artifact(tiny_bundle:
 
     edit_manifest(tiny_bundle, change)
     with pytest.raises(IncompatibleArtifact, match="the vocabulary is not UTF-8"):
-        open_tokenizer(Manifest.read(tiny_bundle))
+        open_tokenizer(without_tables(Manifest.read(tiny_bundle)))
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt"])
-def test_a_damaged_file_is_an_integrity_error(name: str, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_native"), [("tokenizer.json", True), ("native/wordpiece.fvt", True), ("vocab.txt", False)]
+)
+def test_a_damaged_file_is_an_integrity_error(name: str, is_native: bool, tiny_bundle: Path) -> None:
     flip_byte(tiny_bundle / name)
+    manifest = Manifest.read(tiny_bundle)
     with pytest.raises(IntegrityError, match=name.replace(".", r"\.")):
-        open_tokenizer(Manifest.read(tiny_bundle))
+        open_tokenizer(manifest if is_native else without_tables(manifest))
 
 
 @pytest.mark.parametrize("has_alias", [True, False])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 
 from firstvec import Manifest
 from firstvec.bundle.manifest import WordPiece
+from firstvec.text.tokenizer import Tokenizer
 from firstvec.text.wordpiece import QuickTokenizer
 from firstvec_build.quality import evaluation_sentences
 from firstvec_build.quick_tokenizer import generate_texts
@@ -104,6 +106,22 @@ def test_truncation(max_seq_length: int, rules: WordPiece, vocabulary: str, bund
     assert compare(QuickTokenizer(rules, vocabulary, max_seq_length), package, texts) == 0
 
 
+def cut_by_tokenizer(text: str, rules: WordPiece, max_seq_length: int) -> str:
+    """Return what of a text comes to the quick tokenizer."""
+    given: list[str] = []
+
+    class Noting:
+        def tokenize(self, text: str) -> list[int]:
+            given.append(text)
+            return []
+
+    def never() -> Any:
+        raise AssertionError
+
+    assert Tokenizer(never, max_seq_length, rules, Noting()).tokenize([text]) == [[]]
+    return given[0]
+
+
 @pytest.mark.parametrize("max_seq_length", [3, 64, 256])
 def test_of_a_long_text_the_beginning_has_the_same_tokens(
     max_seq_length: int, rules: WordPiece, vocabulary: str, bundle: Path
@@ -121,7 +139,7 @@ def test_of_a_long_text_the_beginning_has_the_same_tokens(
         for usual in (1, 20, 200):
             parts = source.choices(words, weights=[usual, usual, *[1] * (len(words) - 2)], k=length)
             text = source.choice((" ", " ", "  ", "")).join(parts)
-            beginning = quick.cut(text)
+            beginning = cut_by_tokenizer(text, rules, max_seq_length)
             cut += beginning != text
             assert text.startswith(beginning)
             assert package.encode(beginning).ids == package.encode(text).ids
@@ -129,9 +147,8 @@ def test_of_a_long_text_the_beginning_has_the_same_tokens(
     assert cut > 2
 
 
-def test_a_beginning_ends_where_tokens_cannot_be_told(rules: WordPiece, vocabulary: str) -> None:
-    quick = QuickTokenizer(rules, vocabulary, 16)
-    assert len(quick.cut("word " * 100_000)) == 5 * 4 * 14
+def test_a_beginning_ends_where_tokens_cannot_be_told(rules: WordPiece) -> None:
+    assert len(cut_by_tokenizer("word " * 100_000, rules, 16)) == 5 * 4 * 14
     for text in (
         "\0 " * 100_000,
         "\u0301 " * 100_000,
@@ -140,16 +157,20 @@ def test_a_beginning_ends_where_tokens_cannot_be_told(rules: WordPiece, vocabula
         " " * 100_000,
         "word " * 2_000,
     ):
-        assert quick.cut(text) == text
-    with_space = QuickTokenizer(rules.replace(added_tokens=("New York",)), vocabulary, 16)
-    assert with_space.cut("New York " * 10_000) == "New York " * 10_000
+        assert cut_by_tokenizer(text, rules, 16) == text
+    with_space = rules.replace(added_tokens=("New York",))
+    assert cut_by_tokenizer("New York " * 10_000, with_space, 16) == "New York " * 10_000
 
 
-def test_ascii_needs_no_table_of_unicode(bundle: Path, fresh: Fresh) -> None:
+@pytest.mark.parametrize("is_native", [True, False], ids=["C", "Python"])
+def test_ascii_needs_no_table_of_unicode(is_native: bool, bundle: Path, fresh: Fresh) -> None:
     code = """
 import sys
+if sys.argv[1] == "False":
+    from firstvec.machine import native
+    native.module = lambda: None
 from firstvec import get_embedding_provider
 get_embedding_provider(strategy="quantized", output="buffer").embed_query("how do I reset my password?")
 print(sorted({"unicodedata", "tokenizers", "re", "dataclasses", "typing", "logging", "pathlib"} & set(sys.modules)))
 """
-    assert fresh(code).stdout == "[]\n"
+    assert fresh(code, is_native).stdout == "[]\n"
