@@ -79,8 +79,10 @@ static void run_block(const struct model *model, const struct kernels *kernels, 
     const size_t hidden = h->hidden, token_bytes = hidden * (model->token_scales ? 1 : sizeof(float));
     size_t rows = 0;
     for (size_t i = 0; i < texts->count; i++) {
-        for (size_t position = 0; position < texts->lengths[i]; position++, rows++) {
+        for (size_t next = h->padding ? 1 : 0, end = rows + texts->lengths[i]; rows < end; rows++) {
             const size_t id = texts->ids[rows];
+            /* The RoBERTa family gives a padding token within a text position 0, and counts the other tokens from 1. */
+            const size_t position = h->padding && id == h->padding - 1 ? 0 : next++;
             kernels->embed((const char *)model->tokens + id * token_bytes,
                            model->token_scales ? model->token_scales + id : NULL, model->positions + position * hidden,
                            hidden, w->x + rows * hidden);

@@ -48,7 +48,7 @@ static uint64_t place(struct model *model, const struct weights_header *header) 
     const int is_int8 = header->precision == PRECISION_INT8;
     model->tokens = take(&walk, header->vocabulary * hidden, is_int8 ? 1 : sizeof(float));
     model->token_scales = is_int8 ? take(&walk, header->vocabulary, sizeof(float)) : NULL;
-    model->positions = take(&walk, header->positions * hidden, sizeof(float));
+    model->positions = take(&walk, (header->positions + (header->padding ? 1 : 0)) * hidden, sizeof(float));
     model->gamma = take(&walk, hidden, sizeof(float));
     model->beta = take(&walk, hidden, sizeof(float));
     for (uint32_t i = 0; i < header->layers; i++) {
@@ -87,6 +87,7 @@ static const char *header_problem(const struct weights_header *header, size_t by
     if (header->pooling > POOLING_CLS) return "its pooling is unknown";
     if (header->unit_length > 1) return "a flag is neither 0 nor 1";
     if (!(header->epsilon > 0 && header->epsilon < 1)) return "its epsilon is not between 0 and 1";
+    if (header->padding > header->vocabulary) return "its padding token is not in the vocabulary";
     if (memcmp(header->reserved, zeros.reserved, sizeof zeros.reserved)) return "its reserved bytes are not 0";
     return NULL;
 }

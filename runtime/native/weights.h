@@ -14,8 +14,9 @@ struct weights_header {
     uint64_t file_bytes;
     uint32_t precision, layers, hidden, heads, intermediate, vocabulary, positions;
     uint32_t activation, pooling, unit_length;
-    float epsilon; /* of LayerNorm */
-    uint32_t reserved[15];
+    float epsilon;    /* of LayerNorm */
+    uint32_t padding; /* 0: positions count the tokens. Else a token's id + 1: see run_block() */
+    uint32_t reserved[14];
 };
 
 #define WEIGHTS_MAGIC "firstvec"
@@ -31,7 +32,7 @@ struct model {
     size_t mapped_bytes;
     const void *tokens;        /* (vocabulary x hidden), int8 or float32 */
     const float *token_scales; /* [vocabulary], NULL in fp32 */
-    const float *positions;    /* (positions x hidden), the embedding of token type 0 added */
+    const float *positions;    /* (positions, and 1 more with padding, x hidden), the embedding of token type 0 added */
     const float *gamma, *beta; /* LayerNorm of the embeddings */
     struct layer layers[];
 };

@@ -58,7 +58,7 @@ def outcome(root: Path, strategy: str, *arguments: object, before: str = "", eng
 def test_little_address_space_gives_a_vector_or_a_typed_error(bundle: Path, campaign: Campaign) -> None:
     cases = [
         (strategy, output, limit)
-        for limit in range(20, 720, campaign.size(175, 10))
+        for limit in range(20, 720, campaign.size(230, 10))
         for strategy, output in (("quantized", "list"), ("lazy", "numpy"), ("background", "list"))
     ]
     outcomes = [outcome(bundle, strategy, output, limit * MIB) for strategy, output, limit in cases]

@@ -21,20 +21,21 @@ Quantize = Callable[[str, Matrix], tuple[npt.NDArray[np.int8], npt.NDArray[np.fl
 ALIGNMENT = 64
 _LANES = 16
 _MAGIC, _BYTE_ORDER, _VERSION = b"firstvec", 0x01020304, 1
-_HEADER = struct.Struct("<8s2IQ10If60x")
+_HEADER = struct.Struct("<8s2IQ10IfI56x")
 _ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "relu": 3}
 _POOLINGS = {"mean": 0, "cls": 1}
 _MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
-"""transformers' ``model_type`` → whether positions are counted from the padding's id plus 1."""
+"""transformers' ``model_type`` → whether a padding token has a position of its own, before that of the first token."""
 
 
 def find_obstacle(model: SentenceTransformer) -> str | None:
     """Return why the engine cannot compute this model, for people. None: it can."""
     config = model[0].auto_model.config
+    if config.model_type not in _MODEL_TYPES:
+        return f"the native engine does not compute model_type {config.model_type}"
     modules = [type(module) for module in model][2:]
     pooling = model[1].pooling_mode
     problems = (
-        (config.model_type not in _MODEL_TYPES, f"model_type {config.model_type}"),
         (getattr(config, "position_embedding_type", None) not in (None, "absolute"), "relative positions"),
         (getattr(config, "is_decoder", False), "a decoder"),
         (config.hidden_act not in _ACTIVATIONS, f"hidden_act {config.hidden_act}"),
@@ -67,8 +68,8 @@ def write(model: SentenceTransformer, path: Path, quantize: Quantize | None) -> 
     file = _File(quantize)
     hidden, heads = config.hidden_size, config.num_attention_heads
     file.put_tokens(weights["embeddings.word_embeddings.weight"])
-    first_position = config.pad_token_id + 1 if _MODEL_TYPES[config.model_type] else 0
-    positions = weights["embeddings.position_embeddings.weight"][first_position:]
+    has_padding = _MODEL_TYPES[config.model_type]
+    positions = weights["embeddings.position_embeddings.weight"][config.pad_token_id if has_padding else 0 :]
     file.put(positions + weights["embeddings.token_type_embeddings.weight"][0], np.float32)
     file.put_normalization(weights, "embeddings.LayerNorm")
     for number in range(config.num_hidden_layers):
@@ -94,11 +95,12 @@ def write(model: SentenceTransformer, path: Path, quantize: Quantize | None) -> 
         heads,
         config.intermediate_size,
         len(weights["embeddings.word_embeddings.weight"]),
-        len(positions),
+        len(positions) - has_padding,
         _ACTIVATIONS[config.hidden_act],
         _POOLINGS[model[1].pooling_mode],
         int(type(model[len(model) - 1]) is Normalize),
         epsilon=config.layer_norm_eps,
+        padding=config.pad_token_id + 1 if has_padding else 0,
     )
 
 
@@ -141,8 +143,8 @@ class _File:
             self.put(multipliers, np.float32)
         self.put(bias * factors, np.float32)
 
-    def finish(self, path: Path, *sizes: int, epsilon: float) -> None:
+    def finish(self, path: Path, *sizes: int, epsilon: float, padding: int) -> None:
         start = _MAGIC, _BYTE_ORDER, _VERSION, len(self._data), int(self._quantize is not None)
-        _HEADER.pack_into(self._data, 0, *start, *sizes, epsilon)
+        _HEADER.pack_into(self._data, 0, *start, *sizes, epsilon, padding)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(self._data)

@@ -25,8 +25,8 @@ _POLL = 0.1
 """Seconds between two looks of the watch."""
 _LOOKS = 10
 _BETWEEN_LOOKS = 0.05
-"""Seconds. importlib holds the one lock of all imports while it looks for a module's file, which takes little time. Held
-at 10 looks, between which no module was imported, it is held for good."""
+"""Seconds. importlib holds the one lock of all imports while it looks for a module's file, which takes little time.
+Held at 10 looks, between which no module was imported, it is held for good."""
 
 
 def release_left_locks() -> None:

@@ -211,6 +211,32 @@ except KeyboardInterrupt:
 """
 
 
+SLOW_FILES = """
+import importlib.machinery, sys, threading, time
+from firstvec.process import import_locks
+class SlowFiles:  # importlib asks a finder with the one lock of all imports, and a slow file system gives up the GIL
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("slow_"):
+            time.sleep(0.1)
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec): pass
+    def exec_module(self, module): pass
+sys.meta_path.insert(0, SlowFiles())
+def import_many():
+    for number in range(30):
+        __import__(f"slow_{number}")
+thread = threading.Thread(target=import_many)
+thread.start()
+import_locks.watch_imports(threading.main_thread().ident, thread.is_alive)
+thread.join()
+print("slow_29" in sys.modules)
+"""
+
+
+def test_a_thread_that_imports_much_from_slow_files_is_no_lost_ctrl_c(fresh: Fresh) -> None:
+    assert fresh(SLOW_FILES).stdout == "True\n"
+
+
 def test_the_watch_keeps_nothing_of_importlib_alive(fresh: Fresh) -> None:
     """The last reference to a module's lock runs a callback that takes the lock of all imports, and would wait."""
     assert fresh(LAST_REFERENCE).stdout == "interrupted\n"
