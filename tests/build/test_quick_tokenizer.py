@@ -25,7 +25,8 @@ def test_rules_and_vocabulary_are_those_of_the_bundle(tiny_built: Path, tmp_path
     rules = write_vocabulary(text, tmp_path, evaluation_sentences())
     assert rules is not None
     assert rules == Manifest.read(tiny_built).wordpiece
-    assert [path.name for path in tmp_path.iterdir()] == ["vocab.txt"]
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert files == ["native/wordpiece.fvt", "vocab.txt"]
     assert (tmp_path / "vocab.txt").read_bytes() == (tiny_built / "vocab.txt").read_bytes()
     vocabulary = json.loads(text)["model"]["vocab"]
     assert (tmp_path / "vocab.txt").read_text("utf-8").split("\n")[:-1] == sorted(vocabulary, key=vocabulary.get)

@@ -31,7 +31,7 @@ class FixedSession:
 @pytest.mark.parametrize(("distance", "limit"), [(0.0, 0.001), (0.001, 0.001), (0.1, 0.075), (0.5, 0.375)])
 def test_limit_is_three_quarters_of_the_distance_to_fp32_but_never_tiny(distance: float, limit: float) -> None:
     reference = (VECTORS.astype(np.float64) / (1 + distance)).ravel().tolist()  # ‖v - r‖ / ‖r‖ is the distance
-    entry = compute_golden("some-artifact", FixedSession(), TOKEN_IDS, reference)  # type: ignore[arg-type]
+    entry = compute_golden("some-artifact", FixedSession(), TOKEN_IDS, reference, same_bits=False)  # type: ignore[arg-type]
     assert entry["id"] == "some-artifact"
     assert entry["max_difference"] == pytest.approx(limit, rel=5e-3)
     assert base64.b64decode(str(entry["vectors"])) == VECTORS.tobytes()

@@ -124,7 +124,7 @@ def test_artifact_that_misses_a_threshold_is_refused(tiny_model: Path, tmp_path:
 def test_finish_leaves_the_listed_files_and_no_intermediate_ones(bench: Workbench) -> None:
     artifacts = (ONNX.make(bench, ONNX),)
     assert bench.scratch.exists()
-    manifest = bench.finish(artifacts, {"tool": "1"}, "0" * 64)
+    manifest = bench.finish(artifacts, {"other": "a reason"}, {"tool": "1"}, "0" * 64)
     listed = {file.path for file in manifest.files()}
     assert {path.relative_to(bench.folder).as_posix() for path in bench.folder.rglob("*") if path.is_file()} == listed
     assert {"tokenizer.json", "vocab.txt", "self_test.json", "onnx/model.onnx", "modules.json"} <= listed
