@@ -19,6 +19,7 @@ from firstvec.loading.session_in_use import SessionInUse
 from firstvec.provider import EmbeddingProvider
 from firstvec.selection import cannot_run
 from firstvec.text.tokenizer import open_tokenizer
+from firstvec_build.exporters.native_weights import find_obstacle
 from firstvec_build.pipeline import build
 from firstvec_build.quality import cosine, evaluation_sentences
 from firstvec_build.recipes import RECIPES
@@ -137,6 +138,9 @@ def test_random_model_gives_different_vectors_to_different_texts(built: Built) -
 
 @pytest.mark.parametrize("artifact_id", RECIPES)
 def test_every_artifact_gives_the_reference_vectors(built: Built, artifact_id: str) -> None:
+    if reason := (built.manifest.left_out or {}).get(artifact_id):
+        assert reason == find_obstacle(built.model)
+        pytest.skip(reason)
     provider = open_provider(built.manifest, artifact_id)
     vectors = provider.encode(TEXTS)
     assert vectors.dtype == np.float32
