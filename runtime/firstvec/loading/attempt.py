@@ -93,8 +93,8 @@ class Load:
             # Here, because the choice decides whether the thread will import threading. This takes 2 ms.
             try:
                 self._chosen = self._choose()
-            except Exception:
-                self.trace.stages.clear()  # the thread meets the error again
+            except Exception:  # whatever it is: the load's thread meets the same error again, and keeps it as its own
+                self.trace.stages.clear()
             else:
                 # The packages of the other engines may import it, torch too.
                 imports_threading = not ENGINES[self._chosen[1].engine].kernels
