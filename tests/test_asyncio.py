@@ -58,13 +58,14 @@ def test_the_event_loop_goes_on_during_encode(provider: EmbeddingProvider) -> No
 
 def test_the_event_loop_goes_on_during_a_load(bundle: Path) -> None:
     async def main() -> int:
-        loader = OptimizedEmbeddingLoader(str(bundle), "background")
+        loader = OptimizedEmbeddingLoader(str(bundle), "background", artifact="onnx-fp32")
         loader.start_loading()
         task = asyncio.ensure_future(asyncio.to_thread(loader.get_provider))
         _, turns = await longest_pause(task)
         assert (await task).embed_query("text").shape == (384,)
         return turns
 
+    # The test loads onnxruntime's artifact because the native engine's load is too short to give the loop turns.
     # A load that keeps the GIL leaves the loop one turn or two. A busy machine takes turns away: the best load counts.
     assert max(asyncio.run(main()) for _ in range(5)) >= 5
 

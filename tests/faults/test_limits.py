@@ -72,7 +72,7 @@ def test_little_address_space_gives_a_vector_or_a_typed_error(bundle: Path, camp
 def test_little_address_space_gives_a_vector_of_the_native_engine_or_a_typed_error(
     bundle: Path, campaign: Campaign
 ) -> None:
-    limits = range(20, 220, campaign.size(60, 10))
+    limits = range(20, 330, campaign.size(60, 10))
     found = [
         outcome(bundle, strategy, "list", limit * MIB, engine="native")
         for limit in limits
@@ -82,7 +82,7 @@ def test_little_address_space_gives_a_vector_of_the_native_engine_or_a_typed_err
     assert found[-1] == "native-fp32"
     refused = sum(not each.startswith("native-") for each in found)
     campaign.record(
-        "address space (ulimit -v) from 20 to 220 MB, native", processes=len(found), typed_errors=refused, killed=0
+        "address space (ulimit -v) from 20 to 320 MB, native", processes=len(found), typed_errors=refused, killed=0
     )
 
 
