@@ -132,7 +132,9 @@ class OpenFile:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    __del__ = close
+    def __del__(self) -> None:
+        if cache is not None:  # None: the interpreter is being taken down, and the system will close the file
+            self.close()
 
 
 def open_verified(root: str, file: File, artifact: str = "", *, use_markers: bool = True) -> OpenFile:

@@ -1,8 +1,9 @@
 """One attempt to load a model: from a name to a provider, with every step that can overlap overlapped.
 
-firstvec's own engine starts in no time, so its load is a chain of steps in one thread. onnxruntime's start takes longer
-than everything else. So that start begins as soon as the artifact is chosen, and the rest (tokenizer, verification)
-happens beside it, in another thread, while the engine works without the GIL.
+firstvec's own engine starts in no time, so its load is a chain of steps in one thread: in the caller's, if no file has
+to be hashed, because the load then takes 3 ms, and a thread would take another. onnxruntime's start takes longer than
+everything else. So that start begins as soon as the artifact is chosen, and the rest (tokenizer, verification) happens
+beside it, in another thread, while the engine works without the GIL.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ class Load:
         return self.is_under_way and self._task is not None and self._task.is_lost
 
     def start(self) -> None:
-        """Choose the artifact, then load it in a thread. Never raises: the load's error is kept."""
+        """Choose the artifact, then load it, in a thread if that takes time. Never raises: the load's error is kept."""
         if os.environ.get("FIRSTVEC_TRACE", "0") not in ("", "0") or "opentelemetry.trace" in sys.modules:
             from firstvec.loading.monitoring import watch_load
 
             # Here, in the thread that asked for the load: that thread's span is the parent.
             self._watch = watch_load(self)
-        imports_threading = True
-        if self._options.require_signature is None and self._options.output != "numpy":
-            # Here, because the choice decides whether the thread will import threading. This takes 2 ms.
+        in_thread = imports_threading = True
+        if self._options.require_signature is None:
+            # Here, because the choice decides where the rest happens. It takes 2 ms.
             try:
                 self._chosen = self._choose()
             except Exception:  # whatever it is: the load's thread meets the same error again, and keeps it as its own
@@ -98,12 +99,19 @@ class Load:
             else:
                 # The packages of the other engines may import it, torch too.
                 imports_threading = not ENGINES[self._chosen[1].engine].kernels
+                in_thread = imports_threading or not self._is_short(*self._chosen[:2])
         try:
-            self._task = Task(self._run, imports_threading=imports_threading)
+            self._task = Task(self._run, in_thread=in_thread, imports_threading=imports_threading)
         except (OSError, ImportError) as error:  # threading cannot be imported: too many files are open
             self._end(error)
             return
         watch_for_lost_ctrl_c()
+
+    def _is_short(self, manifest: Manifest, artifact: Artifact) -> bool:
+        """Return whether a load in firstvec's own engine takes a few milliseconds: no file has to be hashed."""
+        from firstvec.bundle.integrity import is_remembered
+
+        return all(is_remembered(manifest.root, file) for file in artifact.files)
 
     def result(self, timeout: float | None) -> EmbeddingProvider[Any, Any]:
         """Wait for the provider. Raise the load's error, or LoadTimeout."""
@@ -185,23 +193,19 @@ class Load:
         self._tell_listeners()
 
     def _load(self) -> EmbeddingProvider[Any, Any]:
-        trace, strategy, watch, output = self.trace, self._strategy, self._watch, self._options.output
-        # Where addresses are limited, numpy and the engine do not start early, because they would end the process if
-        # the addresses do not suffice. The choice of the artifact looks at the memory first.
-        if output == "numpy" and _may_start_early():
-            from firstvec.vectors import import_numpy_ahead
-
-            import_numpy_ahead(trace)  # The first vector that has to be an array waits for it.
+        trace, strategy, watch = self.trace, self._strategy, self._watch
         manifest, best, others = self._chosen or self._choose()
         self._chosen = None
         device = self._device_of(best)
         if ENGINES[best.engine].starts_early and device == "cpu" and _may_start_early():
+            self._import_numpy_ahead()
             preparing = Task(lambda: self._prepare(manifest, best))
             self._start_early(best.engine)
             tokenizer, first = preparing.result()
         else:
             tokenizer, first = self._prepare(manifest, best)
         verified, opened = self._open_candidate(manifest, best, others, first)
+        self._import_numpy_ahead()
         from firstvec.loading.opening import open_artifact
         from firstvec.loading.session_in_use import SessionInUse
         from firstvec.provider import EmbeddingProvider
@@ -219,7 +223,7 @@ class Load:
             from firstvec.loading.hand_over import HandOver
 
             sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
-        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output)
+        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, self._options.output)
 
     def _choose(self) -> Chosen:
         """Find the bundle, and choose the artifact. The others that could be taken are judged when they are needed."""
@@ -255,13 +259,21 @@ class Load:
         with self.trace.stage(f"{name}: environment"), engine_gate:
             engine.start()
 
+    def _import_numpy_ahead(self) -> None:
+        """Begin to import numpy, if the first vector will wait for it. firstvec's own engine is done before that."""
+        if self._options.output == "numpy" and _may_start_early():
+            from firstvec.vectors import import_numpy_ahead
+
+            import_numpy_ahead(self.trace)
+
     def _prepare(self, manifest: Manifest, artifact: Artifact) -> tuple[Tokenizer, VerifiedArtifact | None]:
         """Do all but the engine's work: open the tokenizer, and verify the artifact."""
         trace = self.trace
-        from firstvec.bundle.integrity import read_ahead
+        if not ENGINES[artifact.engine].kernels:  # firstvec's own engine asks for what it reads, in larger blocks
+            from firstvec.bundle.integrity import read_ahead
 
-        for file in artifact.files:
-            read_ahead(os.path.join(manifest.root, file.path))
+            for file in artifact.files:
+                read_ahead(os.path.join(manifest.root, file.path))
         with trace.stage("tokenizer"):
             from firstvec.text.tokenizer import open_tokenizer
 
@@ -335,6 +347,7 @@ class Load:
 
 
 def _may_start_early() -> bool:
+    """Return False where addresses are limited: numpy and onnxruntime would end the process if they do not suffice."""
     from firstvec.machine.limits import address_space_left
 
     return address_space_left() is None

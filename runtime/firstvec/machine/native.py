@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 
 from firstvec.errors import InputError
-from firstvec.machine.system_files import read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ def version() -> str | None:
 
 def why_missing() -> str:
     """Return what the install wrote about a module that it could not compile, for people. Empty: it wrote nothing."""
+    from firstvec.machine.system_files import read_text
+
     return read_text(os.path.join(os.path.dirname(os.path.dirname(__file__)), "_native.txt")).strip()
 
 

@@ -7,7 +7,6 @@ import sys
 
 from firstvec.engines.table import ENGINES
 from firstvec.machine import native
-from firstvec.machine.system_files import read_text
 from firstvec.record import Late, Record
 
 TYPE_CHECKING = False
@@ -102,6 +101,8 @@ def is_ssd(path: str) -> bool | None:
         block = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"
     except OSError:
         return None
+    from firstvec.machine.system_files import read_text
+
     text = read_text(f"{block}/queue/rotational") or read_text(f"{block}/../queue/rotational")
     return text.strip() == "0" if text else None
 

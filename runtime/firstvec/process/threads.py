@@ -174,11 +174,12 @@ class Task(Generic[T]):
 
     Args:
         work: the call.
+        in_thread: False makes the call in the calling thread in any case. A fork and the exit wait for it, too.
         imports_threading: whether the call imports a package that may import threading. The thread that imports
             threading first counts as the main thread, so the import then happens here.
     """
 
-    def __init__(self, work: Callable[[], T], *, imports_threading: bool = True) -> None:
+    def __init__(self, work: Callable[[], T], *, in_thread: bool = True, imports_threading: bool = True) -> None:
         if imports_threading:
             import_threading()
         self._work = [work]
@@ -195,14 +196,15 @@ class Task(Generic[T]):
                 _running.discard(self)
                 with engine_gate:  # for ever
                     return
-            start_new_thread(self._run, ())
+            if in_thread:
+                start_new_thread(self._run, ())
+            else:
+                self._run_here()
         except RuntimeError:
             # "can't start new thread". The calling thread is slower, and as right. numpy's OpenBLAS, imported now,
             # would raise SIGINT in the process when it is refused its own threads (driver/others/blas_server.c).
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-            self._run()
-            if self.error is not None and not isinstance(self.error, Exception):
-                raise self.error from None  # Ctrl-C is meant for the program, which did not ask for a thread
+            self._run_here()
         except BaseException:
             # Ctrl-C: the thread may have been started or not. Nobody will ask for its result.
             if self._work:
@@ -210,6 +212,11 @@ class Task(Generic[T]):
                 _running.discard(self)
                 self.finished.set()
             raise
+
+    def _run_here(self) -> None:
+        self._run()
+        if self.error is not None and not isinstance(self.error, Exception):
+            raise self.error from None  # Ctrl-C is meant for the program, which did not ask for a thread
 
     def _run(self) -> None:
         try:
