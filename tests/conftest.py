@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,7 +124,9 @@ def tiny_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from firstvec_build.pipeline import build
     from tests.tiny import ANY_INT8
 
-    return Path(build(str(tiny_model), tmp_path_factory.mktemp("bundles"), thresholds=ANY_INT8).manifest.root)
+    root = Path(build(str(tiny_model), tmp_path_factory.mktemp("bundles"), thresholds=ANY_INT8).manifest.root)
+    time.sleep(0.1)  # a file that was written within the last 50 ms is hashed at each load
+    return root
 
 
 @pytest.fixture
@@ -141,6 +144,7 @@ def tiny_onnx(tiny_built: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         document["artifacts"] = [each for each in document["artifacts"] if each["engine"] != "native"]
 
     edit_manifest(root, drop_native)
+    time.sleep(0.1)
     return root
 
 

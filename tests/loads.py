@@ -14,6 +14,7 @@ import pytest
 from firstvec import Manifest, OptimizedEmbeddingLoader
 from firstvec.bundle.manifest import Artifact
 from firstvec.loading import opening
+from firstvec.loading.attempt import Load
 from firstvec.process import threads
 
 
@@ -56,7 +57,13 @@ def hold_sessions(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         return open_artifact(*arguments, **options)
 
     monkeypatch.setattr(opening, "open_artifact", held)
+    load_in_threads(monkeypatch)
     return release
+
+
+def load_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every load happen in a thread, as if its files had to be hashed."""
+    monkeypatch.setattr(Load, "_is_short", lambda *_: False)
 
 
 def wait_for(condition: Callable[[], object]) -> None:

@@ -25,7 +25,7 @@ from firstvec import (
 from firstvec.loading.attempt import Load
 from firstvec.process import threads
 from tests.conftest import Fresh, edit_manifest
-from tests.loads import flip_byte, hold_sessions, keep_only, load, wait_for_tasks
+from tests.loads import flip_byte, hold_sessions, keep_only, load, load_in_threads, wait_for_tasks
 
 
 @pytest.mark.parametrize("strategy", [LoadingStrategy.LAZY, LoadingStrategy.BACKGROUND])
@@ -208,6 +208,7 @@ def test_ctrl_c_while_a_load_is_started_leaves_a_loader_that_loads(
     tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
+    load_in_threads(monkeypatch)
 
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
@@ -239,7 +240,44 @@ def test_ctrl_c_in_a_load_without_threads_reaches_the_program(
     assert loader.get_provider(timeout=120).embed_query("text").shape == (32,)
 
 
-# A load in a process that exits, and in a forked child
+IN_ONE_THREAD = """
+import sys
+from firstvec import OptimizedEmbeddingLoader
+from firstvec.process import threads
+started = []
+threads.start_new_thread = lambda *arguments: started.append(arguments)
+loader = OptimizedEmbeddingLoader(sys.argv[1], sys.argv[2], "cpu", output="list")
+loader.start_loading()
+assert loader.is_loaded() == (sys.argv[2] != "lazy")
+assert len(loader.get_provider().embed_query("text")) == 32
+print(len(started), loader.report()["verification"], "threading" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("strategy", ["lazy", "background", "progressive", "quantized", "cached"])
+def test_a_load_that_hashes_nothing_starts_no_thread(strategy: str, tiny_built: Path, fresh: Fresh) -> None:
+    load(tiny_built, strategy)
+    assert fresh(IN_ONE_THREAD, tiny_built, strategy).stdout == "0 remembered False\n"
+
+
+def test_ctrl_c_in_a_load_that_hashes_nothing_reaches_the_program(
+    tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    load(tiny_built)
+    loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
+    with monkeypatch.context() as patch:
+        patch.setattr(Load, "_open_candidate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.start_loading()
+    assert not loader.is_loading()
+    loader.start_loading()
+    assert loader.get_provider().embed_query("text").shape == (32,)
+
+
+# A load in a process that exits, and in a forked child. The empty cache makes it a load in a thread, which hashes.
 
 STOPPED = """
 import atexit, logging, sys, threading, time
@@ -270,9 +308,9 @@ atexit.register(before_exit)
 @pytest.mark.parametrize("output", ["list", "numpy"])
 @pytest.mark.parametrize("strategy", ["lazy", "background", "progressive"])
 def test_a_load_that_is_under_way_when_the_process_exits_stops_between_stages_and_warns_of_nothing(
-    strategy: str, output: str, tiny_built: Path, fresh: Fresh
+    strategy: str, output: str, tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
-    done = fresh(STOPPED, tiny_built, strategy, output)
+    done = fresh(STOPPED, tiny_built, strategy, output, FIRSTVEC_CACHE=str(tmp_path))
     assert done.stdout.splitlines() == [
         "ProcessExiting failed the process is exiting, so the load was stopped",
         "[]",
@@ -290,10 +328,23 @@ time.sleep(0.2)
 
 
 def test_a_daemon_thread_that_waits_for_the_provider_when_the_process_exits_prints_no_error(
-    tiny_built: Path, fresh: Fresh
+    tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
-    done = fresh(WAITING, tiny_built, "lazy", "list")
+    done = fresh(WAITING, tiny_built, "lazy", "list", FIRSTVEC_CACHE=str(tmp_path))
     assert (done.stderr, done.stdout.splitlines()[1]) == ("", "[]")
+
+
+KEPT_BY_A_CALLBACK = """
+import sys
+from firstvec import OptimizedEmbeddingLoader, errors
+errors.callback = lambda: None  # keeps the globals of this program until the exit clears the modules
+loader = OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list")
+loader.get_provider().embed_query("text")
+"""
+
+
+def test_the_exit_closes_files_without_an_error(tiny_built: Path, fresh: Fresh) -> None:
+    assert fresh(KEPT_BY_A_CALLBACK, tiny_built).stderr == ""
 
 
 AT_EXIT = """
@@ -347,9 +398,9 @@ assert len(loader.get_provider(timeout=100).embed_query("text")) == 32
 @pytest.mark.parametrize("call", ["count", "load"])
 @pytest.mark.parametrize("strategy", ["lazy", "background"])
 def test_a_load_that_a_fork_did_not_wait_for_is_started_again_in_the_child(
-    strategy: str, call: str, tiny_built: Path, fresh: Fresh
+    strategy: str, call: str, tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
-    fresh(LOST, tiny_built, strategy, call)
+    fresh(LOST, tiny_built, strategy, call, FIRSTVEC_CACHE=str(tmp_path))
 
 
 # What a load leaves behind

@@ -109,30 +109,33 @@ def test_a_process_that_ends_before_the_first_vector_leaves_its_line(
     assert {stage["name"] for stage in line["stages"]} >= LOADING
 
 
-def test_a_process_that_ends_during_the_load_leaves_its_line(tiny_built: Path, fresh: Fresh) -> None:
+def test_a_process_that_ends_during_the_load_leaves_its_line(tiny_built: Path, tmp_path: Path, fresh: Fresh) -> None:
     """The exit stops the load. Nothing has failed, so the event is the exit."""
     code = f"""
 import threading
-from firstvec.bundle import store
+from firstvec.loading import opening
 from firstvec.process.threads import exiting
-find_bundle, begun = store.find_bundle, threading.Event()
+verify_artifact, begun = opening.verify_artifact, threading.Event()
 def held(*arguments):
     begun.set()
     assert exiting.wait(100)
-    return find_bundle(*arguments)
-store.find_bundle = held
+    return verify_artifact(*arguments)
+opening.verify_artifact = held
 {LOAD}
 assert begun.wait(100)
 """
-    # For an array, the load's thread reads the manifest. Otherwise the thread that starts the load does.
-    done = fresh(code, tiny_built, "background", "numpy", check=False, FIRSTVEC_TRACE="1")
+    # The empty cache makes it a load in a thread, because the files have to be hashed.
+    cache = str(tmp_path)
+    done = fresh(code, tiny_built, "background", "numpy", check=False, FIRSTVEC_TRACE="1", FIRSTVEC_CACHE=cache)
     line = json.loads(done.stderr)
     assert (done.returncode, line["event"], line["state"], line["artifact"]) == (0, "exit", "failed", None)
     assert line["error"] == "the process is exiting, so the load was stopped"
     assert "manifest" in {stage["name"] for stage in line["stages"]}
 
 
-def test_a_load_that_hangs_holds_the_exit_up_once_and_leaves_its_line(tiny_built: Path, fresh: Fresh) -> None:
+def test_a_load_that_hangs_holds_the_exit_up_once_and_leaves_its_line(
+    tiny_built: Path, tmp_path: Path, fresh: Fresh
+) -> None:
     code = """
 import atexit, sys, time
 gave_up = []
@@ -156,7 +159,7 @@ OptimizedEmbeddingLoader(sys.argv[1], "background", "cpu").start_loading()
 while not hangs:
     time.sleep(0.01)
 """
-    done = fresh(code, tiny_built, check=False, FIRSTVEC_TRACE="1")
+    done = fresh(code, tiny_built, check=False, FIRSTVEC_TRACE="1", FIRSTVEC_CACHE=str(tmp_path))
     line = json.loads(done.stderr)
     assert done.stdout == "1\n"
     assert (done.returncode, line["event"], line["state"], line["seconds"]) == (0, "exit", "loading", 0.0)
@@ -463,8 +466,8 @@ show(before=before, after=after, report=loader.report())
             continue
         assert span["end"] <= top["end"] + 2000
         threads[span["attributes"]["thread.id"]].append((span["start"], span["end"]))
-    # The thread that starts the load chooses the artifact, unless vectors are arrays. Only onnxruntime needs two more.
-    assert len(threads) == (output == "list") + (2 if artifact == "onnx-fp32" else 1)
+    # The thread that starts the load chooses the artifact. Only onnxruntime needs two more.
+    assert len(threads) == (3 if artifact == "onnx-fp32" else 1)
     for spans in threads.values():
         spans.sort()
         # Within a thread one after another, so that no thread's sum is more than the whole.
@@ -585,7 +588,7 @@ show()
 
 
 def test_a_program_that_imports_opentelemetry_during_the_load_has_its_span_as_a_root(
-    tiny_built: Path, fresh: Fresh
+    tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
     code = """
 import sys, time
@@ -602,7 +605,8 @@ loader.start_loading()
 """ + SPANS.replace("def load(", "def unused(")
     code += 'record()\nshown = True\nwith trace.get_tracer("app").start_as_current_span("request"):\n'
     code += "    loader.get_provider()\nshow()"
-    top = [span for span in json.loads(fresh(code, tiny_built).stdout)["spans"] if span["name"] == "firstvec.load"]
+    done = fresh(code, tiny_built, FIRSTVEC_CACHE=str(tmp_path))
+    top = [span for span in json.loads(done.stdout)["spans"] if span["name"] == "firstvec.load"]
     assert [span["parent"] for span in top] == [None]
 
 

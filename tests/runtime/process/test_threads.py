@@ -52,6 +52,14 @@ def test_a_wait_ends_though_ctrl_c_has_kept_the_lock_of_the_event() -> None:
 # Tasks
 
 
+def test_a_task_in_the_calling_thread_is_one_that_a_fork_of_another_thread_waits_for() -> None:
+    running: list[set[Task[object]]] = []
+    task = Task(lambda: running.append({*threads._running}), in_thread=False)
+    assert task.thread == threading.get_ident()
+    assert running == [{task}]
+    assert task not in threads._running
+
+
 def test_a_task_gives_its_value_or_its_error() -> None:
     task = Task(lambda: 1 + 1)
     assert task.result() == task.result() == 2
