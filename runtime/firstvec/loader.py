@@ -121,7 +121,9 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         return LoadingStrategy(self._options.strategy)
 
     def start_loading(self) -> None:
-        """Start to load as the strategy says, and return at once. LAZY waits for the first ``get_provider()``.
+        """Start to load as the strategy says. LAZY waits for the first ``get_provider()``.
+
+        Returns within a few milliseconds: what takes longer happens in a thread.
 
         A load that is under way or done is left alone. A failed one is tried again.
         """

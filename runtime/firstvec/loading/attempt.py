@@ -223,7 +223,8 @@ class Load:
             from firstvec.loading.hand_over import HandOver
 
             sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
-        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, self._options.output)
+        output = self._options.output
+        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output)
 
     def _choose(self) -> Chosen:
         """Find the bundle, and choose the artifact. The others that could be taken are judged when they are needed."""
