@@ -22,7 +22,6 @@ from firstvec.process.threads import (
     Task,
     end_with_the_process,
     engine_gate,
-    import_threading,
     watch_for_lost_ctrl_c,
 )
 from firstvec.strategy import STRATEGIES
@@ -89,7 +88,7 @@ class Load:
 
             # Here, in the thread that asked for the load: that thread's span is the parent.
             self._watch = watch_load(self)
-        in_thread = imports_threading = True
+        in_thread = True
         if self._options.require_signature is None:
             # Here, because the choice decides where the rest happens. It takes 2 ms.
             try:
@@ -97,21 +96,20 @@ class Load:
             except Exception:  # whatever it is: the load's thread meets the same error again, and keeps it as its own
                 self.trace.stages.clear()
             else:
-                # The packages of the other engines may import it, torch too.
-                imports_threading = not ENGINES[self._chosen[1].engine].kernels
-                in_thread = imports_threading or not self._is_short(*self._chosen[:2])
+                in_thread = not self._is_short(*self._chosen[:2])
         try:
-            self._task = Task(self._run, in_thread=in_thread, imports_threading=imports_threading)
+            self._task = Task(self._run, in_thread=in_thread)
         except (OSError, ImportError) as error:  # threading cannot be imported: too many files are open
             self._end(error)
             return
         watch_for_lost_ctrl_c()
 
     def _is_short(self, manifest: Manifest, artifact: Artifact) -> bool:
-        """Return whether a load in firstvec's own engine takes a few milliseconds: no file has to be hashed."""
+        """Return whether the load takes a few milliseconds: firstvec's own engine takes it, and nothing is hashed."""
         from firstvec.bundle.integrity import is_remembered
 
-        return all(is_remembered(manifest.root, file) for file in artifact.files)
+        is_native = bool(ENGINES[artifact.engine].kernels)
+        return is_native and all(is_remembered(manifest.root, file) for file in artifact.files)
 
     def result(self, timeout: float | None) -> EmbeddingProvider[Any, Any]:
         """Wait for the provider. Raise the load's error, or LoadTimeout."""
@@ -131,7 +129,6 @@ class Load:
         """Raise the error as the load left it: every call raises the same one, and a raise adds to the traceback."""
         assert self.error is not None
         if isinstance(self.error, ProcessExiting):
-            import_threading()
             import threading
 
             if threading.current_thread().daemon:
@@ -310,7 +307,6 @@ class Load:
                 opened = open_artifact(verified, quick_start=self._strategy.quick_start, trace=self.trace)
             except ArtifactError as error:
                 errors.append(error)
-                import_threading()  # what the next candidate needs, and the warning, import it
                 self._fallbacks.append({"artifact": artifact.id, "error": type(error).__name__, "reason": error.reason})
                 artifact = next(others, None)
                 continue

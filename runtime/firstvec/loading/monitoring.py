@@ -100,7 +100,6 @@ def _try(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         if what not in _warned:
             _warned.add(what)
             try:
-                threads.import_threading()
                 import logging
 
                 logging.getLogger("firstvec").warning("%s: %s: %s", what, type(error).__name__, error)

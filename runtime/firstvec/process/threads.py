@@ -40,7 +40,7 @@ _MOST_SIGNALS = 100
 """Signals after which the exit no longer goes on waiting."""
 
 
-# `import threading` takes 3 ms, so a load that gives its first vector without threading does not import it.
+# `import threading` takes 3 ms, so a load that starts no thread does not import it.
 if sys.platform != "linux" or get_native_id() != os.getpid():
     import threading  # noqa: F401
 _main_thread = get_ident()
@@ -57,24 +57,6 @@ def main_thread() -> int | None:
 def is_main_thread() -> bool:
     """Return whether this is the main thread."""
     return main_thread() == get_ident()
-
-
-def import_threading() -> None:
-    """Import threading, in whatever thread. Before Python 3.13 it takes the thread that imports it for the main one."""
-    if "threading" in sys.modules:
-        return
-    import threading
-
-    module: Any = threading
-    if sys.version_info < (3, 13) and module.main_thread().ident == get_ident() != _main_thread:
-        main = module.main_thread()
-        # Otherwise the interpreter's exit waits for this thread, as it does for every thread that is no daemon.
-        module._shutdown_locks.discard(main._tstate_lock)
-        main._tstate_lock = allocate_lock()
-        main._tstate_lock.acquire()
-        del module._active[main._ident]
-        main._ident, main._native_id = _main_thread, os.getpid()
-        module._active[_main_thread] = main
 
 
 class Event:
@@ -175,13 +157,13 @@ class Task(Generic[T]):
     Args:
         work: the call.
         in_thread: False makes the call in the calling thread in any case. A fork and the exit wait for it, too.
-        imports_threading: whether the call imports a package that may import threading. The thread that imports
-            threading first counts as the main thread, so the import then happens here.
     """
 
-    def __init__(self, work: Callable[[], T], *, in_thread: bool = True, imports_threading: bool = True) -> None:
-        if imports_threading:
-            import_threading()
+    def __init__(self, work: Callable[[], T], *, in_thread: bool = True) -> None:
+        if in_thread:
+            # Before Python 3.13 the thread that imports threading first counts as the main thread, so the import
+            # happens here, before the new thread can need it.
+            import threading  # noqa: F401
         self._work = [work]
         """Empty as soon as a thread has taken the work."""
         self._value: T | None = None

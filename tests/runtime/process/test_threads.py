@@ -169,47 +169,6 @@ def test_the_error_of_a_computation_is_not_kept() -> None:
     assert once.result() == once.result() == "second"
 
 
-IMPORTED_BY_A_TASK = """
-import os, sys
-from firstvec.process import threads
-imported = threads.Event()
-def work():
-    threads.import_threading()
-    imported.set()
-    import threading
-    assert threading.current_thread() is not threading.main_thread()
-    {work}
-assert "threading" not in sys.modules
-task = threads.Task(work, imports_threading=False)
-assert imported.wait(100)
-import threading
-main = threading.main_thread()
-assert main is threading.current_thread() and main.is_alive() and threads.is_main_thread()
-assert (main.ident, main.native_id) == (threads.main_thread(), os.getpid())
-{then}
-"""
-
-
-def test_a_task_that_imports_threading_leaves_the_main_thread_the_main_thread(fresh: Fresh) -> None:
-    then = """
-task.result()
-thread = threading.Thread(target=lambda: None)
-thread.start()
-thread.join()
-assert threading.enumerate() == [main]
-if child := os.fork():
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert threading.main_thread() is threading.current_thread() and threads.is_main_thread()
-"""
-    fresh(IMPORTED_BY_A_TASK.format(work="", then=then))
-
-
-def test_the_exit_hurries_a_task_that_has_imported_threading(fresh: Fresh) -> None:
-    """The interpreter waits for a thread that is no daemon before it calls what hurries the tasks."""
-    code = IMPORTED_BY_A_TASK.format(work="print(threads.exiting.wait(100), flush=True)", then="")
-    assert fresh(code).stdout == "True\n"
-
-
 # Forks
 
 
