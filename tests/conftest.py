@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,19 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+HAS_ENGINE = find_spec("firstvec._native") is not None
+"""False in the run of `tests/test_install.py` that tests an install without the native engine."""
+
+collect_ignore = [] if HAS_ENGINE else ["native", "runtime/engines/test_native.py", "runtime/machine/test_native.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is about the native engine, or has its artifact as a parameter, where there is no such engine."""
+    for item in items:
+        if not HAS_ENGINE and ("native-" in item.name or item.get_closest_marker("native") is not None):
+            item.add_marker(pytest.mark.skip(reason="firstvec is installed without the native engine"))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", action="store_true", help="run the fault campaigns at full length (make faults)")
 
@@ -33,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """Build the default bundle, the real all-MiniLM-L6-v2, once, and keep it, as `make artifacts` does."""
+    if not HAS_ENGINE:
+        return ARTIFACTS / "all-MiniLM-L6-v2"  # which an install with the engine has built
     from firstvec_build.pipeline import build
 
     return Path(build(output=ARTIFACTS).manifest.root)

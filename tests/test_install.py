@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -212,6 +213,28 @@ def test_missing_headers_of_python_are_named(tmp_path: Path, nowhere: dict[str, 
     assert_is_pure(wheel)
     assert "/nowhere/Python.h" in printed
     assert requirements(**nowhere) == []
+
+
+def test_without_the_engine_the_tests_of_the_runtime_pass(bundle: Path, tmp_path: Path) -> None:
+    """A second run of the runtime's tests, with a pure wheel. The tests of the native engine are skipped there."""
+    wheel, _ = build_wheel(tmp_path, FIRSTVEC_NATIVE="off")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    # These rooms do the same with and without the engine.
+    ignored = [f"--ignore=tests/runtime/{each}" for each in ("bundle", "machine", "process", "text/test_wordpiece.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, "tests/runtime"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=bundle.parents[1],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert "firstvec is installed without the native engine" in done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 1000
 
 
 def test_another_value_of_the_variable_is_refused() -> None:

@@ -20,6 +20,7 @@ def test_import_firstvec_imports_nothing_heavy(fresh: Fresh) -> None:
     assert fresh(f"import firstvec; {LOADED}").stdout == "[]\n"
 
 
+@pytest.mark.native
 def test_a_loader_and_its_metadata_import_nothing_heavy(bundle: Path, fresh: Fresh) -> None:
     code = f"""
 from firstvec import OptimizedEmbeddingLoader, ResourceProfile, LoadingStrategy
@@ -32,6 +33,7 @@ assert loader.choose().artifact.id == "native-fp32"
     assert fresh(code).stdout == "[]\n"
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_a_vector_is_computed_without_torch(artifact: str, bundle: Path, fresh: Fresh) -> None:
     code = f"""
@@ -42,6 +44,7 @@ assert get_embedding_provider(artifact={artifact!r}).embed_query("text").shape =
     assert fresh(code).stdout == "['numpy']\n"
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("engine", ["native", "onnxruntime"])
 def test_quantized_stays_below_100_mb(engine: str, bundle: Path, fresh: Fresh) -> None:
     choice = OptimizedEmbeddingLoader(strategy="quantized", device="cpu").choose()
@@ -55,6 +58,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
     assert 20 <= int(fresh(code).stdout) / 1024 <= 100
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_nothing_is_written_outside_the_cache(artifact: str, bundle: Path, tmp_path: Path, fresh: Fresh) -> None:
     home = tmp_path / "empty-home"

@@ -191,6 +191,7 @@ def test_count_tokens_refuses_what_the_provider_refuses(texts: object, tiny_buil
         OptimizedEmbeddingLoader(str(tiny_built)).count_tokens(texts)  # type: ignore[arg-type]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("given", ["the argument", "FIRSTVEC_ARTIFACTS"])
 def test_a_relative_path_is_seen_from_where_the_loader_was_made(
     given: str, tiny_built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -239,12 +240,14 @@ def report_of(found: Any, root: Path, **options: Any) -> dict[str, Any]:
     return found.report()
 
 
+@pytest.mark.native
 def test_an_artifact_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
     for artifact in ("torchscript-fp32", "onnx-fp32", "native-fp32", "native-int8"):
         found = way(str(tiny_built), artifact=artifact)
         assert report_of(found, tiny_built, artifact=artifact)["artifact"] == artifact
 
 
+@pytest.mark.native
 def test_a_smallest_quality_may_be_asked_for(way: Callable[..., Any], tiny_built: Path) -> None:
     options: dict[str, Any] = {"strategy": "lazy", "enable_quantization": True}
     found = way(str(tiny_built), **options)

@@ -259,6 +259,7 @@ def test_oddities_give_finite_unit_vectors(provider: EmbeddingProvider) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
 
 
+@pytest.mark.native
 def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bundle: Path) -> None:
     def change(document: dict[str, Any]) -> None:
         document["model"].update(embedding_dim=33)
@@ -274,6 +275,7 @@ def test_a_manifest_that_states_another_dimension_raises_a_typed_error(tiny_bund
                     provider.embed_query("text")
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("built", "engine", "kind", "hand_over"),
     [("tiny_built", "native ", "throughput", None), ("tiny_onnx", "onnxruntime ", "quick-start", "waiting")],
@@ -456,6 +458,7 @@ print(count, resident() - before)
 """
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", FP32)
 def test_encode_iter_holds_no_more_for_more_texts(artifact: str, tiny_built: Path, fresh: Fresh) -> None:
     count, grown = fresh(MEMORY, tiny_built, 60_000, artifact).stdout.split()

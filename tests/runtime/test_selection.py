@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firstvec import OptimizedEmbeddingLoader, __version__, _native
+from firstvec import OptimizedEmbeddingLoader, __version__
 from firstvec.bundle.manifest import Artifact, File, Manifest, Model, Quality
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS, known_devices, version_fits
 from firstvec.errors import NoCompatibleArtifact
@@ -483,9 +483,12 @@ for strategy in ("lazy", "quantized"):
 """
 
 
+@pytest.mark.native
 def test_a_variable_chooses_the_instruction_set_of_the_native_engine(tiny_built: Path, fresh: Fresh) -> None:
     def loaded(**environment: str) -> list[str]:
         return fresh(WHAT_LOADS, tiny_built, **environment).stdout.splitlines()
+
+    from firstvec import _native
 
     fastest, *others, plain = _native.instruction_sets()
     if fastest == plain:
@@ -679,6 +682,7 @@ def test_an_engine_that_does_not_run_the_format_is_passed_over(engine: str, form
         choose(bundle(wrong), machine())
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(("asked", "taken"), [(None, "native-fp32"), ("onnx-fp32", "onnx-fp32")])
 def test_a_bundle_of_a_newer_firstvec_gives_the_vectors_of_its_known_artifacts(
     asked: str | None, taken: str, tiny_built: Path, tiny_bundle: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from _thread import allocate_lock
 
 from firstvec.engines.session import run_session
@@ -27,12 +28,18 @@ class _OwnedSession:
     def __reduce__(self) -> str:
         raise TypeError("a session cannot be copied: load the model again")
 
-    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
-        # A forked child has the parent's session, but not the threads that freeing the session would wait for.
-        if self.process == getpid():
-            self.session.close()
-        else:
-            self.session.abandon()
+    def __del__(
+        self, getpid: Callable[[], int] = os.getpid, is_finalizing: Callable[[], bool] = sys.is_finalizing
+    ) -> None:
+        try:
+            # A forked child has the parent's session, but not the threads that freeing the session would wait for.
+            if self.process == getpid():
+                self.session.close()
+            else:
+                self.session.abandon()
+        except Exception:
+            if not is_finalizing():  # at the interpreter's exit, the names of the modules are gone
+                raise
 
 
 class SessionInUse:

@@ -96,6 +96,7 @@ def resign_as_another(bundle: Path) -> None:
 # --- What is accepted ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: str(curve.name))
 def test_a_bundle_that_model_signing_signed_loads(curve: ec.EllipticCurve, tiny_bundle: Path, tmp_path: Path) -> None:
     keys = make_keys(tmp_path / "keys", key=ec.generate_private_key(curve))

@@ -28,6 +28,7 @@ def row(text: str, name: str) -> str:
     return str(found)
 
 
+@pytest.mark.native
 def test_the_machine_and_each_strategy_are_shown(bundle: Path, firstvec: Fresh) -> None:
     done = firstvec("doctor")
     assert (done.returncode, done.stderr) == (0, "")
@@ -168,6 +169,7 @@ main(sys.argv[1:])
         assert os.path.isabs(values["cache"])
 
 
+@pytest.mark.native
 def test_an_engine_that_crashes_is_a_problem(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
     """The child that loads onnxruntime is killed. The report still has everything else."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -259,6 +261,7 @@ def test_what_is_no_problem(changes: dict[str, Any], healthy: dict[str, Any]) ->
     assert find_problems(healthy | changes) == []
 
 
+@pytest.mark.native
 def test_what_is_missing_is_what_cannot_be_imported(tiny_built: Path, fresh: Fresh) -> None:
     code = """
 import json, sys

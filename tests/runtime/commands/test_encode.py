@@ -29,6 +29,7 @@ def vector_of(bundle: Path, text: str) -> list[float]:
     return [float(f"{value:.8g}") for value in vector]
 
 
+@pytest.mark.native
 def test_json_is_printed(tiny_built: Path, firstvec: Fresh, vectors: np.ndarray) -> None:
     done = firstvec("encode", "--model", tiny_built, "one", "two words")
     assert (done.returncode, done.stderr) == (0, "")
@@ -204,6 +205,7 @@ def test_an_ending_of_another_format_is_refused_before_the_model_is_looked_for(
     assert [*tmp_path.glob("x*")] == []
 
 
+@pytest.mark.native
 def test_the_strategy_and_its_options_choose_the_artifact(tiny_built: Path, firstvec: Fresh) -> None:
     for options, artifact in (
         (["-s", "quantized"], "native-int8"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from firstvec import LoadingStrategy
 from firstvec.bundle.manifest import Manifest
 from tests.conftest import Fresh
@@ -32,6 +34,7 @@ def test_strategies_with_the_same_answer_share_a_block(tiny_built: Path, firstve
     assert [line for line in one if line and line[0] != " "][1:] == ["QUANTIZED"]
 
 
+@pytest.mark.native
 def test_the_columns_are_aligned(tiny_built: Path, firstvec: Fresh) -> None:
     text = firstvec("explain", "-m", tiny_built, "-s", "lazy").stdout
     rows = [line for line in text.splitlines() if line.startswith("  ")]
@@ -41,6 +44,7 @@ def test_the_columns_are_aligned(tiny_built: Path, firstvec: Fresh) -> None:
     assert all(row[start - 2 : start] == "  " and row[start] != " " for row in rows)
 
 
+@pytest.mark.native
 def test_earlier_checks_are_reported(tiny_bundle: Path, tmp_path: Path, firstvec: Fresh) -> None:
     def explain() -> tuple[bool, bool]:
         arguments = ("explain", "--model", tiny_bundle, "--strategy", "lazy")
@@ -57,6 +61,7 @@ def test_earlier_checks_are_reported(tiny_bundle: Path, tmp_path: Path, firstvec
     assert explain() == (False, False)
 
 
+@pytest.mark.native
 def test_a_strategy_that_has_no_artifact_is_shown(tiny_built: Path, firstvec: Fresh) -> None:
     options = ("--model", tiny_built, "--min-quality", "0.99999")
     done = firstvec("explain", *options, "--json")

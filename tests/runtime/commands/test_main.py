@@ -136,6 +136,7 @@ def test_a_wrong_argument_reaches_the_terminal_as_text(arguments: list[str], fir
     assert not set("\x1b\x9b") & set(done.stdout + done.stderr)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("command", [*NAMES, "encode --artifact onnx-fp32"])
 def test_too_little_memory_for_the_libraries_is_one_message(command: str, tiny_built: Path) -> None:
     """Whatever cannot be imported or made under a limit of addresses (`ulimit -v`), there is no traceback."""
@@ -219,6 +220,7 @@ def test_help_imports_nothing_of_the_toolchain(command: str, fresh: Fresh) -> No
     assert {"typer", "firstvec_build"} <= imported
 
 
+@pytest.mark.native
 def test_plain_use_works_without_the_extra_cli(tiny_built: Path, tmp_path: Path, bare: Fresh) -> None:
     model = ["--model", tiny_built]
     for arguments, found in (

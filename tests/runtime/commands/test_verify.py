@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
+
 from firstvec.bundle.manifest import Manifest
 from tests.conftest import Fresh, edit_manifest
 
@@ -69,6 +71,7 @@ def test_no_bundle_at_all_is_an_error_that_lists_the_places(tmp_path: Path, firs
     assert "firstvec build" in done.stderr
 
 
+@pytest.mark.native
 def test_what_was_verified_before_does_not_count(tiny_bundle: Path, firstvec: Fresh) -> None:
     """The file has the size and the times of the one that was verified, as after a fault of the disk."""
     path = tiny_bundle / "native/model.fvw"

@@ -11,6 +11,7 @@ from firstvec import ResourceProfile
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS, known_devices, version_fits
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_module_of_every_engine_has_every_function(name: str) -> None:
     row = ENGINES[name]
@@ -24,6 +25,7 @@ def test_the_module_of_every_engine_has_every_function(name: str) -> None:
         assert row.package in engine.describe_use()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", ENGINES)
 def test_the_installed_version_of_every_engine_is_in_the_range_of_the_build(name: str) -> None:
     version = ResourceProfile.detect().engine_version(name)

@@ -35,6 +35,7 @@ def test_torchscript_is_taken_where_torch_is_loaded_already(bundle: Path, senten
     np.testing.assert_allclose(provider.encode(texts), sentence_transformer.encode(texts), atol=1e-5)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
 def test_all_engines_compute_the_same_vectors(artifact_id: str, tiny_built: Path) -> None:
     provider = load(tiny_built, artifact=artifact_id).get_provider()

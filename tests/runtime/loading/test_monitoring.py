@@ -63,6 +63,7 @@ for text in sys.argv[4:]:
 """
 
 
+@pytest.mark.native
 def test_the_trace_is_one_line_on_stderr(tiny_built: Path, fresh: Fresh) -> None:
     before = time.time()
     done = fresh(LOAD, tiny_built, "lazy", "list", "one", "two", check=False, FIRSTVEC_TRACE="1")
@@ -90,6 +91,7 @@ def test_the_trace_is_off(value: str, tiny_built: Path, fresh: Fresh, tmp_path: 
     fresh(code, tiny_built, "lazy", "list", "one", FIRSTVEC_TRACE=value)
 
 
+@pytest.mark.native
 def test_the_command_has_a_trace(tiny_built: Path, firstvec: Fresh, tmp_path: Path) -> None:
     done = firstvec("encode", "--model", tiny_built, "a text", FIRSTVEC_TRACE="1")
     assert json.loads(done.stdout)["artifact"] == json.loads(done.stderr)["artifact"] == "native-fp32"
@@ -211,6 +213,7 @@ def test_a_failed_load_has_a_line_and_so_has_the_next_attempt(
     assert [line["event"] for line in trace()] == ["failed", "first vector"]
 
 
+@pytest.mark.native
 def test_a_fallback_is_in_the_trace(tiny_bundle: Path, trace: Callable[[], list[dict[str, Any]]]) -> None:
     for name in ("native/model.fvw", "onnx/model.onnx_data"):
         flip_byte(tiny_bundle / name)
@@ -222,6 +225,7 @@ def test_a_fallback_is_in_the_trace(tiny_bundle: Path, trace: Callable[[], list[
     assert line["artifact"] == "torchscript-fp32"
 
 
+@pytest.mark.native
 def test_where_every_candidate_failed_all_are_listed(
     tiny_bundle: Path, trace: Callable[[], list[dict[str, Any]]]
 ) -> None:
@@ -348,6 +352,7 @@ def test_workers_that_end_at_once_write_their_line(tiny_built: Path, fresh: Fres
 # The log
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("artifact", "engine"),
     [(None, r"native-fp32 .*: native 1\.0 \(\w+\)"), ("onnx-fp32", r"onnx-fp32 .*: onnxruntime .*")],
@@ -437,6 +442,7 @@ def spans_of(fresh: Fresh, code: str, *arguments: object, **environment: str) ->
     return top, shown
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("output", ["list", "numpy"])
 def test_spans_nest_and_add_up(output: str, artifact: str, bundle: Path, fresh: Fresh) -> None:
@@ -527,6 +533,7 @@ except Exception as error:
     assert top["attributes"] == {"firstvec.model": "no/such-model", "firstvec.strategy": "lazy"}
 
 
+@pytest.mark.native
 def test_fallbacks_are_an_attribute(tiny_bundle: Path, fresh: Fresh) -> None:
     for name in ("native/model.fvw", "onnx/model.onnx_data"):
         flip_byte(tiny_bundle / name)

@@ -74,6 +74,7 @@ def test_an_artifact_whose_engine_has_no_row_is_refused(tiny_built: Path) -> Non
         verify_artifact(manifest, artifact)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("binding", [False, True])
 @pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32", "torchscript-fp32"])
 def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
@@ -95,6 +96,7 @@ def test_what_was_verified_is_used_though_the_name_leads_elsewhere_by_then(
         verified_of(tiny_bundle, artifact_id)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(("artifact_id", "number"), [("onnx-fp32", 0), ("onnx-fp32", 1), ("native-fp32", 0)])
 def test_a_file_that_is_written_to_between_verification_and_use_is_refused(
     artifact_id: str, number: int, tiny_bundle: Path
@@ -110,6 +112,7 @@ def test_a_file_that_is_written_to_between_verification_and_use_is_refused(
         open_artifact(verified)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("artifact_id", "name"), [("onnx-fp32", "onnx/model.onnx"), ("native-fp32", "native/model.fvw")]
 )
@@ -126,6 +129,7 @@ def test_a_program_that_closes_all_descriptors_gets_a_session_of_verified_files(
         open_artifact(verified)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
 def test_without_proc_libraries_are_given_what_was_verified(
     artifact_id: str, tiny_bundle: Path, tiny_built: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,6 +173,7 @@ def test_a_session_is_closed_where_a_later_step_fails(
     assert closed == ["quick-start"]
 
 
+@pytest.mark.native
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("artifact_id", ["native-fp32", "onnx-fp32"])
 def test_a_daemon_that_becomes_another_user_goes_on_serving_every_text(

@@ -42,6 +42,7 @@ def test_an_idle_loader_has_all_fields() -> None:
     }
 
 
+@pytest.mark.native
 def test_a_report_has_the_same_fields_in_every_state_and_is_json(
     tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_report_has_the_same_fields_in_every_state_and_is_json(
     assert reports[4]["seconds"] > 0
 
 
+@pytest.mark.native
 def test_a_closed_provider_is_reported(tiny_built: Path) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built))
     assert loader.report()["state"] == "idle"
@@ -107,6 +109,7 @@ def _digest(root: Path, path: str) -> str:
     return str(next(file["sha256"] for file in files if file["path"] == path))
 
 
+@pytest.mark.native
 def test_the_verification_is_that_of_the_artifact_in_use(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ assert loader.report()["session"] == sys.argv[3]
 """
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(("artifact", "kind"), [("native-fp32", "throughput"), ("onnx-fp32", "quick-start")])
 def test_a_report_in_a_forked_child_opens_no_session(artifact: str, kind: str, tiny_built: Path, fresh: Fresh) -> None:
     fresh(REPORT_IN_CHILD, tiny_built, artifact, kind)

@@ -95,6 +95,7 @@ def turned(artifact_id: str, angle: float) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+@pytest.mark.native
 def test_a_bundle_carries_what_each_artifact_computes(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     document = json.loads((bundle / "self_test.json").read_bytes())
@@ -117,6 +118,7 @@ def test_a_bundle_carries_what_each_artifact_computes(bundle: Path) -> None:
             session.close()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("artifact", "strategy", "kind"),
     [
@@ -144,7 +146,7 @@ def test_another_processor_runs_it_again(tiny_onnx: Path, markers: Path, monkeyp
     assert len(list(markers.iterdir())) == 2
 
 
-@pytest.mark.skipif(len(native.module().instruction_sets()) < 2, reason="needs a processor with two instruction sets")
+@pytest.mark.native
 def test_the_instruction_set_stands_for_the_processor_where_all_compute_the_same_bits(
     tiny_built: Path, markers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +254,7 @@ def test_the_error_says_what_is_wrong_and_is_neither_corruption_nor_incompatibil
     assert "firstvec doctor" in str(error)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("artifact", "change"),
     [
@@ -270,6 +273,7 @@ def test_nothing_is_remembered_of_a_failure(
     assert not markers.exists()
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -324,6 +328,7 @@ def test_a_changed_self_test_is_no_self_test(tiny_bundle: Path) -> None:
         load(tiny_bundle)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_ids_that_the_model_does_not_have_are_an_incompatible_artifact(artifact: str, tiny_bundle: Path) -> None:
     rewrite(tiny_bundle, lambda document: document["texts"][0]["token_ids"].__setitem__(0, 10_000))

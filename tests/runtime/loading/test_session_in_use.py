@@ -99,6 +99,7 @@ def test_a_session_is_closed_after_the_run_that_a_close_meets() -> None:
     assert done[2:] == ["first closed"]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_session_cannot_be_copied(copied: Callable[[object], object], artifact: str, tiny_built: Path) -> None:
@@ -196,6 +197,7 @@ def in_the_middle(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[],
     assert todo == []
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_an_encode_of_many_runs_and_windows_is_drained(
     artifact: str, tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
@@ -216,6 +218,7 @@ def test_an_encode_of_many_runs_and_windows_is_drained(
         provider.embed_query("text")
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 def test_encode_iter_gives_the_window_under_way_and_then_closed_error(
     artifact: str, tiny_built: Path, in_the_middle: list[Callable[[], object]], monkeypatch: pytest.MonkeyPatch
@@ -330,6 +333,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("artifact", ["native-fp32", "onnx-fp32"])
 @pytest.mark.parametrize("moment", ["during", "after"])
 def test_a_forked_child_opens_its_own_session(moment: str, artifact: str, tiny_built: Path, fresh: Fresh) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from firstvec.machine import limits, processor, profile
+from firstvec.machine import limits, processor, profile, system_files
 
 Files = dict[str, str]
 Cores = Callable[[int], None]
@@ -26,7 +26,7 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
 def files(monkeypatch: pytest.MonkeyPatch) -> Files:
     """Return the system files that are there: path → content. A test adds some, and there are no others."""
     there: Files = {}
-    for module in (limits, processor, profile):
+    for module in (limits, processor, system_files):
         monkeypatch.setattr(module, "read_text", lambda path, size=1 << 16: there.get(path, "")[:size])
     return there
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from firstvec.engines.table import ENGINES
-from firstvec.machine import darwin, limits, native, processor, profile
+from firstvec.machine import darwin, limits, native, processor, system_files
 from firstvec.machine.profile import ResourceProfile, is_ssd
 from tests.conftest import Fresh
 from tests.runtime.machine.conftest import Cores, Files, Machine
@@ -433,7 +433,7 @@ def test_detect_never_raises_when_nothing_can_be_read(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("content", ["\n", "\ufffd" * 100, ":", "0", "max max\n", "a:b:c\n0::\n::::\n", "-1 -1"])
 def test_detect_never_raises_on_system_files_that_make_no_sense(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
-    for module in (limits, processor, profile):
+    for module in (limits, processor, system_files):
         monkeypatch.setattr(module, "read_text", lambda _path, _size=0: content)
     detected = ResourceProfile.detect()
     assert detected.cpu_count >= 1

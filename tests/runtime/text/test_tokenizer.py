@@ -34,6 +34,7 @@ QUICK = pytest.mark.parametrize("is_native", [True, False], ids=["C", "Python"])
 """The quick tokenizer of the tests."""
 
 
+@pytest.mark.native
 @QUICK
 def test_texts_that_are_left_to_the_package_keep_their_place(
     is_native: bool, bundle: Path, package: tokenizers.Tokenizer
@@ -50,6 +51,7 @@ def test_without_rules_the_package_does_it_all(bundle: Path, package: tokenizers
     assert open_tokenizer(manifest).tokenize(["one", "two"]) == [package.encode(text).ids for text in ("one", "two")]
 
 
+@pytest.mark.native
 @QUICK
 def test_the_package_is_imported_for_the_first_text_that_needs_it(is_native: bool, bundle: Path, fresh: Fresh) -> None:
     code = """
@@ -103,6 +105,7 @@ def test_a_vocabulary_that_is_not_utf_8_is_an_incompatible_artifact(tiny_bundle:
         open_tokenizer(without_tables(Manifest.read(tiny_bundle)))
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("name", "is_native"), [("tokenizer.json", True), ("native/wordpiece.fvt", True), ("vocab.txt", False)]
 )
