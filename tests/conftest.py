@@ -27,8 +27,11 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+BUILT = os.environ.get("FIRSTVEC_TEST_BUNDLE")
+"""The tiny model's bundle, where another install has built the bundles: an install without the native engine
+(`tests/test_install.py`), or with another processor (`tests/native/test_arm64.py`)."""
+
 HAS_ENGINE = find_spec("firstvec._native") is not None
-"""False in the run of `tests/test_install.py` that tests an install without the native engine."""
 
 collect_ignore = [] if HAS_ENGINE else ["native", "runtime/engines/test_native.py", "runtime/machine/test_native.py"]
 
@@ -47,8 +50,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def bundle() -> Path:
     """Build the default bundle, the real all-MiniLM-L6-v2, once, and keep it, as `make artifacts` does."""
-    if not HAS_ENGINE:
-        return ARTIFACTS / "all-MiniLM-L6-v2"  # which an install with the engine has built
+    if BUILT:
+        return ARTIFACTS / "all-MiniLM-L6-v2"
     from firstvec_build.pipeline import build
 
     return Path(build(output=ARTIFACTS).manifest.root)
@@ -137,6 +140,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the tiny model's bundle. Do not change it: `tiny_bundle` is a copy to change."""
+    if BUILT:
+        return Path(BUILT)
     from firstvec_build.pipeline import build
     from tests.tiny import ANY_INT8
 

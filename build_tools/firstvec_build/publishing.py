@@ -213,6 +213,14 @@ def describe_file(folder: Path, path: str) -> File:
         return File(path=path, size=os.fstat(stream.fileno()).st_size, sha256=digest)
 
 
+def _is_no_folder(path: Path) -> bool:
+    """Return whether something else than a folder is there. One question, because another build may rename it now."""
+    try:
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
 def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
     """Write the manifest, flush everything, and let the finished folder take the place of ``target``.
 
@@ -237,7 +245,7 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
             raise BuildError(f"{name} in the staging folder is {link}, not a file of its own")
         path.chmod(0o644)
     temporary.sync_tree(folder)
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
+    if _is_no_folder(target):
         raise BuildError(f"{target}: is not a folder; choose another one with --output")
     if _holds_other_files(target):
         raise BuildError(f"{target}: is not a bundle, so it is not replaced; choose another folder with --output")

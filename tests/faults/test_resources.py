@@ -115,12 +115,12 @@ except RuntimeError:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the system calls are those of x86-64")
 @pytest.mark.parametrize("way", ["capi", "binding"])
 def test_a_load_is_synchronous_where_no_thread_can_be_started(
-    way: str, tiny_built: Path, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+    way: str, tiny_onnx: Path, campaign: Campaign, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FIRSTVEC_ONNXRUNTIME", way)
     points = 0
     for strategy in ("lazy", "background", "quantized")[: campaign.size(2, 3)]:
-        loader = OptimizedEmbeddingLoader(str(tiny_built), strategy, device="cpu", output="list")
+        loader = OptimizedEmbeddingLoader(str(tiny_onnx), strategy, device="cpu", output="list")
         loader.start_loading()
         expected = json.dumps(loader.get_provider().embed_query("text"))
         # With numpy only where no thread is granted at all. numpy's OpenBLAS raises SIGINT in the process if it is
@@ -129,7 +129,7 @@ def test_a_load_is_synchronous_where_no_thread_can_be_started(
             if way == "binding" and granted:
                 continue  # the binding imports numpy
             arguments = (strategy, output, granted)
-            ended = run(FEW_THREADS, tiny_built, *arguments, expected)
+            ended = run(FEW_THREADS, tiny_onnx, *arguments, expected)
             assert (ended.code, "refused" in ended.stdout) == (0, True), f"{arguments}\n{ended}"
             points += 1
     campaign.record(f"no thread can be started, {way}", points=points, failed=0)
