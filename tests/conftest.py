@@ -138,13 +138,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_built(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the tiny model's bundle. Do not change it: `tiny_bundle` is a copy to change."""
     if BUILT:
         return Path(BUILT)
     from firstvec_build.pipeline import build
     from tests.tiny import ANY_INT8
 
+    tiny_model = request.getfixturevalue("tiny_model")
     root = Path(build(str(tiny_model), tmp_path_factory.mktemp("bundles"), thresholds=ANY_INT8).manifest.root)
     time.sleep(0.1)  # a file that was written within the last 50 ms is hashed at each load
     return root
