@@ -25,7 +25,7 @@ wheels: $(VENV)/.installed  ## build what users install, in dist/: wheels for Li
 	$(BIN)/hatchling build --target sdist --directory dist
 	for wheel in dist/*-manylinux*.whl; do $(BIN)/auditwheel show $$wheel | grep '^"manylinux_2_17_' || exit 1; done
 
-faults: artifacts  ## run the long campaigns of tests/faults and tests/native (two hours); figures in build/faults/figures.json
+faults: artifacts  ## run the long campaigns of tests/faults and tests/native (more than an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults --group wheels
 	$(BIN)/pytest tests/faults tests/native --faults --durations=0
 

@@ -36,7 +36,7 @@ class Program:
 
 
 TRACE = """
-import time
+import os, time
 began = time.perf_counter()
 stages, figures, vector = [], {{}}, None
 def stage(name, start):
@@ -67,10 +67,11 @@ now = time.perf_counter()
 vector = provider.embed_query({text!r})
 now = stage("tokenize, run", now)
 vector = vector.tolist() if "OUTPUT" != "list" else vector
-report = loader.report()
-for each in report["stages"]:
-    start = report["started"] + each["at_ms"] / 1e3
-    stages.append((each["name"], start, start + each["ms"] / 1e3))
+if os.environ.get("BENCHMARK_STAGES"):
+    report = loader.report()
+    for each in report["stages"]:
+        start = report["started"] + each["at_ms"] / 1e3
+        stages.append((each["name"], start, start + each["ms"] / 1e3))
 """
 
 
@@ -229,3 +230,5 @@ PICTURED = (
     *("fastembed, fp32", "openvino, fp32", PEER),
 )
 """The programs in the timeline."""
+PICTURES = 3
+"""How often each of them runs for the timeline, after the rounds. The process of median duration is drawn."""

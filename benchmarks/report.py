@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from programs import FLOOR, PEER, PICTURED, PROGRAMS
+from programs import FLOOR, PEER, PICTURES, PROGRAMS
 from record import DASH, Stage, markdown_text, markdown_timeline, write
 
 from firstvec.bundle.json_reader import CheckedObject, parse_object
@@ -248,17 +248,19 @@ def _cold_start(cold: Input) -> list[Section]:
     )
     sections = [Section("Time to the first vector", how, tables)]
     typical = {}
-    for name in PICTURED:
-        if name in samples and samples[name][0].stages:
-            typical[name] = sorted(samples[name], key=lambda process: process.ms)[len(samples[name]) // 2]
+    pictured = top.child("pictured")
+    for name in pictured.value:
+        processes = sorted(_processes(pictured, name, PICTURES), key=lambda process: process.ms)
+        if processes[PICTURES // 2].stages:
+            typical[name] = processes[PICTURES // 2]
     if typical:
         stages: list[list[Value]] = [
             [name, *stage] for name, process in typical.items() for stage in sorted(process.stages, key=lambda s: s[1])
         ]
         columns = {"program": "", "stage": "", "from, ms": "{:,.1f}", "to, ms": "{:,.1f}"}
         how = (
-            f"`{COMMANDS['cold start']}`: the process of median duration, for each program. The process itself timed "
-            "its stages. Stages of different threads overlap."
+            f"`{COMMANDS['cold start']}`: the median of {PICTURES} further processes, for each program. The process "
+            "itself timed its stages. Stages of different threads overlap."
         )
         picture = markdown_timeline({name: (process.ms, process.stages) for name, process in typical.items()})
         sections.append(Section("Where the milliseconds go", how, [Table("Stages", columns, stages)], picture))
@@ -268,7 +270,7 @@ def _cold_start(cold: Input) -> list[Section]:
 def _processes(samples: CheckedObject, name: str, rounds: int) -> list[Process]:
     items = samples.children(name)
     if len(items) != rounds:
-        raise samples.error(name, f"holds {len(items)} processes, not one for each of {rounds} rounds")
+        raise samples.error(name, f"holds {len(items)} processes, not {rounds}")
     return [Process(item.number("ms", 1e-6, math.inf), _stages(item)) for item in items]
 
 
