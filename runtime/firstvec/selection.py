@@ -152,7 +152,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     if version is None:
         return f"{artifact.engine}: not installed"
     if kernels and profile.native_isa not in kernels:
-        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only, and this CPU has none of them"
+        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only, and none of them is used here"
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
     if profile.recommended_device not in devices and "cpu" not in devices:

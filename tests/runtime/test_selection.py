@@ -374,7 +374,7 @@ NATIVE = artifact("native", format="native", engine="native", engine_min="1", en
 NATIVE_INT8 = NATIVE.replace(id="native-int8", precision="int8")
 WITH_NATIVE = (*ALL, NATIVE, NATIVE_INT8)
 KERNELS = ENGINES["native"].kernels
-SLOW = f"isa: native is fast with {', '.join(KERNELS)} only, and this CPU has none of them"
+SLOW = f"isa: native is fast with {', '.join(KERNELS)} only, and none of them is used here"
 
 
 def native_machine(native_isa: str | None = "avx2", native: str | None = "1.0", **values: Any) -> ResourceProfile:
