@@ -215,7 +215,7 @@ def test_missing_headers_of_python_are_named(tmp_path: Path, nowhere: dict[str, 
     assert requirements(**nowhere) == []
 
 
-def test_without_the_engine_the_tests_of_the_runtime_pass(bundle: Path, tmp_path: Path) -> None:
+def test_without_the_engine_the_tests_of_the_runtime_pass(bundle: Path, tiny_built: Path, tmp_path: Path) -> None:
     """A second run of the runtime's tests, with a pure wheel. The tests of the native engine are skipped there."""
     wheel, _ = build_wheel(tmp_path, FIRSTVEC_NATIVE="off")
     with zipfile.ZipFile(wheel) as archive:
@@ -228,7 +228,7 @@ def test_without_the_engine_the_tests_of_the_runtime_pass(bundle: Path, tmp_path
         text=True,
         check=False,
         cwd=bundle.parents[1],
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed"), "FIRSTVEC_TEST_BUNDLE": str(tiny_built)},
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "firstvec is installed without the native engine" in done.stdout

@@ -53,6 +53,7 @@ def test_list_shows_a_broken_bundle_once(tiny_bundle: Path, firstvec: Fresh) -> 
     assert "upgrade firstvec" in line
 
 
+@pytest.mark.native
 def test_inspect_shows_quality_and_reasons(bundle: Path, firstvec: Fresh) -> None:
     text = firstvec("inspect", "--model", "all-MiniLM-L6-v2").stdout
     assert "1110a243fdf4706b3f48f1d95db1a4f5529b4d41" in text

@@ -290,6 +290,7 @@ def test_every_artifact_has_a_row_of_its_self_test(tiny_built: Path) -> None:
     assert [*found] == [artifact.id for artifact in Manifest.read(tiny_built).artifacts]
 
 
+@pytest.mark.native
 def test_a_bundle_without_a_self_test_says_so(tiny_bundle: Path) -> None:
     edit_manifest(tiny_bundle, lambda document: document.pop("self_test"))
     diagnosis = examine(str(tiny_bundle))

@@ -12,6 +12,7 @@ from firstvec.bundle.manifest import Manifest
 from tests.conftest import Fresh
 
 
+@pytest.mark.native
 def test_every_strategy_and_every_reason_is_given(bundle: Path, firstvec: Fresh) -> None:
     text = firstvec("explain").stdout
     assert all(strategy.name in text for strategy in LoadingStrategy)

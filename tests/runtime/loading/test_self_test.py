@@ -386,6 +386,7 @@ def test_explain_says_whether_it_passed_before(tiny_built: Path, firstvec: Fresh
     assert told() == (True, True)
 
 
+@pytest.mark.native
 def test_doctor_runs_each_artifact_that_can_run_here(tiny_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRSTVEC_ARTIFACTS", str(tiny_built))
     diagnosis = examine()
