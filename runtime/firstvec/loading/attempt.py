@@ -1,7 +1,7 @@
 """One attempt to load a model: from a name to a provider, with every step that can overlap overlapped.
 
 firstvec's own engine starts in no time, so its load is a chain of steps in one thread: in the caller's, if no file has
-to be hashed, because the load then takes 3 ms, and a thread would take another. onnxruntime's start takes longer than
+to be hashed, because the load then takes 5 ms, and a thread would take another. onnxruntime's start takes longer than
 everything else. So that start begins as soon as the artifact is chosen, and the rest (tokenizer, verification) happens
 beside it, in another thread, while the engine works without the GIL.
 """

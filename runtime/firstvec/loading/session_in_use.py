@@ -37,8 +37,8 @@ class _OwnedSession:
                 self.session.close()
             else:
                 self.session.abandon()
-        except Exception:
-            if not is_finalizing():  # at the interpreter's exit, the names of the modules are gone
+        except (TypeError, AttributeError):
+            if not is_finalizing():  # at the interpreter's exit, None is in place of what the modules had
                 raise
 
 

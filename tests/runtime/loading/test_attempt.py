@@ -208,14 +208,15 @@ def test_a_wait_that_ctrl_c_interrupts_can_be_tried_again(seconds: float, bundle
     fresh(INTERRUPTED, bundle, seconds)
 
 
+def interrupted(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_ctrl_c_while_a_load_is_started_leaves_a_loader_that_loads(
     tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
     load_in_threads(monkeypatch)
-
-    def interrupted(*_arguments: object) -> None:
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(threads, "start_new_thread", interrupted)
@@ -231,9 +232,6 @@ def test_ctrl_c_in_a_load_without_threads_reaches_the_program(
 ) -> None:
     def refused(*_arguments: object) -> None:
         raise RuntimeError("can't start new thread")
-
-    def interrupted(*_arguments: object) -> None:
-        raise KeyboardInterrupt
 
     loader = OptimizedEmbeddingLoader(str(tiny_built))
     monkeypatch.setattr(threads, "start_new_thread", refused)
@@ -269,9 +267,6 @@ def test_a_load_that_hashes_nothing_starts_no_thread(strategy: str, tiny_built: 
 def test_ctrl_c_in_a_load_that_hashes_nothing_reaches_the_program(
     tiny_built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_arguments: object) -> None:
-        raise KeyboardInterrupt
-
     load(tiny_built)
     loader = OptimizedEmbeddingLoader(str(tiny_built), LoadingStrategy.BACKGROUND)
     with monkeypatch.context() as patch:
