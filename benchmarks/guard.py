@@ -120,12 +120,12 @@ loader.get_provider()
 loader.get_metadata()
 """,
     parts={
-        "a method call": ("fixed.get()", 10_000),
+        "a method call": ("fixed.get()", 50_000),
         "fixed work": ("fixed.work()", 500),
         "OptimizedEmbeddingLoader()": ("OptimizedEmbeddingLoader()", 500),
-        "get_metadata()": ("loader.get_metadata()", 10_000),
-        "get_embedding_dim_fast()": ("loader.get_embedding_dim_fast()", 10_000),
-        "is_loaded()": ("loader.is_loaded()", 10_000),
+        "get_metadata()": ("loader.get_metadata()", 50_000),
+        "get_embedding_dim_fast()": ("loader.get_embedding_dim_fast()", 50_000),
+        "is_loaded()": ("loader.is_loaded()", 50_000),
         "ResourceProfile.detect()": ("ResourceProfile.detect()", 500),
         "ModelMetadata.from_cache()": ("ModelMetadata.from_cache('all-MiniLM-L6-v2')", 500),
     },

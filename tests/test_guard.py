@@ -51,7 +51,11 @@ def results(_cache: None) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def slowed(_cache: None) -> dict[str, float]:
+    """Ratios with our part done several times. A ratio within its limit is measured again, as `examine` does it."""
     found: dict[str, float] = guard.ratios(guard.GUARDS, 3, times=SLOWER)
+    for _ in range(guard.ATTEMPTS - 1):
+        if within := [each for each in guard.GUARDS if found[each.name] <= LIMITS[each.name]]:
+            found.update(guard.ratios(within, 3, times=SLOWER))
     return found
 
 

@@ -52,12 +52,13 @@ def run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        # Without a buffer, `readline` takes no byte of the next line, which `communicate` could not find then.
+        bufsize=0,
         # The process leads a group, so that children that it forks and forgets are killed, too.
         start_new_session=True,
     )
     try:
-        first = ""
+        first = b""
         if after is not None:
             assert process.stdout is not None
             assert select.select([process.stdout], [], [], TIMEOUT)[0], "the program did not get ready"
@@ -65,11 +66,12 @@ def run(
             time.sleep(after)
             process.send_signal(number)
         stdout, stderr = process.communicate(timeout=timeout)
-        return Ended(code=process.returncode, stdout=first + stdout, stderr=stderr)
+        return Ended(code=process.returncode, stdout=(first + stdout).decode(), stderr=stderr.decode())
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGABRT)
         stdout, stderr = process.communicate(timeout=TIMEOUT)
-        raise AssertionError(f"a hang: {arguments}, signal after {after}\n{stdout}\n{stderr}") from None
+        printed = f"{stdout.decode()}\n{stderr.decode()}"
+        raise AssertionError(f"a hang: {arguments}, signal after {after}\n{printed}") from None
     finally:
         try:
             os.killpg(process.pid, signal.SIGKILL)
