@@ -67,6 +67,7 @@ def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
         (["sts.py", "--sts", "no/such/file"], "no/such/file: cannot be read"),
         (["hand_over.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["signature.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (["warm.py", "--texts", "0"], "--rounds and --texts must be at least 1"),
         (["report.py"], "the following arguments are required: --markdown, --json"),
     ],
     ids=str,
@@ -87,6 +88,18 @@ def test_hand_over_compares_throughput_and_memory(bundle: Path) -> None:
     assert all(value > 0 for value in (*speeds, figures["ratio"]))
     if sys.platform == "linux":
         assert sum(name.startswith("resident MB") and value > 30 for name, value in figures.items()) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="warm.py needs Linux")
+def test_warm_measures_both_artifacts(tiny_built: Path) -> None:
+    done = run("benchmarks/warm.py", "--bundle", tiny_built, "--rounds", 1, "--texts", 100)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for name in ("INT8", "fp32"):
+        assert 0 < figures[name]["one text, median, ms"] <= figures[name]["one text, p99, ms"]
+        assert figures[name]["Ctrl-C, longest wait, ms"] > 0
+        assert "two threads ÷ one" in figures[name] or len(os.sched_getaffinity(0)) < 2
+    assert len(figures["INT8"]["resident MB after each tenth of 100 texts"]) == 10
 
 
 def test_signature_measures_loads_with_and_without_a_signature(tiny_built: Path) -> None:
@@ -210,6 +223,7 @@ def test_make_lists_every_target() -> None:
         ("bench", ["benchmarks/test_throughput.py"]),
         ("bench-cold", ["benchmarks/cold_start.py", "benchmarks/hand_over.py"]),
         ("bench-operations", ["benchmarks/test_operations.py"]),
+        ("bench-warm", ["benchmarks/warm.py"]),
         ("guard", ["benchmarks/guard.py"]),
         ("guard-baseline", ["benchmarks/guard.py"]),
         ("report", ["benchmarks/report.py"]),

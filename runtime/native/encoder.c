@@ -73,31 +73,6 @@ static void run_layer(const struct model *model, const struct kernels *kernels, 
     kernels->normalize(w->x, w->product, rows, h->hidden, layer->output_gamma, layer->output_beta, h->epsilon);
 }
 
-static void run_block(const struct model *model, const struct kernels *kernels, struct workspace *w,
-                      const struct texts *texts, float *out) {
-    const struct weights_header *h = model->header;
-    const size_t hidden = h->hidden, token_bytes = hidden * (model->token_scales ? 1 : sizeof(float));
-    size_t rows = 0;
-    for (size_t i = 0; i < texts->count; i++) {
-        for (size_t next = h->padding ? 1 : 0, end = rows + texts->lengths[i]; rows < end; rows++) {
-            const size_t id = texts->ids[rows];
-            /* The RoBERTa family gives a padding token within a text position 0, and counts the other tokens from 1. */
-            const size_t position = h->padding && id == h->padding - 1 ? 0 : next++;
-            kernels->embed((const char *)model->tokens + id * token_bytes,
-                           model->token_scales ? model->token_scales + id : NULL, model->positions + position * hidden,
-                           hidden, w->x + rows * hidden);
-        }
-    }
-    kernels->normalize(w->x, NULL, rows, hidden, model->gamma, model->beta, h->epsilon);
-    for (uint32_t i = 0; i < h->layers; i++) run_layer(model, kernels, &model->layers[i], w, texts, rows);
-    const float *x = w->x;
-    for (size_t i = 0; i < texts->count; i++, out += hidden) {
-        kernels->mean(x, h->pooling == POOLING_CLS ? 1 : texts->lengths[i], hidden, out);
-        if (h->unit_length) kernels->scale_to_unit(out, hidden);
-        x += texts->lengths[i] * hidden;
-    }
-}
-
 /* ---- all texts of a call, in blocks that threads take ---- */
 
 struct block {
@@ -143,6 +118,50 @@ static int64_t now(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
+/* Whether the call is over. The caller's thread asks the program, and every thread heeds the answer before its next
+ * layer, because a block of a long text can take 100 ms. */
+static int stops(struct call *call, int64_t *asked) {
+    if (asked && call->should_stop && now() - *asked > ASK_EVERY_NS) {
+        if (call->should_stop(call->argument)) atomic_store(&call->outcome, STOPPED);
+        *asked = now();
+    }
+    return atomic_load(&call->outcome) != ENCODED;
+}
+
+/* A run that is told to stop leaves `out` as it was. `asked` is the time of the caller's last question, or NULL. */
+static void run_block(struct call *call, const struct block *block, struct workspace *w, int64_t *asked) {
+    const struct model *model = call->model;
+    const struct kernels *kernels = call->kernels;
+    const struct weights_header *h = model->header;
+    const struct texts block_texts = {call->texts->ids + block->first_row, call->texts->lengths + block->first_text,
+                                      block[1].first_text - block->first_text};
+    const struct texts *texts = &block_texts;
+    float *out = call->out + block->first_text * h->hidden;
+    const size_t hidden = h->hidden, token_bytes = hidden * (model->token_scales ? 1 : sizeof(float));
+    size_t rows = 0;
+    for (size_t i = 0; i < texts->count; i++) {
+        for (size_t next = h->padding ? 1 : 0, end = rows + texts->lengths[i]; rows < end; rows++) {
+            const size_t id = texts->ids[rows];
+            /* The RoBERTa family gives a padding token within a text position 0, and counts the other tokens from 1. */
+            const size_t position = h->padding && id == h->padding - 1 ? 0 : next++;
+            kernels->embed((const char *)model->tokens + id * token_bytes,
+                           model->token_scales ? model->token_scales + id : NULL, model->positions + position * hidden,
+                           hidden, w->x + rows * hidden);
+        }
+    }
+    kernels->normalize(w->x, NULL, rows, hidden, model->gamma, model->beta, h->epsilon);
+    for (uint32_t i = 0; i < h->layers; i++) {
+        if (stops(call, asked)) return;
+        run_layer(model, kernels, &model->layers[i], w, texts, rows);
+    }
+    const float *x = w->x;
+    for (size_t i = 0; i < texts->count; i++, out += hidden) {
+        kernels->mean(x, h->pooling == POOLING_CLS ? 1 : texts->lengths[i], hidden, out);
+        if (h->unit_length) kernels->scale_to_unit(out, hidden);
+        x += texts->lengths[i] * hidden;
+    }
+}
+
 static void work(void *argument, size_t thread) {
     struct call *call = argument;
     struct workspace workspace;
@@ -155,17 +174,8 @@ static void work(void *argument, size_t thread) {
     fegetenv(&before);
     fesetenv(FE_DFL_ENV);
     int64_t asked = now();
-    for (size_t i; atomic_load(&call->outcome) == ENCODED && (i = atomic_fetch_add(&call->next, 1)) < call->count;) {
-        const struct block *block = &call->blocks[i];
-        const struct texts texts = {call->texts->ids + block->first_row, call->texts->lengths + block->first_text,
-                                    block[1].first_text - block->first_text};
-        run_block(call->model, call->kernels, &workspace, &texts,
-                  call->out + block->first_text * call->model->header->hidden);
-        if (thread == 0 && call->should_stop && now() - asked > ASK_EVERY_NS) {
-            if (call->should_stop(call->argument)) atomic_store(&call->outcome, STOPPED);
-            asked = now();
-        }
-    }
+    for (size_t i; !stops(call, NULL) && (i = atomic_fetch_add(&call->next, 1)) < call->count;)
+        run_block(call, &call->blocks[i], &workspace, thread == 0 ? &asked : NULL);
     fesetenv(&before);
     free(workspace.memory);
 }

@@ -354,6 +354,23 @@ def test_ctrl_c_ends_a_bulk_call(modules: dict[str, ModuleType], real_files: dic
     assert len(weights.run(rows[:3], 2)) == 3 * 4 * weights.embedding_dim
 
 
+def test_ctrl_c_ends_one_long_text_between_its_layers(
+    modules: dict[str, ModuleType], real_files: dict[str, Path]
+) -> None:
+    weights = open_weights(modules["installed"], real_files["fp32"], "plain")
+    rows = [[101] * 512]
+    began = time.monotonic()
+    weights.run(rows, 1)
+    whole = time.monotonic() - began
+    timer = threading.Timer(whole / 10, os.kill, (os.getpid(), signal.SIGINT))
+    began = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        weights.run(rows, 1)
+    assert time.monotonic() - began < 0.7 * whole
+    timer.join()
+
+
 def test_a_fork_beside_a_bulk_call_can_encode(modules: dict[str, ModuleType], tiny_files: dict[str, Path]) -> None:
     """No lock is held at the fork, because the engine has none."""
     weights = open_weights(modules["installed"], tiny_files["int8"])

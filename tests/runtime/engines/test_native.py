@@ -167,7 +167,7 @@ def test_ctrl_c_ends_a_bulk_run_soon() -> None:
         process.send_signal(signal.SIGINT)
         ended = float(process.stdout.readline())
     assert process.returncode == 0
-    # Without the check between blocks, the run takes minutes.
+    # Without the check between layers, the run takes minutes.
     assert ended - sent < 5.0
 
 
