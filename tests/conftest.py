@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ settings.load_profile("any machine")
 
 BUILT = os.environ.get("FIRSTVEC_TEST_BUNDLE")
 """The tiny model's bundle, where another install has built the bundles: an install without the native engine
-(`tests/test_install.py`), or with another processor (`tests/native/test_arm64.py`)."""
+(`tests/test_install.py`), with another processor (`tests/native/test_arm64.py`), or with another Python
+(`tests/native/test_other_pythons.py`)."""
 
 HAS_ENGINE = find_spec("firstvec._native") is not None
 
@@ -41,6 +43,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not HAS_ENGINE and ("native-" in item.name or item.get_closest_marker("native") is not None):
             item.add_marker(pytest.mark.skip(reason="firstvec is installed without the native engine"))
+
+
+@contextmanager
+def _toolchain_may_be_missing() -> Iterator[None]:
+    """Skip a test of another install that imports what only the toolchain needs."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if BUILT and error.name in ("torch", "sentence_transformers"):
+            pytest.skip(f"{error.name} is not installed here")
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    with _toolchain_may_be_missing():
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    with _toolchain_may_be_missing():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from firstvec import LoadingStrategy, OptimizedEmbeddingLoader
 from tests.conftest import REPOSITORY, Fresh
 from tests.faults.conftest import Campaign
 from tests.faults.processes import Ended, has_crashed, run
+from tests.pythons import find_python
 
 # --- A program that catches KeyboardInterrupt ------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ def spread_of(seconds: list[float]) -> dict[str, float]:
     return {name: round(ordered[index], 3) for name, index in at.items()}
 
 
-def find_python(version: str, campaign: Campaign) -> Path:
+def make_environment(version: str, campaign: Campaign) -> Path:
     """Return a Python of that minor version in which firstvec runs. Skip the test where there is none.
 
     The campaign makes a virtual environment below build/.
@@ -301,19 +301,11 @@ def find_python(version: str, campaign: Campaign) -> Path:
         return Path(sys.executable)
     if not campaign.full:
         pytest.skip(f"Python {version} is tried in make faults")
-    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
-    found = [*sorted(pyenv.glob(f"versions/{version}.*/bin/python"))]
-    if on_path := shutil.which(f"python{version}"):
-        found.append(Path(on_path))
-    works = [
-        path for path in found if not subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode
-    ]
-    if not works:
-        pytest.skip(f"Python {version} is not installed")
+    interpreter = find_python(version)
     folder = REPOSITORY / "build" / "faults" / f"venv-{version}"
     python = folder / "bin" / "python"
     if not python.exists():
-        subprocess.run([works[0], "-m", "venv", folder], check=True)
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
     [site_packages] = folder.glob("lib/python*/site-packages")
     (site_packages / "firstvec.pth").write_text(f"{REPOSITORY / 'runtime'}\n", "utf-8")
     imports = [python, "-c", "import numpy, onnxruntime, tokenizers, firstvec"]
@@ -330,7 +322,7 @@ def find_python(version: str, campaign: Campaign) -> Path:
 def test_ctrl_c_ends_the_readmes_program_on_a_busy_machine(
     version: str, bundle: Path, campaign: Campaign, sigint_is_inherited: None
 ) -> None:
-    python = find_python(version, campaign)
+    python = make_environment(version, campaign)
     strategies = [strategy.value for strategy in LoadingStrategy]
     expected = {strategy: vector_of(bundle, strategy, TEXT) for strategy in strategies}
     programs = [
