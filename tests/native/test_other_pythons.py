@@ -69,7 +69,8 @@ def test_the_runtimes_tests_pass(
     pip = [python, "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt"]
     run([*pip, f"{REPOSITORY}[cli,verify]", *PACKAGES], cwd=REPOSITORY)
     chosen = ["-k", " and ".join(f"not {name}" for name in WITH_TORCH + OF_PYTHON_3_11)]
-    fork = "ignore:This process:DeprecationWarning"  # since Python 3.12, if the process has several threads
+    # Since Python 3.12, os.fork() warns if the process has several threads. A filter by message would import re.
+    fork = "ignore::DeprecationWarning"
     done = subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "-W", fork, "tests/runtime"],
         capture_output=True,

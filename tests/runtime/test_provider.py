@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -413,11 +414,11 @@ def test_encode_iter_reads_little_ahead(tiny: EmbeddingProvider, small_windows: 
 
 
 def test_encode_iter_reads_in_the_callers_thread(tiny: EmbeddingProvider, small_windows: None) -> None:
-    connection = sqlite3.connect(":memory:")  # refuses other threads
-    connection.execute("create table texts (text)")
-    connection.executemany("insert into texts values (?)", ((text,) for text in TEXTS))
-    rows = (text for (text,) in connection.execute("select text from texts"))
-    assert len(list(tiny.encode_iter(rows))) == len(TEXTS)
+    with closing(sqlite3.connect(":memory:")) as connection:  # refuses other threads
+        connection.execute("create table texts (text)")
+        connection.executemany("insert into texts values (?)", ((text,) for text in TEXTS))
+        rows = (text for (text,) in connection.execute("select text from texts"))
+        assert len(list(tiny.encode_iter(rows))) == len(TEXTS)
 
 
 def test_encode_iter_of_nothing_is_nothing(tiny: EmbeddingProvider) -> None:
