@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from firstvec import OptimizedEmbeddingLoader
 from firstvec.errors import ExportError
 from firstvec_build.pipeline import build
 from firstvec_build.quality import evaluation_sentences
-from tests.conftest import Fresh
+from tests.conftest import REPOSITORY, Fresh
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,29 @@ print(len(loader.get_provider(timeout=None).embed_query("a text")), loader.repor
 def test_a_fresh_process_loads_it_without_warnings(root: Path, fresh: Fresh) -> None:
     assert fresh(FIRST_VECTOR, root).stdout == "32 pt2-fp32\n"
 
+
+def test_a_later_torch_gives_the_same_vector(root: Path, fresh: Fresh) -> None:
+    later = os.environ.get("FIRSTVEC_LATER_TORCH")
+    if not later:
+        pytest.skip("FIRSTVEC_LATER_TORCH names no Python with a later torch, whose wheel can come with CUDA")
+    code = VECTOR.format(root=str(root))
+    paths = os.pathsep.join([str(REPOSITORY / "runtime"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [later, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    (theirs, their_torch), (ours, our_torch) = json.loads(done.stdout), json.loads(fresh(code).stdout)
+    assert their_torch > our_torch
+    assert np.abs(np.subtract(theirs, ours)).max() <= 1e-6
+
+
+VECTOR = """
+import json
+from firstvec import OptimizedEmbeddingLoader
+loader = OptimizedEmbeddingLoader({root!r}, "lazy", device="cpu", output="list")
+vector = loader.get_provider(timeout=None).embed_query("a text")
+import torch
+print(json.dumps([vector, [*map(int, torch.__version__.split("+")[0].split("."))]]))
+"""
 
 EXPORT = """
 import hashlib, sys
