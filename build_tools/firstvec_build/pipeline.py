@@ -21,7 +21,7 @@ from firstvec_build.quality import Thresholds
 from firstvec_build.recipes import RECIPES, LeftOut, Recipe
 
 _TOOLS = (
-    *("firstvec", "numpy", "onnx", "onnxruntime", "optimum", "sentence-transformers"),
+    *("firstvec", "numpy", "onnx", "onnxruntime", "sentence-transformers"),
     *("tokenizers", "torch", "transformers"),
 )
 """The packages whose versions decide the result of a build, besides those of the engines."""
