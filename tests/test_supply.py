@@ -79,8 +79,7 @@ def test_every_pin_is_exact_and_in_its_place() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!]+", line) for line in lines)
     names = [canonicalize_name(line.split("==")[0]) for line in lines]
     assert len(names) == len({*names})
-    # The order is that of `sort`, which puts optimum-onnx before optimum.
-    assert [line.lower()[0] for line in lines] == sorted(line.lower()[0] for line in lines)
+    assert lines == sorted(lines, key=str.lower)
 
 
 def test_every_package_that_a_build_installs_is_pinned() -> None:

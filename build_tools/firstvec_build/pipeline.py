@@ -21,7 +21,7 @@ from firstvec_build.quality import Thresholds
 from firstvec_build.recipes import RECIPES, LeftOut, Recipe
 
 _TOOLS = (
-    *("firstvec", "numpy", "onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers"),
+    *("firstvec", "numpy", "onnx", "onnxruntime", "sentence-transformers"),
     *("tokenizers", "torch", "transformers"),
 )
 """The packages whose versions decide the result of a build, besides those of the engines."""
@@ -65,7 +65,7 @@ def build(
         output: folder of bundles.
         revision: revision of a hub id.
         sha256: expected digest of the weights.
-        only: keys of `firstvec_build.recipes.RECIPES`. Empty: all.
+        only: keys of `firstvec_build.recipes.RECIPES`. Empty: all but those that are made on request.
         thresholds: what the artifacts must reach. None: the defaults.
         sts: file of labelled pairs, for Spearman's correlation.
         corpus: file of texts, one a line, to measure on beside the project's own sentences.
@@ -107,7 +107,7 @@ def build(
         if (current := find_current()) is not None:
             return current
         report_stage("importing the toolchain", 1, count)
-        # torch, transformers and optimum take six seconds to import. An unchanged bundle does not need these imports.
+        # torch and sentence-transformers take six seconds to import. An unchanged bundle does not need these imports.
         from firstvec_build.workbench import Workbench
 
         with publishing.make_staging_folder(target) as folder:
@@ -136,7 +136,7 @@ def _choose_recipes(only: Sequence[str]) -> list[Recipe]:
     for artifact_id in only:
         if artifact_id not in RECIPES:
             raise InputError(f"unknown artifact {artifact_id!r}: use one of {', '.join(RECIPES)}")
-    return [recipe for artifact_id, recipe in RECIPES.items() if not only or artifact_id in only]
+    return [recipe for artifact_id, recipe in RECIPES.items() if artifact_id in only or not (only or recipe.on_request)]
 
 
 def _digest_inputs(origin: source.Source, *options: object) -> str:

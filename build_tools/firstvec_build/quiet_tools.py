@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silence_tools() -> Iterator[None]:
-    """Silence warnings, log records below CRITICAL and prints, of optimum, onnxruntime's tools and torch.
+    """Silence warnings, log records below CRITICAL, prints and progress bars, of transformers, onnxruntime and torch.
 
     Three kinds of warnings are silenced:
 
@@ -19,11 +19,16 @@ def silence_tools() -> Iterator[None]:
     - A trace meets branches on shapes. The build checks the trace's vectors on every evaluation sentence.
     - Biases are not quantized.
     """
-    disabled = logging.root.manager.disable
+    from transformers.utils import logging as transformers_logging
+
+    disabled, has_bars = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
     logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
+            transformers_logging.disable_progress_bar()
             yield
     finally:
         logging.disable(disabled)
+        if has_bars:
+            transformers_logging.enable_progress_bar()

@@ -33,6 +33,8 @@ class Recipe:
     """Name of a row of `firstvec.engines.table.ENGINES`."""
     isa: str | None = None
     """Name of a row of `firstvec.engines.table.INSTRUCTION_SETS`."""
+    on_request: bool = False
+    """Whether a build makes the artifact only if the artifact is named."""
     make: Callable[[Workbench, Recipe], Artifact]
     """Writes the artifact's files into the workbench's folder, and returns the artifact with its quality.
 
@@ -54,6 +56,14 @@ def _make_torchscript(bench: Workbench, recipe: Recipe) -> Artifact:
     name = "torchscript/model.pt"
     devices = torchscript.export(bench.encoder, bench.folder / name)
     return bench.measure(bench.describe(recipe, (name,), devices=devices))
+
+
+def _make_pt2(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.exporters import torch_export
+
+    name = "torch_export/model.pt2"
+    torch_export.export(bench.encoder, bench.folder / name)
+    return bench.measure(bench.describe(recipe, (name,)))
 
 
 def _make_onnx(bench: Workbench, recipe: Recipe) -> Artifact:
@@ -118,6 +128,7 @@ def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
 
 _RECIPES = (
     Recipe(format="torchscript", precision="fp32", engine="torch", make=_make_torchscript),
+    Recipe(format="pt2", precision="fp32", engine="torch_export", on_request=True, make=_make_pt2),
     Recipe(format="onnx", precision="fp32", engine="onnxruntime", make=_make_onnx),
     Recipe(format="native", precision="fp32", engine="native", make=_make_native),
     Recipe(format="native", precision="int8", engine="native", make=_make_native),

@@ -43,6 +43,13 @@ class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
         return self.model(features)["sentence_embedding"]
 
 
+def make_example(model: SentenceTransformer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask of two texts, (2, T), one of them padded, with which the exporters trace the model."""
+    texts = ["A sentence to trace with.", "Shorter."]
+    inputs = model.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    return inputs["input_ids"], inputs["attention_mask"]
+
+
 def load_model(source: Source) -> SentenceTransformer:
     """Load the model on the CPU in fp32. Code that lies beside the model is never run.
 

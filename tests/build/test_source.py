@@ -389,12 +389,16 @@ def test_folder_is_named_after_itself(model_folder: Path, monkeypatch: pytest.Mo
 
 def test_folder_without_modules_is_not_a_model(model_folder: Path) -> None:
     (model_folder / "modules.json").unlink()
-    with pytest.raises(SourceError, match=r"no modules\.json.*plain transformers model"):
+    with pytest.raises(SourceError, match=r"no modules\.json.*a model of the library transformers"):
         resolve(str(model_folder))
     (model_folder / "config.json").unlink()
+    (model_folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(SourceError, match=r"no modules\.json.*a model of the library diffusers"):
+        resolve(str(model_folder))
+    (model_folder / "model_index.json").unlink()
     with pytest.raises(SourceError, match=r"no modules\.json") as caught:
         resolve(str(model_folder))
-    assert "transformers model" not in str(caught.value)
+    assert "library" not in str(caught.value)
 
 
 def test_folder_without_weights_says_which_files_it_lacks(model_folder: Path) -> None:
@@ -537,6 +541,12 @@ def hub(folder: Path) -> Iterator[str]:
                 siblings = [{"rfilename": name} for name in files]
                 data = json.dumps({"id": "org/small", "sha": COMMIT, "siblings": siblings}).encode()
                 self.send(200, data, body)
+            elif path == f"/api/models/org/small/tree/{COMMIT}":
+                entries = [
+                    {"type": "file", "path": name, "size": len(data), "oid": sha256(data)[:40]}
+                    for name, data in files.items()
+                ]
+                self.send(200, json.dumps(entries).encode(), body)
             elif path.startswith(f"/org/small/resolve/{COMMIT}/"):
                 data = files[path.removeprefix(f"/org/small/resolve/{COMMIT}/")]
                 self.send(200, data, body, {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT})

@@ -1,24 +1,27 @@
-"""fp32 ONNX: exported by optimum, fused for transformers, and optimized here, so that no start has to optimize.
+"""fp32 ONNX: exported by torch, fused for transformers, and optimized here, so that no start has to optimize.
 
 The weights lie in a file of their own, which the runtime maps into memory.
 """
 
 from __future__ import annotations
 
+import io
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 from sentence_transformers import SentenceTransformer
 
 from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turns the telemetry off
 from firstvec.errors import ExportError
 from firstvec_build.quiet_tools import silence_tools
+from firstvec_build.reference import make_example
 
 _OPSET = 17
 """The newest opset whose attention onnxruntime 1.32 can fuse. The fused graph of all-MiniLM-L6-v2 opens in 3 to 4 ms
@@ -28,6 +31,18 @@ _EXTERNAL_FROM_BYTES = 1024
 """Smaller initializers stay in the graph's file. onnxruntime reads shape constants while it builds the graph."""
 
 
+class _Graph(torch.nn.Module):  # type: ignore[misc]
+    """The whole model with two results: (B, T) ids and mask → (B, D) vectors, (B, T, hidden) of the tokens."""
+
+    def __init__(self, model: SentenceTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.model({"input_ids": input_ids, "attention_mask": attention_mask})
+        return features["sentence_embedding"], features["token_embeddings"]
+
+
 def export(model: SentenceTransformer, path: Path) -> None:
     """Write the model as ONNX in one file, with pooling, normalization and weights. The graph is not optimized.
 
@@ -35,20 +50,31 @@ def export(model: SentenceTransformer, path: Path) -> None:
     ``last_hidden_state``, (B, T, hidden). SentenceTransformer(bundle, backend="onnx") pools the second output itself.
 
     Raises:
-        ExportError: optimum cannot export the model.
+        ExportError: torch cannot export the model.
     """
-    from optimum.exporters.onnx import onnx_export_from_model
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, silence_tools():
+    stream = io.BytesIO()
+    with silence_tools(), torch.no_grad(), _eager_attention(model):
         try:
-            onnx_export_from_model(
-                model, output=scratch, task="feature-extraction", opset=_OPSET, do_validation=False, device="cpu"
+            # The newer exporter (dynamo=True) writes attention in a form that onnxruntime 1.32 does not fuse.
+            torch.onnx.export(
+                _Graph(model).eval(),
+                make_example(model),
+                stream,
+                dynamo=False,
+                opset_version=_OPSET,
+                input_names=["input_ids", "attention_mask"],
+                output_names=["sentence_embedding", "last_hidden_state"],
+                dynamic_axes={
+                    "input_ids": {0: "batch", 1: "tokens"},
+                    "attention_mask": {0: "batch", 1: "tokens"},
+                    "sentence_embedding": {0: "batch"},
+                    "last_hidden_state": {0: "batch", 1: "tokens"},
+                },
             )
-        except Exception as error:  # optimum raises KeyError, ValueError, RuntimeError …
-            raise ExportError(f"ONNX: optimum cannot export the model: {type(error).__name__}: {error}") from error
-        exported = onnx.load(str(Path(scratch) / "model.onnx"))
-    _rename_output(exported, "token_embeddings", "last_hidden_state")
+        except Exception as error:  # torch raises RuntimeError, UnsupportedOperatorError, ValueError …
+            raise ExportError(f"ONNX: torch cannot export the model: {type(error).__name__}: {error}") from error
+    exported = onnx.load_from_string(stream.getvalue())
     # These fields name the exporter, folders and Python scopes, which are not part of the model.
     exported.doc_string = ""
     for node in exported.graph.node:
@@ -57,15 +83,16 @@ def export(model: SentenceTransformer, path: Path) -> None:
     onnx.save(exported, str(path))
 
 
-def _rename_output(model: onnx.ModelProto, old: str, new: str) -> None:
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == old:
-                    names[index] = new
-    for output in model.graph.output:
-        if output.name == old:
-            output.name = new
+@contextmanager
+def _eager_attention(model: SentenceTransformer) -> Iterator[None]:
+    """Compute attention by single matrix products. onnxruntime fuses these, and not those of torch's own function."""
+    transformer = model[0].auto_model
+    before = transformer.config._attn_implementation
+    transformer.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        transformer.set_attn_implementation(before)
 
 
 def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
 from firstvec_build.quiet_tools import silence_tools
-from firstvec_build.reference import SentenceEncoder
+from firstvec_build.reference import SentenceEncoder, make_example
 
 _ALIGNMENT = 64
 """Bytes. torch aligns every record's data in the archive, because a tensor can then be memory-mapped."""
@@ -27,13 +27,9 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
     Raises:
         ExportError: the model cannot be traced.
     """
-    texts = ["A sentence to trace with.", "Shorter."]
-    inputs = model.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")  # int64, (2, T)
     with silence_tools(), torch.no_grad():
         try:
-            traced = torch.jit.trace(
-                SentenceEncoder(model).eval(), (inputs["input_ids"], inputs["attention_mask"]), check_trace=False
-            )
+            traced = torch.jit.trace(SentenceEncoder(model).eval(), make_example(model), check_trace=False)
             frozen = torch.jit.freeze(traced.eval())
             stream = io.BytesIO()
             torch.jit.save(frozen, stream)

@@ -17,14 +17,15 @@ _threads_are_ours = "torch" not in sys.modules
 
 # numpy comes before torch, because torch's C extension imports parts of numpy without the lock of `import numpy`.
 import numpy
-import torch
+import torch as torch
 
 from firstvec.engines.session import Session, pad
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from firstvec.bundle.integrity import OpenFile
     from firstvec.engines.session import SessionOptions
 
 
@@ -33,22 +34,29 @@ def version() -> str:
     return str(torch.__version__)
 
 
-class TorchScriptSession(Session):
-    """A frozen TorchScript module on a device."""
+class TorchSession(Session):
+    """A module of torch on a device: TorchScript, unless `_load` is another."""
+
+    form = "TorchScript"
 
     def __init__(self, options: SessionOptions) -> None:
         global _threads_are_ours
         if _threads_are_ours and options.threads < torch.get_num_threads():
             torch.set_num_threads(options.threads)
         _threads_are_ours = False  # later the program may set another number
-        super().__init__(f"torch {version()} (TorchScript, {options.device})", options)
+        super().__init__(f"torch {version()} ({self.form}, {options.device})", options)
         self._device = torch.device(options.device)
-        file = options.files[0]
+        self._module = self._load(options.files[0])
+
+    def _load(self, file: OpenFile) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         with warnings.catch_warnings():
             # torch 2.13 warns that torch.export replaces torch.jit, and still loads TorchScript. The program that
             # calls firstvec cannot act on the warning.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            self._module = torch.jit.load(file.alias or BytesIO(file.read()), map_location=self._device)
+            module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.jit.load(
+                file.alias or BytesIO(file.read()), map_location=self._device
+            )
+        return module
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim)."""
@@ -61,4 +69,4 @@ class TorchScriptSession(Session):
             return memoryview(self._module(input_ids, attention_mask).cpu().contiguous().numpy())
 
 
-open_session = TorchScriptSession
+open_session = TorchSession

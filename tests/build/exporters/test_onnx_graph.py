@@ -120,14 +120,18 @@ def test_every_step_gives_the_reference_vectors(
     assert np.abs(hidden - expected["token_embeddings"].numpy())[real].max() <= 1e-4
 
 
-def test_sentence_transformers_loads_the_real_bundle(bundle: Path, sentence_transformer: Any) -> None:
-    from sentence_transformers import SentenceTransformer
+def test_the_second_output_is_what_sentence_transformers_pools(bundle: Path, sentence_transformer: Any) -> None:
+    """Its ONNX backend runs the graph, and the modules behind the transformer on the output ``last_hidden_state``."""
+    import torch
 
-    model = SentenceTransformer(
-        str(bundle), backend="onnx", device="cpu", model_kwargs={"file_name": "onnx/model.onnx"}
-    )
     sentences = evaluation_sentences()[::4]
-    assert np.abs(model.encode(sentences) - sentence_transformer.encode(sentences)).max() <= 1e-5
+    tokens = sentence_transformer.tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    feeds = {name: tokens[name].numpy() for name in ("input_ids", "attention_mask")}
+    (hidden,) = session(bundle / "onnx/model.onnx").run(["last_hidden_state"], feeds)
+    features = {**tokens, "token_embeddings": torch.from_numpy(hidden)}
+    for module in list(sentence_transformer)[1:]:
+        features = module(features)
+    assert np.abs(features["sentence_embedding"].numpy() - sentence_transformer.encode(sentences)).max() <= 1e-5
 
 
 def test_graph_that_onnxruntime_cannot_load_is_an_export_error(tmp_path: Path) -> None:
@@ -150,7 +154,7 @@ def test_graph_that_cannot_be_fused_is_an_export_error(tiny_encoder: Any, tmp_pa
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_model_that_optimum_cannot_export_is_an_export_error(tiny_encoder: Any, tmp_path: Path) -> None:
+def test_model_that_torch_cannot_export_is_an_export_error(tiny_encoder: Any, tmp_path: Path) -> None:
     import torch
 
     from firstvec_build.exporters import onnx_graph
@@ -163,7 +167,7 @@ def test_model_that_optimum_cannot_export_is_an_export_error(tiny_encoder: Any, 
 
     unknown = copy.deepcopy(tiny_encoder)
     unknown.append(Bessel())
-    with pytest.raises(ExportError, match="ONNX: optimum cannot export the model"):
+    with pytest.raises(ExportError, match="ONNX: torch cannot export the model"):
         onnx_graph.export(unknown, tmp_path / "out" / "exported.onnx")
     assert not list((tmp_path / "out").iterdir())
 

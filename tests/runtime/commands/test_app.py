@@ -185,11 +185,11 @@ def test_without_the_toolchain_build_says_how_to_install_it(tmp_path: Path, fres
     code = """
 import importlib.metadata, sys
 real = importlib.metadata.version
-def without_optimum(name):
-    if name == "optimum":
+def without_onnx(name):
+    if name == "onnx":
         raise importlib.metadata.PackageNotFoundError(name)
     return real(name)
-importlib.metadata.version = without_optimum
+importlib.metadata.version = without_onnx
 from firstvec.commands.main import main
 main(["build", "--quiet", "--output", sys.argv[1]])
 """
