@@ -9,7 +9,7 @@ from firstvec.options import check_output
 from firstvec.process.threads import Task
 from firstvec.record import Generic
 from firstvec.text.tokenizer import as_list, check_texts
-from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
+from firstvec.vectors import as_array, as_row, as_rows, as_tensors, no_rows, quantize_embeddings, shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             output: as for `embed_query`. A ``buffer`` has two dimensions, a ``list`` holds lists.
 
         Raises:
-            InputError: there is no text, or one is not usable. The error has its index.
+            InputError: a text is not usable. The error has its index.
             ClosedError: as for `embed_query`.
         """
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar, "output": output}
@@ -246,8 +246,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
         prompt: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool | None = None,
-        output_value: str = "sentence_embedding",
-        precision: str = "float32",
+        output_value: str | None = "sentence_embedding",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         device: str | None = None,
@@ -257,35 +257,37 @@ class EmbeddingProvider(Generic[Row, Rows]):
         sentences: str | Texts | None = None,
         output: str | None = None,
     ) -> Any:
-        """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (5.x).
+        """Embed texts, with the parameters and shapes of ``SentenceTransformer.encode`` (6.x).
 
         Args:
             inputs: one text, or a sequence of texts. A text with more than ``max_seq_length`` tokens is truncated. The
-                empty string is a text: it has the vector of the tokens around it. An empty sequence is refused.
+                empty string is a text: it has the vector of the tokens around it. An empty sequence has no vectors.
             prompt_name: name of the prompt of the model to put before each text.
-            prompt: text to put before each text. ``prompt_name`` is then ignored.
+            prompt: text to put before each text. ``prompt_name`` is then ignored, with a warning.
             batch_size: most texts per run, in an engine that pads texts to one length. Long texts are run in smaller
                 batches, of some 1,024 tokens. Texts of similar length share a batch, so that little padding is
                 computed. The native engine pads nothing, and needs no batch size.
             show_progress_bar: draw a bar on stderr. None draws it where the logger ``firstvec`` is set to INFO or
                 DEBUG.
-            output_value: only ``sentence_embedding``.
-            precision: ``float32``; ``int8`` or ``uint8`` (256 steps over each component's range in *these* vectors);
-                ``binary`` or ``ubinary`` (one bit a component, packed). The formulas are sentence-transformers'.
+            output_value: only ``sentence_embedding``. A bundle's engines give no vectors of tokens.
+            precision: ``float32``, or None for it; ``int8`` or ``uint8`` (256 steps over each component's range in
+                *these* vectors); ``binary`` or ``ubinary`` (one bit a component, packed). The formulas are
+                sentence-transformers'.
             convert_to_numpy: False returns a list of torch tensors.
             convert_to_tensor: True returns one torch tensor.
             device: only the device on which the model was loaded.
             normalize_embeddings: scale vectors to unit length. Without effect where the model does so itself.
-            truncate_dim: keep the first components only (Matryoshka models).
+            truncate_dim: keep the first components only (Matryoshka models). A number above the dimension keeps all.
             sentences: the older name of ``inputs``.
             output: as for `embed_query`, and not with tensors. ``list`` and ``buffer`` need no numpy for unchanged
                 float32 vectors.
 
         Returns:
-            For one text: shape (dim,). For a sequence: shape (len(inputs), dim), in the order given.
+            For one text: shape (dim,). For a sequence: shape (len(inputs), dim), in the order given. A buffer of no
+            vectors has shape (0,), because a memoryview has no empty rows.
 
         Raises:
-            InputError: there is no text, or a text or an argument is not usable.
+            InputError: a text or an argument is not usable.
             MissingDependency: tensors are asked for and torch is not installed.
             ClosedError: as for `embed_query`.
         """
@@ -293,9 +295,13 @@ class EmbeddingProvider(Generic[Row, Rows]):
         if texts is None:
             raise InputError("there is no text to encode: pass a str or a sequence of str")
         if output_value != "sentence_embedding":
-            raise InputError(f"output_value {output_value!r} is not in the bundle: only 'sentence_embedding' is")
+            raise InputError(
+                f"output_value {output_value!r} is not computed, only 'sentence_embedding' is: for vectors of tokens "
+                "use sentence-transformers, or the output last_hidden_state of the bundle's ONNX file"
+            )
+        precision = precision or "float32"
         if precision not in PRECISIONS:
-            raise InputError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
+            raise InputError(f"precision {precision!r} is not supported: use one of {', '.join(PRECISIONS)}")
         if device is not None and not (isinstance(device, str) and device == self._device):
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
         _check_batch_size(batch_size)
@@ -304,13 +310,15 @@ class EmbeddingProvider(Generic[Row, Rows]):
             raise InputError("output is one of numpy, list and buffer, or it is a tensor: leave one of the two out")
         is_single = isinstance(texts, (str, bytes))
         rows = as_list(texts)
-        if not rows:
-            raise InputError("the list of texts is empty: pass at least one text, or skip the call")
         check_texts(rows)
         prefix = self._prompt(prompt_name, prompt)
         form = self._output_form(output)
         progress = _logs_information() if show_progress_bar is None else bool(show_progress_bar)
-        view = self._embed_many(rows, prefix, batch_size, progress)
+        if not rows:
+            self._sessions.lease()  # raises ClosedError
+            if not as_tensor and form != "numpy":
+                return [] if form == "list" else memoryview(bytearray()).cast("f")
+        view = self._embed_many(rows, prefix, batch_size, progress) if rows else None
         if as_tensor:
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
             tensors = as_tensors(array, bool(convert_to_tensor))
@@ -320,7 +328,56 @@ class EmbeddingProvider(Generic[Row, Rows]):
             if form == "numpy":
                 return array[0] if is_single else array
             view = memoryview(array)  # type: ignore[arg-type]
+        assert view is not None
         return as_row(view, form) if is_single else as_rows(view, form)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def encode_query(self, inputs: str, *, output: None = None, **more: Unpack[EncodeOptions]) -> Row: ...
+        @overload
+        def encode_query(self, inputs: Texts, *, output: None = None, **more: Unpack[EncodeOptions]) -> Rows: ...
+        @overload
+        def encode_query(self, inputs: str | Texts, *others: Any, **more: Any) -> Any: ...
+
+    def encode_query(
+        self, inputs: str | Texts, prompt_name: str | None = None, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """Embed queries as `encode` does. Without a prompt, the model's ``query`` prompt is put before each.
+
+        Its name and parameters are those of sentence-transformers. The errors are those of `encode`.
+        """
+        return self._encode_as(QUERY_PROMPTS, inputs, prompt_name, prompt, options)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def encode_document(self, inputs: str, *, output: None = None, **more: Unpack[EncodeOptions]) -> Row: ...
+        @overload
+        def encode_document(self, inputs: Texts, *, output: None = None, **more: Unpack[EncodeOptions]) -> Rows: ...
+        @overload
+        def encode_document(self, inputs: str | Texts, *others: Any, **more: Any) -> Any: ...
+
+    def encode_document(
+        self, inputs: str | Texts, prompt_name: str | None = None, prompt: str | None = None, **options: Any
+    ) -> Any:
+        """Embed documents as `encode` does. Without a prompt, the model's ``document`` prompt is put before each.
+
+        Its name and parameters are those of sentence-transformers. The errors are those of `encode`.
+        """
+        return self._encode_as(DOCUMENT_PROMPTS, inputs, prompt_name, prompt, options)
+
+    def _encode_as(
+        self,
+        names: tuple[str, ...],
+        inputs: str | Texts,
+        prompt_name: str | None,
+        prompt: str | None,
+        options: dict[str, Any],
+    ) -> Any:
+        if prompt_name is None and prompt is None:
+            prompt = self._named_prompt(names)
+        return self.encode(inputs, prompt_name, prompt, **options)
 
     if TYPE_CHECKING:
 
@@ -452,8 +509,11 @@ class EmbeddingProvider(Generic[Row, Rows]):
     def _output_form(self, output: str | None) -> str:
         return self._output if output is None else check_output(output)
 
-    def _convert(self, view: Buffer, truncate_dim: int | None, normalize: bool, precision: str) -> npt.NDArray[Any]:
-        vectors = shorten(as_array(view), truncate_dim, normalize, self.embedding_dim)
+    def _convert(
+        self, view: Buffer | None, truncate_dim: int | None, normalize: bool, precision: str
+    ) -> npt.NDArray[Any]:
+        vectors = no_rows(self.embedding_dim) if view is None else as_array(view)
+        vectors = shorten(vectors, truncate_dim, normalize)
         return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
@@ -461,6 +521,10 @@ class EmbeddingProvider(Generic[Row, Rows]):
             if value is not None and not isinstance(value, str):
                 raise InputError(f"{argument} {value!r} is not a str")
         if prompt is not None:
+            if prompt_name is not None:
+                import warnings
+
+                warnings.warn(f"prompt_name {prompt_name!r} is ignored, because prompt is given", stacklevel=3)
             return prompt
         name = prompt_name or self.manifest.model.default_prompt_name
         if name is None:

@@ -64,6 +64,13 @@ def as_array(view: memoryview[float]) -> npt.NDArray[np.float32]:
     return array
 
 
+def no_rows(dim: int) -> npt.NDArray[np.float32]:
+    """Return no vectors of ``dim`` components, (0, dim)."""
+    numpy = _numpy()
+    array: npt.NDArray[np.float32] = numpy.empty((0, dim), numpy.float32)
+    return array
+
+
 def as_row(view: memoryview[float], output: str) -> Any:
     """Return the only row of (1, D), as a ``list`` or a ``buffer``."""
     flat = view.cast("B").cast(view.format)  # type: ignore[call-overload]
@@ -83,6 +90,9 @@ def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt
         if precision == "binary":
             bits = (bits.astype(numpy.int16) - 128).astype(numpy.int8)
         return bits
+    if not len(vectors):
+        nothing: npt.NDArray[Any] = vectors.astype(precision)
+        return nothing
     low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
     step = (high - low) / 255
     steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
@@ -92,18 +102,16 @@ def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt
     return quantized
 
 
-def shorten(
-    vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool, dim: int
-) -> npt.NDArray[np.float32]:
-    """Keep the first components of vectors, (N, dim), and scale the vectors to unit length, as asked.
+def shorten(vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool) -> npt.NDArray[np.float32]:
+    """Keep the first components of vectors, (N, D), and scale the vectors to unit length, as asked.
 
     Raises:
-        InputError: ``truncate_dim`` is not between 1 and ``dim``.
+        InputError: ``truncate_dim`` is no positive integer.
     """
     numpy = _numpy()
     if truncate_dim is not None:
-        if type(truncate_dim) is not int or not 1 <= truncate_dim <= dim:
-            raise InputError(f"truncate_dim {truncate_dim!r} is not between 1 and {dim}")
+        if type(truncate_dim) is not int or truncate_dim < 1:
+            raise InputError(f"truncate_dim {truncate_dim!r} is not a positive integer")
         vectors = numpy.ascontiguousarray(vectors[:, :truncate_dim])
     if normalize:
         norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)

@@ -22,7 +22,7 @@ from tests.tiny import ANY_INT8
 
 def test_ids_are_unique_and_in_the_order_of_the_build() -> None:
     assert [*RECIPES] == [
-        *("torchscript-fp32", "onnx-fp32", "native-fp32", "native-int8"),
+        *("torchscript-fp32", "pt2-fp32", "onnx-fp32", "native-fp32", "native-int8"),
         *("onnx-int8-avx2", "onnx-int8-avx512_vnni", "onnx-int8-arm64"),
     ]
     assert [*RECIPES.values()] == [*recipes._RECIPES]

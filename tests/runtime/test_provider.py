@@ -204,10 +204,37 @@ def test_bytes_are_refused_with_the_way_to_decode_them(provider: EmbeddingProvid
         provider.encode(b"text")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ["encode", "embed_batch"])
-def test_an_empty_list_is_refused(method: str, provider: EmbeddingProvider) -> None:
-    with pytest.raises(InputError, match="empty"):
-        getattr(provider, method)([])
+@pytest.mark.parametrize(
+    ("options", "shape", "dtype"),
+    [
+        ({}, (0, 384), np.float32),
+        ({"precision": None, "normalize_embeddings": True}, (0, 384), np.float32),
+        ({"truncate_dim": 64}, (0, 64), np.float32),
+        ({"precision": "int8"}, (0, 384), np.int8),
+        ({"precision": "ubinary", "truncate_dim": 64}, (0, 8), np.uint8),
+    ],
+)
+def test_no_texts_have_no_vectors_of_the_right_width(
+    options: dict[str, Any], shape: tuple[int, int], dtype: Any, provider: EmbeddingProvider
+) -> None:
+    vectors = provider.encode([], **options)
+    assert (vectors.shape, vectors.dtype) == (shape, dtype)
+    assert provider.encode([], output="list", **options) == []
+    assert len(provider.encode([], output="buffer", **options)) == 0
+    assert provider.encode([], convert_to_tensor=True, **options).shape == shape
+    assert provider.encode([], convert_to_numpy=False, **options) == []
+
+
+def test_a_closed_provider_refuses_no_texts_too(tiny_built: Path) -> None:
+    provider = OptimizedEmbeddingLoader(str(tiny_built), "lazy").get_provider()
+    provider.close()
+    with pytest.raises(ClosedError):
+        provider.encode([])
+
+
+def test_a_longer_length_than_the_vectors_keeps_all(provider: EmbeddingProvider) -> None:
+    np.testing.assert_array_equal(provider.encode(["a"], truncate_dim=1000), provider.encode(["a"]))
+    np.testing.assert_array_equal(provider.encode(["a"], precision=None), provider.encode(["a"]))
 
 
 @pytest.mark.parametrize(
@@ -216,6 +243,7 @@ def test_an_empty_list_is_refused(method: str, provider: EmbeddingProvider) -> N
         ({"inputs": None}, "there is no text"),
         ({"inputs": 3}, "neither a str nor a sequence"),
         ({"output_value": "token_embeddings"}, "sentence_embedding"),
+        ({"output_value": None}, "sentence_embedding"),
         ({"precision": "float16"}, "float32, int8"),
         ({"device": "cuda"}, "loaded on cpu"),
         ({"batch_size": 0}, "batch_size"),
@@ -224,8 +252,7 @@ def test_an_empty_list_is_refused(method: str, provider: EmbeddingProvider) -> N
         ({"inputs": {"a", "b"}}, "no order"),
         ({"inputs": {"a": 1}}, "no order"),
         ({"truncate_dim": True}, "truncate_dim"),
-        ({"truncate_dim": 385}, "between 1 and 384"),
-        ({"truncate_dim": 0}, "between 1 and 384"),
+        ({"truncate_dim": 0}, "truncate_dim 0 is not a positive integer"),
         ({"prompt_name": "nonsense"}, "unknown prompt_name"),
     ],
 )
@@ -252,6 +279,12 @@ def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider) -> None:
     np.testing.assert_array_equal(prompted.embed_query("text"), expected)
     np.testing.assert_array_equal(prompted.encode("text", prompt_name="query"), expected)
     np.testing.assert_array_equal(prompted.embed_chunk("text"), provider.encode("text"))
+    np.testing.assert_array_equal(prompted.encode_query("text"), expected)
+    np.testing.assert_array_equal(prompted.encode_query(["text"], prompt="query: ", output="list"), [expected.tolist()])
+    np.testing.assert_array_equal(prompted.encode_document("text"), provider.encode("text"))
+    np.testing.assert_array_equal(prompted.encode_document("text", prompt_name="query"), expected)
+    with pytest.warns(UserWarning, match="prompt_name 'other' is ignored, because prompt is given"):
+        np.testing.assert_array_equal(prompted.encode("text", "other", "query: "), expected)
 
 
 def test_oddities_give_finite_unit_vectors(provider: EmbeddingProvider) -> None:

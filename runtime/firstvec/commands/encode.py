@@ -30,6 +30,9 @@ def encode(
     form: str | None,
     output: str | None,
     batch_size: int,
+    query: bool,
+    document: bool,
+    prompt_name: str | None,
     texts_are_literal: bool,
     **choice_options: Any,
 ) -> None:
@@ -39,6 +42,8 @@ def encode(
     Every argument behind -- is a text, even if it begins with a dash or is the name of a file.
     """
     form = form or _form_of(output)
+    if query + document + (prompt_name is not None) > 1:
+        raise InputError("--query, --document and --prompt-name name different prompts: give one of them")
     if form == "npy" and output is None and sys.stdout.isatty():
         raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
     reads_stdin = not texts or ((*texts,) == ("-",) and not texts_are_literal)
@@ -54,7 +59,8 @@ def encode(
         raise InputError("there is no text: give it as an argument, or one text a line on stdin")
     provider = loader.get_provider(timeout=None)
     bar = len(lines) > 1000 and sys.stderr.isatty()
-    vectors = provider.encode(lines, batch_size=batch_size, show_progress_bar=bar)
+    run = provider.encode_query if query else provider.encode_document if document else provider.encode
+    vectors = run(lines, prompt_name=prompt_name, batch_size=batch_size, show_progress_bar=bar)
     write_result(_format(vectors, form, provider), output)
 
 

@@ -118,6 +118,9 @@ _ENCODE_OPTIONS = (
         "--output -o FILE", "Write to this file, and not to stdout. The endings .json, .npy and .txt choose the format."
     ),
     _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
+    _option("--query", "The texts are queries: put the model's prompt for queries before each."),
+    _option("--document", "The texts are documents: put the model's prompt for documents before each."),
+    _option("--prompt-name NAME", "Put this prompt of the model before each text; see `firstvec inspect`."),
 )
 _VERIFY_OPTIONS = (
     _ANY_MODEL,

@@ -36,6 +36,7 @@ class SessionOptions(Record):
     """How to open an artifact."""
 
     artifact_id: str
+    format: str  # value of ``format`` in the manifest
     files: tuple[OpenFile, ...]  # the artifact's files, verified. The first one is the model.
     weights: Any  # what the engine's ``weights_reader`` found in the files
     device: str

@@ -92,7 +92,7 @@ ENGINES = {
         purpose="runs the ONNX artifacts",
     ),
     "torch": Engine(
-        formats=("torchscript",),
+        formats=("torchscript", "pt2"),
         module="firstvec.engines.torchscript",
         package="torch",
         distributions=("torch",),
@@ -108,22 +108,6 @@ ENGINES = {
         is_required=False,
         install="firstvec[torch]",
         purpose="runs the TorchScript artifact (accelerators)",
-    ),
-    "torch_export": Engine(
-        formats=("pt2",),
-        module="firstvec.engines.torch_export",
-        package="torch",
-        distributions=("torch",),
-        # torch 2.13.0 is tested.
-        versions=("2.13", "3"),
-        devices=("cpu",),
-        rank=0,
-        memory_mb=270,
-        memory_when_loaded_mb=150,
-        maps_weights=False,
-        is_required=False,
-        install="firstvec[torch]",
-        purpose="runs the artifact of torch.export",
     ),
 }
 """Value of ``engine`` in a manifest → row."""

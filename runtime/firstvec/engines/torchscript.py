@@ -1,4 +1,4 @@
-"""TorchScript artifacts in torch: for accelerators, and for programs that have imported torch already.
+"""TorchScript, and programs of `torch.export`, in torch: for accelerators, and for programs that import torch anyway.
 
 torch has one number of threads for a whole process, and does not see a control group's quota. Where the program had
 imported torch, the number belongs to the program and stays. Where this module imports torch, it lowers the number once
@@ -17,15 +17,14 @@ _threads_are_ours = "torch" not in sys.modules
 
 # numpy comes before torch, because torch's C extension imports parts of numpy without the lock of `import numpy`.
 import numpy
-import torch as torch
+import torch
 
 from firstvec.engines.session import Session, pad
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from firstvec.bundle.integrity import OpenFile
     from firstvec.engines.session import SessionOptions
 
 
@@ -35,28 +34,26 @@ def version() -> str:
 
 
 class TorchSession(Session):
-    """A module of torch on a device: TorchScript, unless `_load` is another."""
-
-    form = "TorchScript"
+    """A module of torch on a device: frozen TorchScript, or an exported program (format ``pt2``)."""
 
     def __init__(self, options: SessionOptions) -> None:
         global _threads_are_ours
         if _threads_are_ours and options.threads < torch.get_num_threads():
             torch.set_num_threads(options.threads)
         _threads_are_ours = False  # later the program may set another number
-        super().__init__(f"torch {version()} ({self.form}, {options.device})", options)
+        is_exported = options.format == "pt2"
+        form = "torch.export" if is_exported else "TorchScript"
+        super().__init__(f"torch {version()} ({form}, {options.device})", options)
         self._device = torch.device(options.device)
-        self._module = self._load(options.files[0])
-
-    def _load(self, file: OpenFile) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        file = options.files[0]
+        if is_exported:
+            self._module = torch.export.load(BytesIO(file.read())).module()
+            return
         with warnings.catch_warnings():
             # torch 2.13 warns that torch.export replaces torch.jit, and still loads TorchScript. The program that
             # calls firstvec cannot act on the warning.
             warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            module: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.jit.load(
-                file.alias or BytesIO(file.read()), map_location=self._device
-            )
-        return module
+            self._module = torch.jit.load(file.alias or BytesIO(file.read()), map_location=self._device)
 
     def run(self, rows: Sequence[Sequence[int]]) -> memoryview[float]:
         """Compute the vectors of token ids. Returns float32, (len(rows), dim)."""

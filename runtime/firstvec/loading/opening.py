@@ -87,6 +87,7 @@ def open_artifact(
     row = ENGINES[artifact.engine]
     options = SessionOptions(
         artifact_id=artifact.id,
+        format=artifact.format,
         files=verified.files,
         weights=verified.weights.pop() if verified.weights else _read_weights(artifact, verified.files),
         device=verified.device,

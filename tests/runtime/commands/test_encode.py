@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader
-from tests.conftest import Fresh
+from tests.conftest import Fresh, edit_manifest
 from tests.runtime.commands.conftest import PROGRAM, Shell
 
 
@@ -36,6 +36,43 @@ def test_json_is_printed(tiny_built: Path, firstvec: Fresh, vectors: np.ndarray)
     values = json.loads(done.stdout)
     assert (values["artifact"], values["embedding_dim"]) == ("native-fp32", 32)
     np.testing.assert_allclose(values["vectors"], vectors, atol=1e-6)
+
+
+@pytest.fixture
+def prompted(tiny_bundle: Path) -> Path:
+    """A bundle whose model has three prompts."""
+    prompts = {"query": "a query: ", "passage": "a passage: ", "other": "other: "}
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(prompts=prompts))
+    return tiny_bundle
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "text"),
+        (["--query"], "a query: text"),
+        (["--document"], "a passage: text"),
+        (["--prompt-name", "other"], "other: text"),
+    ],
+)
+def test_a_prompt_is_put_before_each_text(options: list[str], text: str, prompted: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "--model", prompted, *options, "text")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["vectors"] == [vector_of(prompted, text)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--query", "--document"], "--query, --document and --prompt-name name different prompts: give one of them"),
+        (["--query", "--prompt-name", "other"], "give one of them"),
+        (["--prompt-name", "none"], "unknown prompt_name 'none': the model has other, passage, query"),
+    ],
+)
+def test_a_wrong_prompt_is_refused(options: list[str], message: str, prompted: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "--model", prompted, *options, "text")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
 
 
 def test_text_is_a_line_a_vector(tiny_built: Path, firstvec: Fresh, vectors: np.ndarray) -> None:

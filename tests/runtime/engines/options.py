@@ -15,9 +15,11 @@ from tests.loads import artifact_of
 def session_options(root: Path, artifact_id: str = "onnx-fp32", *, quick_start: bool = True) -> SessionOptions:
     """Verify an artifact's files, and return what opens a session of two threads on the CPU."""
     manifest = Manifest.read(root)
-    files = tuple(open_verified(manifest.root, file) for file in artifact_of(manifest, artifact_id).files)
+    artifact = artifact_of(manifest, artifact_id)
+    files = tuple(open_verified(manifest.root, file) for file in artifact.files)
     return SessionOptions(
         artifact_id=artifact_id,
+        format=artifact.format,
         files=files,
         weights=read_weights(artifact_id, files),
         device="cpu",
