@@ -246,7 +246,9 @@ def test_only_builds_the_named_artifacts_in_the_usual_order(tiny_model: Path, tm
 
 @pytest.mark.parametrize("artifact_id", ["onnx-int4", "", "ONNX-FP32"])
 def test_unknown_artifact_is_refused_before_any_work(artifact_id: str, tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"unknown artifact '{artifact_id}': use one of torchscript-fp32, onnx-fp32"):
+    with pytest.raises(
+        InputError, match=f"unknown artifact '{artifact_id}': use one of torchscript-fp32, pt2-fp32, onnx-fp32"
+    ):
         build(str(tiny_model), tmp_path / "bundles", only=["onnx-fp32", artifact_id])
     assert not (tmp_path / "bundles").exists()
 

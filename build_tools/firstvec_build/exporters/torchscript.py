@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
@@ -31,15 +32,30 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
         try:
             traced = torch.jit.trace(SentenceEncoder(model).eval(), make_example(model), check_trace=False)
             frozen = torch.jit.freeze(traced.eval())
+            _follow_the_device_of_the_input(frozen.graph)
             stream = io.BytesIO()
             torch.jit.save(frozen, stream)
         except RuntimeError as error:
             raise ExportError(f"TorchScript: the model cannot be traced: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_make_reproducible(stream.getvalue()))
-    # A device that the graph itself names (for example an arange on the CPU) does not move with the weights.
-    names_device = any("Device" in str(output.type()) for node in frozen.graph.nodes() for output in node.outputs())
-    return ("cpu",) if names_device else ("cpu", "cuda", "mps")
+    return ("cpu", "cuda", "mps")
+
+
+def _follow_the_device_of_the_input(graph: Any) -> None:
+    """Let the tensors that the graph itself makes (positions, masks) be on the device of ``input_ids``.
+
+    The trace writes down the device on which it ran: ``arange(…, device="cpu")``.
+    """
+    _self, input_ids, _mask = graph.inputs()
+    for constant in graph.findAllNodes("prim::Constant"):
+        if "Device" not in str(constant.output().type()):
+            continue
+        device = graph.create("prim::device", [input_ids])
+        device.output().setType(constant.output().type())
+        graph.prependNode(device)
+        constant.output().replaceAllUsesWith(device.output())
+        constant.destroy()
 
 
 def _make_reproducible(archive: bytes) -> bytes:

@@ -35,6 +35,13 @@ def jit_load(path: Path) -> Any:
         return torch.jit.load(str(path))
 
 
+def test_what_the_graph_makes_itself_is_on_the_device_of_the_input(exported: Path) -> None:
+    graph = jit_load(exported).inlined_graph
+    devices = [node for node in graph.nodes() if any("Device" in str(output.type()) for output in node.outputs())]
+    assert {node.kind() for node in devices} == {"prim::device"}
+    assert {value.debugName().split(".")[0] for node in devices for value in node.inputs()} == {"input_ids"}
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 17), (3, 128), (7, 5)])
 def test_batch_and_length_are_dynamic(tiny_encoder: Any, exported: Path, shape: tuple[int, int]) -> None:
     import torch
@@ -160,13 +167,13 @@ def test_model_that_cannot_be_traced_is_an_export_error(tiny_encoder: Any, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_graph_that_names_a_device_runs_on_the_cpu_only(tiny_encoder: Any, tmp_path: Path) -> None:
+def test_a_tensor_that_a_module_makes_is_on_the_device_of_the_input(tiny_encoder: Any, tmp_path: Path) -> None:
     import torch
 
     from firstvec_build.exporters import torchscript
 
     class AddRange(torch.nn.Module):
-        """The trace holds the device of the new tensor."""
+        """The trace would hold the device of the new tensor."""
 
         def forward(self, features: dict[str, Any]) -> dict[str, Any]:
             vectors = features["sentence_embedding"]
@@ -175,4 +182,6 @@ def test_graph_that_names_a_device_runs_on_the_cpu_only(tiny_encoder: Any, tmp_p
 
     model = copy.deepcopy(tiny_encoder)
     model.append(AddRange())
-    assert torchscript.export(model, tmp_path / "model.pt") == ("cpu",)
+    torchscript.export(model, tmp_path / "model.pt")
+    graph = jit_load(tmp_path / "model.pt").inlined_graph
+    assert not [node for node in graph.findAllNodes("prim::Constant") if "Device" in str(node.output().type())]
