@@ -125,8 +125,9 @@ def third_party(package: Path, but: tuple[str, ...] = ()) -> set[str]:
 
 NOT_IN_A_BUNDLE = {
     "filelock": "lets builds of one bundle wait for one another",
+    "httpx": "its errors, while the source is fetched",
     "huggingface-hub": "fetches the source, whose digest the bundle has",
-    "requests": "its errors, while the source is fetched",
+    "optimum": "names the library of a folder that cannot be built",
     "rich": "shows the progress of a build",
     "typer": "reads the command line",
     "scipy": "ranks similarities for Spearman, where a labelled set is given",
