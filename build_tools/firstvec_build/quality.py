@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from firstvec.bundle.manifest import Artifact, Quality
 from firstvec.errors import BuildError, InputError, QualityError
 from firstvec.provider import EmbeddingProvider
+from firstvec_build.memory import most_texts
 
 Vectors = npt.NDArray[np.float32]
 LabelledPairs = tuple[list[str], list[str], list[float]]
@@ -24,8 +25,8 @@ LabelledPairs = tuple[list[str], list[str], list[float]]
 _NEIGHBOURS = 10
 _BATCH = 40
 """So many sentences of mixed lengths are padded and run together, to see whether the batch changes a vector."""
-_MOST_ALONE = 1000
-"""At most this many texts are encoded one by one, evenly spread over all texts."""
+_MOST_ALONE = 80
+"""At most this many texts are encoded alone and in padded batches, evenly spread over all texts."""
 _ROWS = 1024
 """Number of texts whose neighbours are searched in one step."""
 
@@ -50,6 +51,19 @@ class Thresholds:
             if not low <= value <= high:
                 raise InputError(f"the threshold {name} {value!r} is not between {low:g} and {high:g}")
 
+    def check(self, artifact: Artifact, figures: Mapping[str, float]) -> None:
+        """Compare an artifact's figures, metric → value, with the thresholds.
+
+        Raises:
+            QualityError: the artifact misses a threshold.
+        """
+        for metric, threshold in self._thresholds_of(artifact).items():
+            if metric not in figures:
+                continue
+            value, at_most = figures[metric], metric == "max_abs_diff"
+            if not (value <= threshold if at_most else value >= threshold):
+                raise QualityError(artifact.id, metric, value, "at most" if at_most else "at least", threshold)
+
     def enforce(self, artifact: Artifact, quality: Quality) -> Artifact:
         """Return the artifact with its quality and the thresholds that were enforced.
 
@@ -57,11 +71,7 @@ class Thresholds:
             QualityError: the artifact misses a threshold.
         """
         thresholds = self._thresholds_of(artifact)
-        for metric, threshold in thresholds.items():
-            value = getattr(quality, metric)
-            at_most = metric == "max_abs_diff"
-            if not (value <= threshold if at_most else value >= threshold):
-                raise QualityError(artifact.id, metric, value, "at most" if at_most else "at least", threshold)
+        self.check(artifact, {metric: getattr(quality, metric) for metric in thresholds})
         return artifact.replace(quality=quality.replace(thresholds=thresholds))
 
     def _thresholds_of(self, artifact: Artifact) -> dict[str, float]:
@@ -145,6 +155,7 @@ def measure(
     reference: Vectors,
     measured_with: str,
     labelled: LabelledPairs | None = None,
+    check: Callable[[Mapping[str, float]], None] = lambda _figures: None,
 ) -> Quality:
     """Compare an artifact, which the runtime itself runs, with the reference vectors of the same sentences.
 
@@ -157,22 +168,32 @@ def measure(
         reference: the texts' fp32 vectors, (N, D).
         measured_with: engine and version, for the manifest.
         labelled: a labelled set, for Spearman's correlation.
+        check: called with the cheap figures, metric → value, before the expensive ones are measured. What ``check``
+            raises ends the measurement.
     """
     vectors: Vectors = provider.encode(sentences)
     scale = np.linalg.norm(reference, axis=1, keepdims=True)  # (N, 1), 1 for models that normalize
     cosines = cosine(vectors, reference)
+    cheap = {
+        "cosine_mean": _round(cosines.mean()),
+        "cosine_min": _round(cosines.min()),
+        "cosine_p1": _round(np.percentile(cosines, 1)),
+        "max_abs_diff": float(f"{np.abs((vectors - reference) / scale).max():.2g}"),
+        "neighbour_overlap": _round(neighbour_overlap(vectors, reference)),
+    }
+    check(cheap)
     some = sentences[:: -(-len(sentences) // _MOST_ALONE)]
     alone = np.stack([provider.encode(text) for text in some])
     together = np.empty_like(alone)
-    batches = -(-len(some) // _BATCH)
+    batches = -(-len(some) // most_texts(max(provider.count_tokens(some)), _BATCH))
     for start in range(batches):
         together[start::batches] = run_together(some[start::batches])
     return Quality(
-        cosine_mean=_round(cosines.mean()),
-        cosine_min=_round(cosines.min()),
-        cosine_p1=_round(np.percentile(cosines, 1)),
-        max_abs_diff=float(f"{np.abs((vectors - reference) / scale).max():.2g}"),
-        neighbour_overlap=_round(neighbour_overlap(vectors, reference)),
+        cosine_mean=cheap["cosine_mean"],
+        cosine_min=cheap["cosine_min"],
+        cosine_p1=cheap["cosine_p1"],
+        max_abs_diff=cheap["max_abs_diff"],
+        neighbour_overlap=cheap["neighbour_overlap"],
         batch_cosine_min=_round(cosine(alone, together).min()),
         sentences=len(sentences),
         measured_with=measured_with,

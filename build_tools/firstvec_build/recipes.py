@@ -38,8 +38,8 @@ class Recipe:
     make: Callable[[Workbench, Recipe], Artifact]
     """Writes the artifact's files into the workbench's folder, and returns the artifact with its quality.
 
-    Raises LeftOut if the bundle goes without this artifact, ExportError or QuantizationError if the artifact cannot be
-    made, and QualityError if it misses a threshold.
+    Raises LeftOut if the artifact's engine cannot compute the model, ExportError or QuantizationError if the artifact
+    cannot be made, and QualityError if it misses a threshold.
     """
 
     @property

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from firstvec.bundle.manifest import Model
 from firstvec.errors import ExportError, SourceError
+from firstvec_build.memory import split_into_batches
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.source import Source
 
@@ -26,6 +30,8 @@ _SUPPORT_FILES = (
     "*/pytorch_model.bin",
 )
 """Patterns of the files with which sentence-transformers and transformers load the bundle's folder."""
+_BATCH = 32
+"""Texts of a batch of the reference. It is the default of `SentenceTransformer.encode`."""
 
 
 class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
@@ -73,6 +79,20 @@ def load_model(source: Source) -> SentenceTransformer:
     if getattr(model.tokenizer, "backend_tokenizer", None) is None:
         raise ExportError(f"{source.name}: unsupported tokenizer {type(model.tokenizer).__name__}: it has no fast form")
     return model.float().eval()
+
+
+def count_tokens(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
+    """Return each text's number of tokens, special tokens included, after truncation."""
+    rows = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)["input_ids"]
+    return [len(row) for row in rows]
+
+
+def encode(model: SentenceTransformer, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """Return the vectors of `SentenceTransformer.encode`, (N, D). Long texts come in smaller batches."""
+    vectors = np.empty((len(texts), int(model.get_embedding_dimension() or 0)), np.float32)
+    for batch in split_into_batches(count_tokens(model, texts), _BATCH):
+        vectors[batch] = model.encode([texts[index] for index in batch], batch_size=len(batch))
+    return vectors
 
 
 def describe_model(model: SentenceTransformer, source: Source) -> Model:

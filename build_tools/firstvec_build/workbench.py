@@ -12,6 +12,7 @@ import numpy as np
 from firstvec.bundle import MANIFEST_NAME
 from firstvec.bundle.manifest import Artifact, Manifest, Quality
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS
+from firstvec.errors import ExportError
 from firstvec.loading.opening import open_artifact, verify_artifact
 from firstvec.loading.session_in_use import SessionInUse
 from firstvec.machine.profile import ResourceProfile
@@ -87,11 +88,11 @@ class Workbench:
         """The sentences for calibration. The others show the quality on unseen texts."""
         self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
-        self._reference: Vectors = np.asarray(self.encoder.encode(self._measured_on), dtype=np.float32)  # (N, D)
-        texts = list(self_test.TEXTS)
-        self._self_test_reference = np.asarray(self.encoder.encode(texts), np.float32).ravel().tolist()
+        self._reference: Vectors = reference.encode(self.encoder, self._measured_on)  # (N, D)
+        self._self_test_reference = reference.encode(self.encoder, self_test.TEXTS).ravel().tolist()
         self._self_test_entries: dict[str, dict[str, object]] = {}
         self._fuses = True
+        self._export_error: ExportError | None = None
         self._products: list[Product] | None = None
 
     def make_graph(self) -> Path:
@@ -101,8 +102,14 @@ class Workbench:
             ExportError: the model cannot be exported, or the graph cannot be fused.
         """
         exported, fused = self.scratch / "exported.onnx", self.scratch / "fused.onnx"
+        if self._export_error is not None:
+            raise self._export_error
         if not exported.exists():
-            onnx_graph.export(self.encoder, exported)
+            try:
+                onnx_graph.export(self.encoder, exported)
+            except ExportError as error:
+                self._export_error = error  # the next artifact need not try again
+                raise
         if not self._fuses:
             return exported
         if not fused.exists():
@@ -184,6 +191,7 @@ class Workbench:
                 self._reference,
                 f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
                 self._labelled,
+                check=lambda figures: self._thresholds.check(artifact, figures),
             )
         finally:
             sessions.close()
@@ -196,22 +204,32 @@ class Workbench:
         built_with: dict[str, str],
         inputs_sha256: str,
     ) -> Manifest:
-        """Write the artifacts' self-test, remove intermediate files, and return the bundle's manifest.
+        """Write the artifacts' self-test, remove all other files, and return the bundle's manifest.
 
-        ``left_out`` has the id of each artifact that the bundle goes without, and the reason.
+        ``left_out`` has the id of each artifact that the bundle goes without, and the reason. Files that such an
+        artifact has written are removed, too.
         """
         token_ids = open_tokenizer(self._describe_folder()).tokenize(list(self_test.TEXTS))
         entries = [self._self_test_entries[artifact.id] for artifact in artifacts]
         self_test.write_self_test(self.folder, token_ids, entries)
         if self.scratch.exists():
             shutil.rmtree(self.scratch)
-        return self._describe_folder(
+        manifest = self._describe_folder(
             artifacts=artifacts,
             left_out=left_out,
             self_test=publishing.describe_file(self.folder, self_test.SELF_TEST_NAME),
             built_with=built_with,
             inputs_sha256=inputs_sha256,
         )
+        listed = {self.folder / file.path for file in manifest.files()}
+        # The deepest first, so that a folder is empty when its turn comes.
+        for path in sorted(self.folder.rglob("*"), reverse=True):
+            if path.is_dir():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path not in listed:
+                path.unlink()
+        return manifest
 
     def _describe_folder(self, **changes: Any) -> Manifest:
         """Return the manifest of the folder's files. The manifest has no artifacts, unless ``changes`` has some."""

@@ -230,10 +230,10 @@ class QualityError(BuildError):
     """An artifact misses a threshold: ``metric`` is ``value`` but must be at least (or at most) ``threshold``."""
 
     def __init__(self, artifact: str, metric: str, value: float, relation: str, threshold: float) -> None:
+        self.finding = f"{metric} is {value:.6g}, must be {relation} {threshold:g}"
         super().__init__(
-            f"{artifact}: {metric} is {value:.6g}, must be {relation} {threshold:g}; the build was stopped and the "
-            "previous bundle was left untouched. Build the other artifacts with --only, or lower the threshold if you "
-            "accept the value"
+            f"{artifact}: {self.finding}; the build was stopped and the previous bundle was left untouched. Build the "
+            "other artifacts with --only, or lower the threshold if you accept the value"
         )
         self.artifact = artifact
         self.metric = metric

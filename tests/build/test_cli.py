@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,9 @@ def test_build_writes_where_the_runtime_looks_and_prints_json(
     done = firstvec(*command, "--json", **home)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
-    assert set(result) == {"path", "model", "rebuilt", "signature_lost", "seconds", "artifacts"}
+    keys = {"path", "model", "rebuilt", "signature_lost", "replaced_sha256", "left_out", "seconds", "artifacts"}
+    assert set(result) == keys
+    assert (result["replaced_sha256"], result["left_out"]) == (None, {})
     assert result["path"] == str(tmp_path / "home" / "bundles" / "tiny-bert")
     assert (result["model"], result["rebuilt"], result["signature_lost"]) == ("tiny-bert", True, False)
     assert [artifact["id"] for artifact in result["artifacts"]] == ["onnx-fp32", INT8_HERE]
@@ -66,6 +69,19 @@ def test_build_shows_its_stages_and_the_table_and_that_a_signature_is_lost(
     assert stages[-3:] == ["building onnx-fp32", "writing the bundle", "timing fresh processes"]
     sign(Manifest.read(tmp_path / "tiny-bert"), keys.private)
     assert "The previous bundle was signed." in firstvec(*command, "--force").stdout
+
+
+def test_build_shows_what_it_left_out(tiny_model: Path, firstvec: Fresh, tmp_path: Path) -> None:
+    command = ("build", tiny_model, "--output", tmp_path, "--min-cosine-mean", "1.0")
+    done = firstvec(*command)
+    assert done.returncode == 0
+    assert re.search(
+        rf"^  {INT8_HERE} +left out: cosine_mean is 0.99\d+, must be at least 1$", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^  onnx-fp32 +fp32 +any", done.stdout, re.MULTILINE)
+    strict = firstvec(*command, "--strict")
+    assert (strict.returncode, strict.stdout) == (1, "")
+    assert "native-int8: cosine_mean is 0.99" in strict.stderr
 
 
 def test_quiet_build_prints_nothing(tiny_model: Path, firstvec: Fresh, tmp_path: Path) -> None:

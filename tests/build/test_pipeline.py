@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -215,9 +216,72 @@ def test_missed_threshold_of_full_precision_stops_the_build(tiny_model: Path, tm
     assert not list((tmp_path / "bundles").iterdir())
 
 
-@pytest.mark.parametrize("error", [ExportError("made to fail"), MemoryError(), KeyboardInterrupt()])
+def test_artifacts_below_their_threshold_do_not_cost_the_others(tiny_model: Path, tmp_path: Path) -> None:
+    too_much = dataclasses.replace(ANY_INT8, int8_cosine_mean=1.0)
+    manifest = build(str(tiny_model), tmp_path, thresholds=too_much).manifest
+    assert {artifact.precision for artifact in manifest.artifacts} == {"fp32"}
+    usual = {name for name, recipe in RECIPES.items() if not recipe.on_request}
+    assert set(manifest.left_out or {}) == usual - {artifact.id for artifact in manifest.artifacts}
+    for reason in (manifest.left_out or {}).values():
+        assert re.fullmatch(r"cosine_mean is 0\.99\d+, must be at least 1", reason)
+    # Files of the artifacts that were left out are gone, and so are their folders.
+    assert set(snapshot(tmp_path / "tiny-bert")) == {"firstvec.json", *(file.path for file in manifest.files())}
+    assert OptimizedEmbeddingLoader(manifest.root, "cached").get_provider().embed_query("text").shape == (32,)
+    assert not build(str(tiny_model), tmp_path, thresholds=too_much).rebuilt
+    with pytest.raises(QualityError, match="native-int8: cosine_mean is"):
+        build(str(tiny_model), tmp_path, thresholds=too_much, strict=True)
+
+
+def test_bundle_without_any_artifact_is_not_published(tiny_model: Path, tmp_path: Path) -> None:
+    none_holds = Thresholds(fp32_max_abs_diff=0.0, int8_cosine_mean=1.0)
+    with pytest.raises(ExportError, match=r"torchscript-fp32: max_abs_diff is .*; native-int8: cosine_mean is "):
+        build(str(tiny_model), tmp_path, thresholds=none_holds)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_cannot_be_exported_is_tried_once_and_costs_its_own_artifacts_only(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstvec_build.exporters import onnx_graph
+
+    tries = []
+
+    def fail(*_arguments: object) -> None:
+        tries.append(1)
+        raise ExportError("no such operator")
+
+    monkeypatch.setattr(onnx_graph, "export", fail)
+    manifest = build(str(tiny_model), tmp_path, thresholds=ANY_INT8).manifest
+    assert {artifact.format for artifact in manifest.artifacts} == {"torchscript", "native"}
+    assert {*(manifest.left_out or {}).values()} == {"no such operator"}
+    assert len(tries) == 1
+
+
+def test_name_decides_the_folder_and_a_replaced_model_is_reported(tiny_model: Path, tmp_path: Path) -> None:
+    from tests.tiny import save_other_bert
+
+    first = build_quick(tiny_model, tmp_path, name="team/final")
+    assert first.manifest.model.name == "team/final"
+    assert first.manifest.root == str(tmp_path / "final")
+    assert first.replaced_sha256 is None
+    assert build_quick(tiny_model, tmp_path, name="team/final", force=True).replaced_sha256 is None
+    other = save_other_bert(tmp_path / "other" / "final")
+    assert build_quick(other, tmp_path).replaced_sha256 == first.manifest.model.source_sha256
+    for name in ("", "a/b/c", "../up", ".hidden", "a b"):
+        with pytest.raises(InputError, match="is not NAME or ORGANIZATION/NAME"):
+            build_quick(tiny_model, tmp_path, name=name)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ExportError("made to fail"), ExportError),
+        (MemoryError(), BuildError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
 def test_failure_in_the_middle_leaves_no_trace(
-    error: BaseException, tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, raised: type[BaseException], tiny_model: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = snapshot(output)
     staged: list[str] = []
@@ -228,7 +292,7 @@ def test_failure_in_the_middle_leaves_no_trace(
         raise error
 
     monkeypatch.setitem(RECIPES, INT8_HERE, dataclasses.replace(RECIPES[INT8_HERE], make=fail))
-    with pytest.raises(type(error)):
+    with pytest.raises(raised):
         build_quick(tiny_model, output, only=[*QUICK, INT8_HERE])
     assert len(staged) == 3  # the previous bundle, the lock and the staging folder
     assert os.listdir(output) == ["tiny-bert"]

@@ -27,6 +27,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from firstvec_build import reference
+from firstvec_build.memory import split_into_batches
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -80,11 +83,13 @@ class Quantizer:
                 source = modules[f"encoder.layer.{layer}.{_INPUT_OF.get(product, product)}"]
                 handles.append(source.register_forward_pre_hook(self._make_hook(name)))
         with torch.no_grad():
-            by_length = sorted(texts, key=len)
-            for start in range(0, len(texts), _BATCH):
-                batch = by_length[start : start + _BATCH]
+            for batch in split_into_batches(reference.count_tokens(model, texts), _BATCH):
                 inputs = model.tokenizer(
-                    batch, padding=True, truncation=True, max_length=model.max_seq_length, return_tensors="pt"
+                    [texts[index] for index in batch],
+                    padding=True,
+                    truncation=True,
+                    max_length=model.max_seq_length,
+                    return_tensors="pt",
                 )
                 self._is_token = inputs["attention_mask"].bool()
                 encoder(**inputs)

@@ -1,0 +1,28 @@
+"""How many texts fit into one batch: attention needs memory by the square of a text's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+_MOST_SCORES = 12_000_000
+"""Attention scores of one head in one batch, texts x tokens². Twelve heads of fp32 are 0.6 GB then."""
+
+
+def most_texts(tokens: int, most: int) -> int:
+    """Return how many texts of ``tokens`` tokens a batch may have: at least one, and at most ``most``."""
+    return max(1, min(most, _MOST_SCORES // max(1, tokens * tokens)))
+
+
+def split_into_batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Yield the indices of texts in batches of similar length, the longest first.
+
+    Args:
+        lengths: tokens of each text.
+        most: texts of a batch, where the memory does not set a smaller limit.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        end = start + most_texts(lengths[order[start]], most)
+        yield order[start:end]
+        start = end
