@@ -23,9 +23,9 @@ LabelledPairs = tuple[list[str], list[str], list[float]]
 """First sentences, second sentences, and the score of each pair."""
 
 _NEIGHBOURS = 10
-_BATCH = 40
+_BATCH = 20
 """So many sentences of mixed lengths are padded and run together, to see whether the batch changes a vector."""
-_MOST_ALONE = 80
+_MOST_ALONE = 40
 """At most this many texts are encoded alone and in padded batches, evenly spread over all texts."""
 _ROWS = 1024
 """Number of texts whose neighbours are searched in one step."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firstvec.engines.table import ENGINES, INSTRUCTION_SETS
@@ -101,17 +102,36 @@ def _make_native(bench: Workbench, recipe: Recipe) -> Artifact:
 
 
 def _make_int8(bench: Workbench, recipe: Recipe) -> Artifact:
+    from firstvec_build.int8 import quantization, static
+
+    assert recipe.isa is not None
+    weight_bits = INSTRUCTION_SETS[recipe.isa].weight_bits
+    quantized = bench.scratch / f"{recipe.isa}.onnx"
+    if bench.dynamic_int8:
+        quantization.quantize_dynamically(bench.make_graph(), recipe.isa, weight_bits, quantized)
+        return _measure_int8(bench, recipe, quantized)
+    graph, products, schemes = bench.make_graph(), bench.calibrate(), bench.find_schemes(weight_bits)
+    for limit in static.LIMITS[schemes.first_limit :]:
+        counts = quantization.quantize(graph, recipe.isa, products, schemes, limit, quantized)
+        try:
+            artifact = _measure_int8(bench, recipe, quantized)
+        except QualityError:
+            if limit == static.LIMITS[-1]:
+                raise
+            schemes.first_limit += 1  # for the other instruction sets, too, whose weights have as many bits
+            continue
+        if full := counts.get("full"):
+            how = f"{artifact.quality.measured_with}; {full} of {len(products)} products are in full precision"
+            artifact = artifact.replace(quality=artifact.quality.replace(measured_with=how))
+        return artifact
+    raise AssertionError("there is no limit")
+
+
+def _measure_int8(bench: Workbench, recipe: Recipe, quantized: Path) -> Artifact:
     from firstvec_build.exporters import onnx_graph
     from firstvec_build.int8 import quantization
 
-    assert recipe.isa is not None
     name = f"onnx/model_qint8_{recipe.isa}.onnx"
-    quantized = bench.scratch / f"{recipe.isa}.onnx"
-    weight_bits = INSTRUCTION_SETS[recipe.isa].weight_bits
-    if bench.dynamic_int8:
-        quantization.quantize_dynamically(bench.make_graph(), recipe.isa, weight_bits, quantized)
-    else:
-        quantization.quantize(bench.make_graph(), recipe.isa, weight_bits, bench.calibrate(), quantized)
     onnx_graph.optimize(quantized, bench.folder / name)
     batch_invariant = not bench.dynamic_int8
     artifact = bench.describe(recipe, (name, f"{name}_data"), batch_invariant=batch_invariant)

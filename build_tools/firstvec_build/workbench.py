@@ -21,6 +21,7 @@ from firstvec.text.tokenizer import open_tokenizer
 from firstvec_build import publishing, quality, quick_tokenizer, reference, self_test
 from firstvec_build.exporters import onnx_graph
 from firstvec_build.int8 import calibration
+from firstvec_build.int8.static import Schemes
 from firstvec_build.quality import LabelledPairs, Thresholds, Vectors
 from firstvec_build.source import Source
 
@@ -94,6 +95,7 @@ class Workbench:
         self._fuses = True
         self._export_error: ExportError | None = None
         self._products: list[Product] | None = None
+        self._schemes: dict[int, Schemes] = {}
 
     def make_graph(self) -> Path:
         """Return the graph from which all ONNX artifacts are made. It is fused, unless `undo_fusion` was called.
@@ -126,6 +128,12 @@ class Workbench:
             token_ids = open_tokenizer(self._describe_folder()).tokenize(self.calibration_sentences)
             self._products = calibration.calibrate(self.make_graph(), token_ids)
         return self._products
+
+    def find_schemes(self, bits: int) -> Schemes:
+        """Return the schemes of the graph's matrix products for weights of ``bits`` bits."""
+        if bits not in self._schemes:
+            self._schemes[bits] = Schemes(self.make_graph(), self.calibrate(), bits)
+        return self._schemes[bits]
 
     def describe(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,33 @@ def test_layers_that_fixed_scales_do_not_fit_are_named_and_dynamic_int8_is_offer
     loader = OptimizedEmbeddingLoader(str(tmp_path / "bundles" / "squeezebert"), "quantized", "cpu")
     loader.start_loading()
     assert len(loader.get_provider().embed_query("a text")) == 32
+
+
+def test_products_with_the_largest_errors_stay_in_full_precision_until_the_thresholds_hold(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from firstvec_build.int8 import quantization, static
+
+    # The tiny model's errors are small.
+    monkeypatch.setattr(static, "LIMITS", (float("inf"), 1e-4, 1e-9))
+    only = ["onnx-int8-avx512_vnni", "onnx-int8-arm64"]  # both have weights of 8 bits
+    usual = build(str(tiny_model), tmp_path / "usual", only=only, thresholds=ANY_INT8).manifest.artifacts
+    assert not any("full precision" in artifact.quality.measured_with for artifact in usual)
+    tried: list[float] = []
+    quantize = quantization.quantize
+
+    def count(*arguments: Any) -> dict[str, int]:
+        tried.append(arguments[4])
+        return quantize(*arguments)
+
+    monkeypatch.setattr(quantization, "quantize", count)
+    wanted = 0.9 * usual[0].quality.cosine_mean + 0.1
+    thresholds = dataclasses.replace(ANY_INT8, int8_cosine_mean=wanted)
+    exact = build(str(tiny_model), tmp_path / "exact", only=only, thresholds=thresholds).manifest.artifacts
+    for artifact in exact:
+        assert artifact.quality.cosine_mean >= wanted
+        assert re.search(r"; \d+ of \d+ products are in full precision$", artifact.quality.measured_with)
+    # The second artifact begins with the limit that held for the first.
+    assert len(tried) > 2
+    assert tried == sorted(tried, reverse=True)
+    assert tried[-1] == tried[-2]

@@ -16,7 +16,7 @@ from firstvec.errors import QuantizationError
 
 Floats = npt.NDArray[np.float32]
 
-_ROWS = 4096
+_ROWS = 1024
 """About this many rows of each input are kept, evenly spread over the texts."""
 
 
@@ -86,6 +86,7 @@ def _record_products(model: onnx.ModelProto, token_ids: Sequence[Sequence[int]])
             low[name] = np.minimum(low.get(name, flat[0]), flat.min(axis=0))
             high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
             kept[name].append(flat[::step])
+    rows = {name: np.concatenate(parts)[: 2 * _ROWS] for name, parts in kept.items()}
     return [
         Product(
             node=node.output[0],
@@ -93,7 +94,7 @@ def _record_products(model: onnx.ModelProto, token_ids: Sequence[Sequence[int]])
             weights=weights,
             low=low[node.input[0]],
             high=high[node.input[0]],
-            rows=np.concatenate(kept[node.input[0]])[: 2 * _ROWS],
+            rows=rows[node.input[0]],
         )
         for node, weights in nodes
     ]

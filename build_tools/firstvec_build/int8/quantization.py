@@ -22,15 +22,21 @@ _PRODUCTS = ("MatMul", "Attention")
 """The operators that get fixed scales."""
 
 
-def quantize(fused: Path, isa: str, weight_bits: int, calibration: list[Product], path: Path) -> None:
+def quantize(
+    fused: Path, isa: str, calibration: list[Product], schemes: static.Schemes, limit: float, path: Path
+) -> dict[str, int]:
     """Quantize weights per column to signed 8 (or 7) bits, and activations to unsigned 8 bits with fixed scales.
 
     Args:
         fused: the fp32 graph.
         isa: the instruction set, for messages.
-        weight_bits: 7 or 8.
         calibration: the products that `firstvec_build.int8.calibration.calibrate` returned for that graph.
+        schemes: of these products.
+        limit: the largest error of a product, one of `firstvec_build.int8.static.LIMITS`.
         path: where the INT8 graph is written.
+
+    Returns:
+        Name of a scheme → how many products have it.
 
     Raises:
         QuantizationError: most weights belong to an operator that fixed scales do not fit. The message names the
@@ -42,8 +48,9 @@ def quantize(fused: Path, isa: str, weight_bits: int, calibration: list[Product]
             "vector then depends on its batch), or without INT8: --only torchscript-fp32 --only onnx-fp32"
         )
     products = path.with_name(f"{path.stem}-products.onnx")
-    static.quantize_products(fused, calibration, weight_bits, products)
+    counts = static.quantize_products(fused, calibration, schemes.choose(limit), schemes.bits, products)
     _run_onnxruntime_quantizer(products, path, isa, op_types_to_quantize=list(_EMBEDDINGS))
+    return counts
 
 
 def quantize_dynamically(fused: Path, isa: str, weight_bits: int, path: Path) -> None:

@@ -1,11 +1,13 @@
 """INT8 with fixed activation scales: a text's vector cannot depend on the other texts of its batch.
 
-For each matrix product Y = X W the scheme with the smallest error on the calibration rows is taken:
+For each matrix product Y = X W a scheme is chosen by its error on the calibration rows:
 
 - *plain*: one scale for X;
 - *smooth*: X is divided channel by channel before it is quantized, and W is multiplied to match. The channels that are
   always large then do not set the scale for all (SmoothQuant, Xiao et al. 2022, https://arxiv.org/abs/2211.10438);
-- *split*: the few channels with outliers are multiplied in full precision, beside the others.
+- *split*: the few channels with outliers are multiplied in full precision, beside the others;
+- *split and smooth*: both, where one alone leaves too large an error;
+- *full*: the whole product stays in full precision, where all schemes leave too large an error.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ _OUTLIER_RATIO = 1.2
 """A channel is an outlier if its largest value is more than this many times that of the ninth largest channel."""
 _WORTH = 0.8
 """A scheme that costs time is taken if it leaves at most this share of the plain scheme's error."""
+LIMITS = (float("inf"), 1e-3, 5e-4, 2.5e-4)
+"""The largest error of a product, from the fastest graph to the most exact one. A build takes the first limit with
+which the artifact reaches its thresholds."""
 _MARGIN = 1.05
 """Scales cover this many times the range of the calibration texts."""
 _QUANTIZED = "_quantised"
@@ -65,29 +70,68 @@ class QuantizedProduct:
     """Zero point of X."""
 
 
-def quantize_products(path: Path, calibration: list[Product], bits: int, target: Path) -> dict[str, int]:
+class Schemes:
+    """Finds the schemes of a graph's products. What was measured for one limit is kept for the next.
+
+    Args:
+        path: the graph.
+        calibration: its products.
+        bits: of the weights, 7 or 8.
+    """
+
+    def __init__(self, path: Path, calibration: list[Product], bits: int) -> None:
+        self.bits = bits
+        self.first_limit = 0
+        """Position in `LIMITS` of the first limit that is still worth trying."""
+        self._operators = {
+            node.output[0]: node.op_type for node, _ in find_products(onnx.load(path, load_external_data=False).graph)
+        }
+        # Products of one input (query, key and value) share its quantization.
+        self._groups: dict[str, list[Product]] = {}
+        for product in calibration:
+            self._groups.setdefault(product.input, []).append(product)
+        self._cheap: dict[str, Scheme] = {}
+        self._exact: dict[str, Scheme] = {}
+
+    def choose(self, limit: float) -> dict[str, Scheme]:
+        """Return the scheme of each input: the cheapest one whose error is at most ``limit``."""
+        return {name: self._choose(name, limit) for name in self._groups}
+
+    def _choose(self, name: str, limit: float) -> Scheme:
+        group = self._groups[name]
+        if name not in self._cheap:
+            self._cheap[name] = choose_cheap_scheme(join(group), self.bits)
+        if self._cheap[name].error <= limit:
+            return self._cheap[name]
+        if all(self._operators[product.node] == "MatMul" for product in group):  # an attention cannot be split
+            if name not in self._exact:
+                self._exact[name] = split_and_smooth(join(group), self.bits)
+            if self._exact[name].error <= limit:
+                return self._exact[name]
+        return Scheme("full")
+
+
+def quantize_products(
+    path: Path, calibration: list[Product], schemes: dict[str, Scheme], bits: int, target: Path
+) -> dict[str, int]:
     """Replace the matrix products of the graph at ``path`` by quantized ones, and write ``target``.
 
     Returns:
-        Name of a scheme → how many products it was taken for.
+        Name of a scheme → how many products have it.
     """
     model = onnx.load(path)
     nodes = {node.output[0]: node for node, _ in find_products(model.graph)}
-    groups: dict[str, list[Product]] = {}
-    for product in calibration:
-        groups.setdefault(product.input, []).append(product)
-    # Products of one input (query, key and value) share its quantization.
-    schemes = {name: choose_scheme(join(group), bits) for name, group in groups.items()}
     editor = _GraphEditor(model)
     folded = {
         nodes[name].output[0]: scheme.divisor
         for name, scheme in schemes.items()
         if scheme.divisor is not None and name in nodes and nodes[name].op_type == "Attention"
     }
-    counts: dict[str, int] = {}
+    counts = Counter(schemes[product.input].name for product in calibration)
     for product in calibration:
         scheme = schemes[product.input]
-        counts[scheme.name] = counts.get(scheme.name, 0) + 1
+        if scheme.name == "full":
+            continue
         node = nodes[product.node]
         quantized = quantize_product(product, scheme, bits)
         editor.replace(node, _make_nodes(editor, node, product, scheme, quantized, folded))
@@ -96,7 +140,7 @@ def quantize_products(path: Path, calibration: list[Product], bits: int, target:
     if _DOMAIN not in [opset.domain for opset in model.opset_import]:  # a graph that is not fused does not import it
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
     onnx.save(model, target)
-    return counts
+    return dict(counts)
 
 
 def join(group: list[Product]) -> Product:
@@ -104,7 +148,7 @@ def join(group: list[Product]) -> Product:
     return replace(group[0], weights=np.concatenate([product.weights for product in group], axis=1))
 
 
-def choose_scheme(product: Product, bits: int) -> Scheme:
+def choose_cheap_scheme(product: Product, bits: int) -> Scheme:
     """Return the scheme for a product, with its error on the calibration rows.
 
     Smoothing costs a pass over X, (T, K), and splitting costs a pass over Y, (T, N). Only the cheaper one is tried.
@@ -124,8 +168,17 @@ def choose_scheme(product: Product, bits: int) -> Scheme:
     return best if best.error < _WORTH * plain.error else plain
 
 
-def _make_divisor(product: Product, strength: float) -> Floats:
+def split_and_smooth(product: Product, bits: int) -> Scheme:
+    """Return the scheme that splits outliers off and smooths the other channels, with its error."""
+    outliers = _find_outliers(product)
+    divisor = _make_divisor(product, _STRENGTHS[-1], outliers)
+    return measure_error(product, Scheme("split and smooth", divisor=divisor, outliers=outliers), bits)
+
+
+def _make_divisor(product: Product, strength: float, outliers: npt.NDArray[np.int64] | None = None) -> Floats:
     reach = np.maximum(np.maximum(-product.low, product.high), 1e-5)  # (K,)
+    if outliers is not None:
+        reach[outliers] = 1e-5  # these channels are not quantized
     weight = np.maximum(np.abs(product.weights).max(axis=1), 1e-5)  # (K,)
     divisor: Floats = (reach**strength / weight ** (1 - strength)).astype(np.float32)
     return divisor / np.float32(np.exp(np.log(divisor).mean()))

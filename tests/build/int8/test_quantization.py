@@ -16,7 +16,7 @@ from firstvec import ResourceProfile
 from firstvec.bundle.manifest import Manifest
 from firstvec.engines.table import INSTRUCTION_SETS
 from firstvec.errors import QuantizationError
-from firstvec_build.int8 import calibration, quantization
+from firstvec_build.int8 import calibration, quantization, static
 
 ISAS = tuple(INSTRUCTION_SETS)
 VOCABULARY = {"tiny": 500, "real": 30522}
@@ -35,7 +35,8 @@ def graphs(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx_graph.fuse(folder / "exported.onnx", tiny_encoder, fused)
     products = calibration.calibrate(fused, np.random.default_rng(7).integers(5, 400, (64, 40)).tolist())
     for isa, row in INSTRUCTION_SETS.items():
-        quantization.quantize(fused, isa, row.weight_bits, products, folder / f"{isa}.onnx")
+        schemes = static.Schemes(fused, products, row.weight_bits)
+        quantization.quantize(fused, isa, products, schemes, static.LIMITS[0], folder / f"{isa}.onnx")
         quantization.write_exact_twin(folder / f"{isa}.onnx", folder / f"{isa}-twin.onnx")
         for name in (isa, f"{isa}-twin"):
             onnx_graph.optimize(folder / f"{name}.onnx", folder / f"{name}-optimized.onnx")
@@ -190,8 +191,9 @@ def graph_of(node: onnx.NodeProto) -> onnx.ModelProto:
 @pytest.mark.parametrize("isa", ISAS)
 def test_graph_without_matrix_products_is_refused(isa: str, tmp_path: Path) -> None:
     onnx.save(graph_of(helper.make_node("Add", ["x", "one"], ["y"])), str(tmp_path / "add.onnx"))
+    schemes = static.Schemes(tmp_path / "add.onnx", [], 8)
     with pytest.raises(QuantizationError, match=f"INT8 for {isa}: .* no matrix product"):
-        quantization.quantize(tmp_path / "add.onnx", isa, 8, [], tmp_path / "int8.onnx")
+        quantization.quantize(tmp_path / "add.onnx", isa, [], schemes, static.LIMITS[0], tmp_path / "int8.onnx")
 
 
 def test_graph_that_onnxruntimes_quantizer_cannot_read_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from firstvec import Manifest, OptimizedEmbeddingLoader
 from firstvec_build.int8.calibration import Floats, Product
-from firstvec_build.int8.static import Scheme, choose_scheme, join, measure_error, quantize_product, quantize_products
+from firstvec_build.int8.static import (
+    LIMITS,
+    Scheme,
+    Schemes,
+    choose_cheap_scheme,
+    join,
+    measure_error,
+    quantize_product,
+    quantize_products,
+    split_and_smooth,
+)
 from firstvec_build.quality import cosine, evaluation_sentences
 from tests.build.conftest import INT8_HERE
 
@@ -21,20 +31,26 @@ def make_product(rows: Floats, weights: Floats, name: str = "y") -> Product:
     return Product(name, "x", weights, rows.min(axis=0), rows.max(axis=0), rows)
 
 
+def quantize_at(limit: float, folder: Path, products: list[Product]) -> dict[str, int]:
+    """Quantize ``fp32.onnx`` of a folder to ``int8.onnx`` there."""
+    schemes = Schemes(folder / "fp32.onnx", products, 8).choose(limit)
+    return quantize_products(folder / "fp32.onnx", products, schemes, 8, folder / "int8.onnx")
+
+
 def make_random(*shape: int, seed: int = 1) -> Floats:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def test_inputs_without_large_channels_take_the_plain_scheme() -> None:
-    assert choose_scheme(make_product(make_random(256, 64), make_random(64, 64)), 8).name == "plain"
-    assert choose_scheme(make_product(make_random(256, 64), make_random(64, 16)), 8).name == "plain"
+    assert choose_cheap_scheme(make_product(make_random(256, 64), make_random(64, 64)), 8).name == "plain"
+    assert choose_cheap_scheme(make_product(make_random(256, 64), make_random(64, 16)), 8).name == "plain"
 
 
 def test_channels_that_are_always_large_are_smoothed() -> None:
     rows = make_random(256, 64)
     rows[:, :6] *= 40
     found = make_product(rows, make_random(64, 128, seed=2))
-    scheme = choose_scheme(found, 8)
+    scheme = choose_cheap_scheme(found, 8)
     assert scheme.name == "smooth"
     assert scheme.divisor is not None
     assert scheme.divisor[:6].min() > scheme.divisor[6:].max()
@@ -45,7 +61,7 @@ def test_a_few_outliers_of_a_wide_input_are_split_off() -> None:
     rows = make_random(256, 128)
     rows[3, 5], rows[9, 77] = 300, -200
     found = make_product(rows, make_random(128, 32, seed=2))
-    scheme = choose_scheme(found, 8)
+    scheme = choose_cheap_scheme(found, 8)
     assert (scheme.name, scheme.outliers.tolist()) == ("split", [5, 77])
     assert scheme.error < 0.05 * measure_error(found, Scheme("plain"), 8).error
     assert not quantize_product(found, scheme, 8).weights[[5, 77]].any()
@@ -93,7 +109,7 @@ def test_bias_behind_a_product_with_another_use_stays_where_it_is(tmp_path: Path
     model.graph.output.append(output)
     onnx.save(model, tmp_path / "fp32.onnx")
     group = [make_product(x, weights, "p0")]
-    assert quantize_products(tmp_path / "fp32.onnx", group, 8, tmp_path / "int8.onnx") == {"plain": 1}
+    assert quantize_at(LIMITS[0], tmp_path, group) == {"plain": 1}
     nodes = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert sorted(nodes) == ["Add", "MatMulIntegerToFloat", "Mul", "QuantizeLinear"]
 
@@ -105,7 +121,7 @@ def test_outliers_are_added_in_full_precision_and_the_bias_moves_into_the_produc
     del model.opset_import[1]  # a graph that is not fused does not import onnxruntime's operators
     onnx.save(model, tmp_path / "fp32.onnx")
     group = [make_product(x, weights, "p0")]
-    assert quantize_products(tmp_path / "fp32.onnx", group, 8, tmp_path / "int8.onnx") == {"split": 1}
+    assert quantize_at(LIMITS[0], tmp_path, group) == {"split": 1}
     nodes = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert sorted(nodes) == ["Add", "Gather", "MatMul", "MatMulIntegerToFloat", "QuantizeLinear"]
     exact, found = (
@@ -115,6 +131,28 @@ def test_outliers_are_added_in_full_precision_and_the_bias_moves_into_the_produc
     assert cosine(found, exact).min() > 0.999
 
 
+def test_a_smaller_limit_takes_the_more_exact_scheme_and_full_precision_at_last(tmp_path: Path) -> None:
+    x, weights = make_random(512, 128), make_random(128, 32, seed=2)
+    x[:, :20] *= 20  # always large, so smoothing helps
+    x[3, 50], x[9, 77] = 3000, -2000  # outliers, so splitting helps
+    onnx.save(make_graph_of_products(x, [weights]), tmp_path / "fp32.onnx")
+    product = make_product(x, weights, "p0")
+    schemes = Schemes(tmp_path / "fp32.onnx", [product], 8)
+    cheap, both = schemes.choose(float("inf"))["x"], split_and_smooth(product, 8)
+    assert cheap.name == "split"
+    assert both.error < 0.5 * cheap.error
+    assert schemes.choose(cheap.error)["x"].name == "split"
+    errors = []
+    exact = onnxruntime.InferenceSession(str(tmp_path / "fp32.onnx")).run(["y0"], {"x": x})[0]
+    for limit, name in ((cheap.error, "split"), (both.error, "split and smooth"), (both.error / 2, "full")):
+        assert quantize_at(limit, tmp_path, [product]) == {name: 1}
+        found = onnxruntime.InferenceSession(str(tmp_path / "int8.onnx")).run(["y0"], {"x": x})[0]
+        errors.append(float(np.square(found - exact).mean() / np.square(exact).mean()))
+    assert errors[0] == pytest.approx(cheap.error, rel=0.01)
+    assert errors[1] == pytest.approx(both.error, rel=0.01)
+    assert errors[2] == 0
+
+
 def test_products_of_one_input_share_its_quantization_and_take_their_biases(tmp_path: Path) -> None:
     x, weights = make_random(128, 32), [make_random(32, 32, seed=seed) for seed in (3, 4, 5)]
     x[:, :3] *= 30
@@ -122,7 +160,7 @@ def test_products_of_one_input_share_its_quantization_and_take_their_biases(tmp_
     onnx.save(model, tmp_path / "fp32.onnx")
     group = [make_product(x, each, f"p{index}") for index, each in enumerate(weights)]
     assert join(group).weights.shape == (32, 96)
-    assert quantize_products(tmp_path / "fp32.onnx", group, 8, tmp_path / "int8.onnx") == {"smooth": 3}
+    assert quantize_at(LIMITS[0], tmp_path, group) == {"smooth": 3}
     nodes = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert sorted(nodes) == ["MatMulIntegerToFloat"] * 3 + ["Mul", "QuantizeLinear"]
     exact, found = (
