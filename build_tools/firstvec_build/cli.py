@@ -141,6 +141,7 @@ def build_model(
             strict=strict,
             force=force,
             report_stage=display.begin,
+            report_texts=display.count_texts,
         )
         timings = None
         if result.rebuilt and not quiet:
@@ -314,6 +315,7 @@ class _StageDisplay:
         self._progress = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
         self._task = self._progress.add_task("", total=None)
         self._stage = ""
+        self._texts = 0
         self._stage_began = time.perf_counter()
 
     def __enter__(self) -> _StageDisplay:
@@ -328,8 +330,14 @@ class _StageDisplay:
     def begin(self, stage: str, number: int, count: int) -> None:
         """Show that a stage begins, and that the previous stage has ended."""
         self._end()
-        self._stage = stage
+        self._stage, self._texts = stage, 0
         self._progress.update(self._task, description=stage, completed=number, total=count)
+
+    def count_texts(self, count: int) -> None:
+        """Show that the stage has encoded ``count`` more texts."""
+        self._texts += count
+        rate = self._texts / max(time.perf_counter() - self._stage_began, 1e-3)
+        self._progress.update(self._task, description=f"{self._stage} ({self._texts} texts, {rate:.0f}/s)")
 
     def _end(self) -> None:
         now = time.perf_counter()

@@ -73,6 +73,7 @@ def build(
     strict: bool = False,
     force: bool = False,
     report_stage: ReportStage = lambda _stage, _number, _count: None,
+    report_texts: Callable[[int], None] = lambda _count: None,
 ) -> BuildResult:
     """Build the bundle of ``model`` in the folder ``output``/NAME. If nothing changed, leave it as it is.
 
@@ -93,6 +94,7 @@ def build(
             always stops the build, and so does a bundle without any artifact.
         force: build even if nothing changed.
         report_stage: called when a stage begins.
+        report_texts: called in a stage, with a number of texts that were encoded.
 
     Raises:
         SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched.
@@ -138,7 +140,13 @@ def build(
         with publishing.make_staging_folder(target) as folder:
             report_stage("encoding the reference", 2, count)
             workbench = Workbench(
-                origin, folder, thresholds, labelled=labelled, corpus=texts, dynamic_int8=dynamic_int8
+                origin,
+                folder,
+                thresholds,
+                labelled=labelled,
+                corpus=texts,
+                dynamic_int8=dynamic_int8,
+                report_texts=report_texts,
             )
             artifacts, left_out = [], {}
             for number, recipe in enumerate(recipes, 3):

@@ -27,6 +27,8 @@ _BATCH = 20
 """So many sentences of mixed lengths are padded and run together, to see whether the batch changes a vector."""
 _MOST_ALONE = 40
 """At most this many texts are encoded alone and in padded batches, evenly spread over all texts."""
+_PART = 80
+"""About this many texts are encoded between two reports of the progress."""
 _ROWS = 1024
 """Number of texts whose neighbours are searched in one step."""
 
@@ -156,6 +158,7 @@ def measure(
     measured_with: str,
     labelled: LabelledPairs | None = None,
     check: Callable[[Mapping[str, float]], None] = lambda _figures: None,
+    report_texts: Callable[[int], None] = lambda _count: None,
 ) -> Quality:
     """Compare an artifact, which the runtime itself runs, with the reference vectors of the same sentences.
 
@@ -170,8 +173,13 @@ def measure(
         labelled: a labelled set, for Spearman's correlation.
         check: called with the cheap figures, metric → value, before the expensive ones are measured. What ``check``
             raises ends the measurement.
+        report_texts: called with the number of texts that were encoded.
     """
-    vectors: Vectors = provider.encode(sentences)
+    vectors = np.empty_like(reference)
+    parts = -(-len(sentences) // _PART)
+    for start in range(parts):  # each part has texts of all lengths
+        vectors[start::parts] = provider.encode(sentences[start::parts])
+        report_texts(len(sentences[start::parts]))
     scale = np.linalg.norm(reference, axis=1, keepdims=True)  # (N, 1), 1 for models that normalize
     cosines = cosine(vectors, reference)
     cheap = {
@@ -188,6 +196,7 @@ def measure(
     batches = -(-len(some) // most_texts(max(provider.count_tokens(some)), _BATCH))
     for start in range(batches):
         together[start::batches] = run_together(some[start::batches])
+        report_texts(2 * len(some[start::batches]))
     return Quality(
         cosine_mean=cheap["cosine_mean"],
         cosine_min=cheap["cosine_min"],

@@ -96,7 +96,7 @@ def _make_native(bench: Workbench, recipe: Recipe) -> Artifact:
         raise LeftOut(obstacle)
     is_int8 = recipe.precision == "int8"
     name = "native/model_qint8.fvw" if is_int8 else "native/model.fvw"
-    quantize = integers.Quantizer(bench.encoder, bench.calibration_sentences) if is_int8 else None
+    quantize = integers.Quantizer(bench.encoder, bench.calibration_sentences, bench.report_texts) if is_int8 else None
     native_weights.write(bench.encoder, bench.folder / name, quantize)
     return bench.measure(bench.describe(recipe, (name,)))
 

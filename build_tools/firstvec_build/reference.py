@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,11 +87,17 @@ def count_tokens(model: SentenceTransformer, texts: Sequence[str]) -> list[int]:
     return [len(row) for row in rows]
 
 
-def encode(model: SentenceTransformer, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Return the vectors of `SentenceTransformer.encode`, (N, D). Long texts come in smaller batches."""
+def encode(
+    model: SentenceTransformer, texts: Sequence[str], report_texts: Callable[[int], None] = lambda _count: None
+) -> npt.NDArray[np.float32]:
+    """Return the vectors of `SentenceTransformer.encode`, (N, D). Long texts come in smaller batches.
+
+    ``report_texts`` is called with the number of texts of each batch.
+    """
     vectors = np.empty((len(texts), int(model.get_embedding_dimension() or 0)), np.float32)
     for batch in split_into_batches(count_tokens(model, texts), _BATCH):
         vectors[batch] = model.encode([texts[index] for index in batch], batch_size=len(batch))
+        report_texts(len(batch))
     return vectors
 
 

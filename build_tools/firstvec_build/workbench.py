@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,7 @@ class Workbench:
         labelled: a labelled set, for Spearman's correlation.
         corpus: texts to measure on, together with the project's sentences.
         dynamic_int8: make INT8 by onnxruntime's own dynamic quantization.
+        report_texts: called with a number of texts that were encoded.
 
     Raises:
         SourceError, ExportError: the model cannot be loaded, or its kind cannot be exported.
@@ -69,7 +70,9 @@ class Workbench:
         labelled: LabelledPairs | None,
         corpus: Sequence[str],
         dynamic_int8: bool,
+        report_texts: Callable[[int], None] = lambda _count: None,
     ) -> None:
+        self.report_texts = report_texts
         self.folder = folder
         self.scratch = folder / ".work"
         """Folder for intermediate files. `finish` removes it."""
@@ -89,7 +92,7 @@ class Workbench:
         """The sentences for calibration. The others show the quality on unseen texts."""
         self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
-        self._reference: Vectors = reference.encode(self.encoder, self._measured_on)  # (N, D)
+        self._reference: Vectors = reference.encode(self.encoder, self._measured_on, report_texts)  # (N, D)
         self._self_test_reference = reference.encode(self.encoder, self_test.TEXTS).ravel().tolist()
         self._self_test_entries: dict[str, dict[str, object]] = {}
         self._fuses = True
@@ -126,7 +129,7 @@ class Workbench:
         """Return the graph's matrix products, with their inputs recorded over the calibration sentences."""
         if self._products is None:
             token_ids = open_tokenizer(self._describe_folder()).tokenize(self.calibration_sentences)
-            self._products = calibration.calibrate(self.make_graph(), token_ids)
+            self._products = calibration.calibrate(self.make_graph(), token_ids, self.report_texts)
         return self._products
 
     def find_schemes(self, bits: int) -> Schemes:
@@ -200,6 +203,7 @@ class Workbench:
                 f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
                 self._labelled,
                 check=lambda figures: self._thresholds.check(artifact, figures),
+                report_texts=self.report_texts,
             )
         finally:
             sessions.close()

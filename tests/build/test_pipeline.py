@@ -335,10 +335,18 @@ def test_model_folder_is_never_replaced_by_its_bundle(tiny_model: Path, tmp_path
 
 def test_stages_are_reported_with_their_number_and_the_count(tiny_model: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
-    build_quick(tiny_model, tmp_path, only=[*QUICK, INT8_HERE], report_stage=lambda *call: calls.append(call))
+    texts: dict[str, int] = {}
+
+    def count(more: int) -> None:
+        texts[calls[-1][0]] = texts.get(calls[-1][0], 0) + more
+
+    only = [*QUICK, INT8_HERE]
+    build_quick(tiny_model, tmp_path, only=only, report_stage=lambda *call: calls.append(call), report_texts=count)
     assert [number for _, number, _ in calls] == list(range(6))
     assert {count for *_, count in calls} == {6}
     assert [what for what, *_ in calls][3:5] == ["building onnx-fp32", f"building {INT8_HERE}"]
+    # The reference; the sentences, and 40 of them alone and in batches; the calibration sentences, too.
+    assert list(texts.values()) == [320, 400, 560]
 
 
 def test_labelled_set_gives_each_artifact_its_spearman(tiny_model: Path, output: Path, pairs: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +50,18 @@ def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]
     return found
 
 
-def calibrate(path: Path, token_ids: Sequence[Sequence[int]]) -> list[Product]:
+def calibrate(
+    path: Path, token_ids: Sequence[Sequence[int]], report_texts: Callable[[int], None] = lambda _count: None
+) -> list[Product]:
     """Run the graph on each text alone, and return its matrix products with their recorded inputs.
+
+    ``report_texts`` is called with 1 for each text.
 
     Raises:
         QuantizationError: onnxruntime cannot run the graph.
     """
     try:
-        return _record_products(onnx.load(path), token_ids)
+        return _record_products(onnx.load(path), token_ids, report_texts)
     except Exception as error:  # onnx and onnxruntime have exception types of their own
         raise QuantizationError(
             f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
@@ -65,7 +69,9 @@ def calibrate(path: Path, token_ids: Sequence[Sequence[int]]) -> list[Product]:
         ) from error
 
 
-def _record_products(model: onnx.ModelProto, token_ids: Sequence[Sequence[int]]) -> list[Product]:
+def _record_products(
+    model: onnx.ModelProto, token_ids: Sequence[Sequence[int]], report_texts: Callable[[int], None]
+) -> list[Product]:
     nodes = find_products(model.graph)
     if not nodes:
         return []
@@ -86,6 +92,7 @@ def _record_products(model: onnx.ModelProto, token_ids: Sequence[Sequence[int]])
             low[name] = np.minimum(low.get(name, flat[0]), flat.min(axis=0))
             high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
             kept[name].append(flat[::step])
+        report_texts(1)
     rows = {name: np.concatenate(parts)[: 2 * _ROWS] for name, parts in kept.items()}
     return [
         Product(

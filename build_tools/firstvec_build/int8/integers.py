@@ -20,7 +20,7 @@ Three things decide how close y comes to fp32:
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,9 +67,15 @@ class Quantizer:
     Args:
         model: a model for which `firstvec_build.exporters.native_weights.find_obstacle` returns None.
         texts: the calibration texts.
+        report_texts: called with the number of texts of each batch.
     """
 
-    def __init__(self, model: SentenceTransformer, texts: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        texts: Sequence[str],
+        report_texts: Callable[[int], None] = lambda _count: None,
+    ) -> None:
         self._rows: dict[str, list[Matrix]] = {}  # inputs that are not in the two sums yet
         self._hessians: dict[str, Matrix] = {}
         self._largest_inputs: dict[str, Matrix] = {}
@@ -93,6 +99,7 @@ class Quantizer:
                 )
                 self._is_token = inputs["attention_mask"].bool()
                 encoder(**inputs)
+                report_texts(len(batch))
         for handle in handles:
             handle.remove()
         for name in [name for name, rows in self._rows.items() if rows]:
