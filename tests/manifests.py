@@ -45,7 +45,8 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
         ],
         "left_out": {"native-fp32": "its activation is not known"},
         "self_test": file("self_test.json"),
-        "support_files": [file("config.json"), file("1_Pooling/config.json")],
+        "support_files": [file("config.json"), file("1_Pooling/config.json"), file("vector_ranges.f32", 384)],
+        "vector_ranges": {"file": "vector_ranges.f32", "neighbour_overlap": {"int8": 0.85, "binary": 0.65}},
         "built_with": {"firstvec": "0.1.0", "torch": "2.13.0+cpu"},
         "inputs_sha256": SHA,
     }
@@ -88,7 +89,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
 UNKNOWN_PARTS = {"format": "openvino", "engine": "tensorrt", "device": "npu", "isa": "amx", "precision": "int4"}
 """Part of an artifact → a value that this firstvec does not know."""
 
-FREE = ("prompts", "built_with", "thresholds", "left_out")
+FREE = ("prompts", "built_with", "thresholds", "left_out", "neighbour_overlap")
 """Keys of the objects whose own keys are free."""
 
 

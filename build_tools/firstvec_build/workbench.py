@@ -18,7 +18,7 @@ from firstvec.loading.session_in_use import SessionInUse
 from firstvec.machine.profile import ResourceProfile
 from firstvec.provider import EmbeddingProvider
 from firstvec.text.tokenizer import open_tokenizer
-from firstvec_build import publishing, quality, quick_tokenizer, reference, self_test
+from firstvec_build import publishing, quality, quick_tokenizer, reference, self_test, vector_ranges
 from firstvec_build.exporters import onnx_graph
 from firstvec_build.int8 import calibration
 from firstvec_build.int8.static import Schemes
@@ -224,12 +224,15 @@ class Workbench:
         token_ids = open_tokenizer(self._describe_folder()).tokenize(list(self_test.TEXTS))
         entries = [self._self_test_entries[artifact.id] for artifact in artifacts]
         self_test.write_self_test(self.folder, token_ids, entries)
+        self._support_files.append(Path(vector_ranges.RANGES_NAME))
+        ranges = vector_ranges.write_ranges(self.folder, self._reference)
         if self.scratch.exists():
             shutil.rmtree(self.scratch)
         manifest = self._describe_folder(
             artifacts=artifacts,
             left_out=left_out,
             self_test=publishing.describe_file(self.folder, self_test.SELF_TEST_NAME),
+            vector_ranges=ranges,
             built_with=built_with,
             inputs_sha256=inputs_sha256,
         )

@@ -9,7 +9,7 @@ from firstvec.options import check_output
 from firstvec.process.threads import Task
 from firstvec.record import Generic
 from firstvec.text.tokenizer import as_list, check_texts
-from firstvec.vectors import as_array, as_row, as_rows, as_tensors, no_rows, quantize_embeddings, shorten
+from firstvec.vectors import as_array, as_row, as_rows, as_tensors, no_rows, quantize_embeddings, read_ranges, shorten
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         self._tokenizer = tokenizer
         self._sessions = sessions
         self._output = output
+        self._ranges_data: bytes | None = None
 
     @property
     def embedding_dim(self) -> int:
@@ -270,9 +271,9 @@ class EmbeddingProvider(Generic[Row, Rows]):
             show_progress_bar: draw a bar on stderr. None draws it where the logger ``firstvec`` is set to INFO or
                 DEBUG.
             output_value: only ``sentence_embedding``. A bundle's engines give no vectors of tokens.
-            precision: ``float32``, or None for it; ``int8`` or ``uint8`` (256 steps over each component's range in
-                *these* vectors); ``binary`` or ``ubinary`` (one bit a component, packed). The formulas are
-                sentence-transformers'.
+            precision: ``float32``, or None for it; ``int8`` or ``uint8`` (256 steps over each component's range);
+                ``binary`` or ``ubinary`` (one bit a component, packed). The formulas are sentence-transformers'. The
+                ranges are those of the build, so a text has the same steps in any batch.
             convert_to_numpy: False returns a list of torch tensors.
             convert_to_tensor: True returns one torch tensor.
             device: only the device on which the model was loaded.
@@ -287,7 +288,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
             vectors has shape (0,), because a memoryview has no empty rows.
 
         Raises:
-            InputError: a text or an argument is not usable.
+            InputError: a text or an argument is not usable, or the bundle has no ranges for ``int8`` and ``uint8``.
+            IntegrityError, ManifestError: the file of the ranges is not the one that was built, or holds none.
             MissingDependency: tensors are asked for and torch is not installed.
             ClosedError: as for `embed_query`.
         """
@@ -312,6 +314,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
         rows = as_list(texts)
         check_texts(rows)
         prefix = self._prompt(prompt_name, prompt)
+        if precision in ("int8", "uint8"):
+            self._read_ranges()  # here, because the error must not come after a million texts
         form = self._output_form(output)
         progress = _logs_information() if show_progress_bar is None else bool(show_progress_bar)
         if not rows:
@@ -514,7 +518,29 @@ class EmbeddingProvider(Generic[Row, Rows]):
     ) -> npt.NDArray[Any]:
         vectors = no_rows(self.embedding_dim) if view is None else as_array(view)
         vectors = shorten(vectors, truncate_dim, normalize)
-        return vectors if precision == "float32" else quantize_embeddings(vectors, precision)
+        if precision == "float32":
+            return vectors
+        if precision in ("binary", "ubinary"):
+            return quantize_embeddings(vectors, precision)
+        data, path = self._read_ranges()
+        ranges = read_ranges(data, path, self.embedding_dim, vectors.shape[1], normalize)
+        return quantize_embeddings(vectors, precision, ranges)
+
+    def _read_ranges(self) -> tuple[bytes, str]:
+        """Return the bundle's file of ranges and its path. The first call reads and verifies the file."""
+        manifest = self.manifest
+        if manifest.vector_ranges is None:
+            raise InputError(
+                f"precision int8 and uint8 need the ranges of the components, and the bundle of {manifest.model.name} "
+                "has none, because an older firstvec built it: rebuild it with `firstvec build`, or use binary"
+            )
+        path = manifest.vector_ranges.file
+        if self._ranges_data is None:
+            from firstvec.bundle.integrity import read_verified
+
+            file = next(file for file in manifest.support_files if file.path == path)
+            self._ranges_data = read_verified(manifest.root, file)
+        return self._ranges_data, f"{manifest.root}/{path}"
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str:
         for argument, value in (("prompt", prompt), ("prompt_name", prompt_name)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from firstvec.errors import InputError, MissingDependency
+from firstvec.errors import InputError, ManifestError, MissingDependency
 from firstvec.process.threads import Task
 
 TYPE_CHECKING = False
@@ -82,24 +82,56 @@ def as_rows(view: memoryview[float], output: str) -> Any:
     return view.tolist() if output == "list" else view
 
 
-def quantize_embeddings(vectors: npt.NDArray[np.float32], precision: str) -> npt.NDArray[Any]:
-    """Reduce the precision of vectors, (N, D), with the formulas of sentence-transformers' function of that name."""
+def quantize_embeddings(
+    vectors: npt.NDArray[np.float32], precision: str, ranges: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[Any]:
+    """Reduce the precision of vectors, (N, D), with the formulas of sentence-transformers' function of that name.
+
+    Args:
+        vectors: float32.
+        precision: ``int8``, ``uint8``, ``binary`` or ``ubinary``.
+        ranges: least and largest value of each component, (2, D), for ``int8`` and ``uint8``.
+    """
     numpy = _numpy()
     if precision in ("binary", "ubinary"):
         bits: npt.NDArray[Any] = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
         if precision == "binary":
             bits = (bits.astype(numpy.int16) - 128).astype(numpy.int8)
         return bits
-    if not len(vectors):
-        nothing: npt.NDArray[Any] = vectors.astype(precision)
-        return nothing
-    low, high = vectors.min(axis=0), vectors.max(axis=0)  # (D,)
-    step = (high - low) / 255
-    steps = numpy.clip(numpy.floor((vectors - low) / numpy.where(step == 0, 1, step)), 0, 255)
+    assert ranges is not None
+    step = (ranges[1] - ranges[0]) / 255  # (D,)
+    steps = numpy.clip(numpy.floor((vectors - ranges[0]) / numpy.where(step == 0, 1, step)), 0, 255)
     quantized: npt.NDArray[Any] = (
         steps.astype(numpy.uint8) if precision == "uint8" else (steps - 128).astype(numpy.int8)
     )
     return quantized
+
+
+def read_ranges(data: bytes, path: str, dim: int, truncate_dim: int, normalized: bool) -> npt.NDArray[np.float32]:
+    """Return the ranges of the first components of vectors, (2, truncate_dim), from a bundle's file of ranges.
+
+    The file holds three rows of ``dim`` little-endian float32 numbers: the least and the largest value of each
+    component, and at place d the mean length of the first d components. The mean length turns the ranges into those of
+    vectors that are scaled to unit length after all but d components were dropped.
+
+    Args:
+        data: the file's content.
+        path: of the file, for the error.
+        dim: components of the model's vectors.
+        truncate_dim: components that are kept.
+        normalized: whether the vectors are scaled to unit length afterwards.
+
+    Raises:
+        ManifestError: the file does not hold such numbers.
+    """
+    numpy = _numpy()
+    if len(data) != 12 * dim:
+        raise ManifestError(path, f"has {len(data)} bytes, not the {12 * dim} of three numbers a component")
+    rows = numpy.frombuffer(data, "<f4").reshape(3, dim).astype(numpy.float32)
+    if not (numpy.isfinite(rows).all() and (rows[0] <= rows[1]).all() and (rows[2] > 0).all()):
+        raise ManifestError(path, "holds numbers that are no ranges and no lengths")
+    ranges: npt.NDArray[np.float32] = rows[:2, :truncate_dim]
+    return ranges / rows[2, truncate_dim - 1] if normalized else ranges
 
 
 def shorten(vectors: npt.NDArray[np.float32], truncate_dim: int | None, normalize: bool) -> npt.NDArray[np.float32]:

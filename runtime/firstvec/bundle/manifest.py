@@ -256,6 +256,15 @@ class WordPiece(_Parsed):
     """A text that holds one of them is left to the tokenizers package."""
 
 
+class VectorRanges(_Parsed):
+    """The ranges by which vectors become ``int8`` and ``uint8``, so that a vector's bytes are the same in any batch."""
+
+    file: str = _field(_path)
+    """One of the support files: see `firstvec.vectors.Ranges`."""
+    neighbour_overlap: dict[str, float] = _field("numbers")
+    """Precision → mean share of the ten nearest neighbours of the reference vectors that stay, 0 to 1."""
+
+
 class Manifest(_Parsed):
     """A validated manifest."""
 
@@ -270,7 +279,8 @@ class Manifest(_Parsed):
     self_test: File | None = _optional(_one(File))
     """Texts and the vectors that each artifact computes of them: see `firstvec.loading.self_test`."""
     support_files: tuple[File, ...] = _many(File)
-    """Files with which other libraries load the same folder."""
+    """Files with which other libraries load the same folder, and the file of `vector_ranges`."""
+    vector_ranges: VectorRanges | None = _optional(_one(VectorRanges))
     built_with: dict[str, str] = _texts
     inputs_sha256: str = _digest
     """Digest of everything that decides the result of the build. With an equal digest nothing needs to be built."""
@@ -329,6 +339,9 @@ class Manifest(_Parsed):
         rules = self.wordpiece
         if rules is not None and len(rules.prefix_ids + rules.suffix_ids) > self.model.max_seq_length:
             raise item.error("wordpiece", "puts more tokens around a text than max_seq_length allows")
+        ranges = self.vector_ranges
+        if ranges is not None and all(file.path != ranges.file for file in self.support_files):
+            raise item.child("vector_ranges").error("file", f"{ranges.file!r} is not one of the support_files")
         seen: set[str] = set()
         for artifact in self.artifacts:
             if artifact.id in seen:

@@ -30,6 +30,7 @@ def encode(
     form: str | None,
     output: str | None,
     batch_size: int,
+    precision: str,
     query: bool,
     document: bool,
     prompt_name: str | None,
@@ -60,8 +61,8 @@ def encode(
     provider = loader.get_provider(timeout=None)
     bar = len(lines) > 1000 and sys.stderr.isatty()
     run = provider.encode_query if query else provider.encode_document if document else provider.encode
-    vectors = run(lines, prompt_name=prompt_name, batch_size=batch_size, show_progress_bar=bar)
-    write_result(_format(vectors, form, provider), output)
+    options = {"prompt_name": prompt_name, "batch_size": batch_size, "show_progress_bar": bar, "precision": precision}
+    write_result(_format(run(lines, **options), form, provider), output)
 
 
 def _form_of(output: str | None) -> str:
@@ -116,7 +117,10 @@ def _format(vectors: Any, form: str, provider: EmbeddingProvider[Any, Any]) -> b
     # Written by hand, because `import json` takes a quarter as long as everything else here.
     from _json import encode_basestring_ascii as quoted
 
-    rows = ", ".join(f"[{', '.join(repr(float(f'{value:.8g}')) for value in vector)}]" for vector in vectors)
+    def number(value: float) -> str:
+        return str(value) if type(value) is int else repr(float(f"{value:.8g}"))
+
+    rows = ", ".join(f"[{', '.join(map(number, vector))}]" for vector in vectors)
     text = (
         f'{{"model": {quoted(provider.manifest.model.name)}, "artifact": {quoted(provider.artifact.id)}, '
         f'"embedding_dim": {provider.embedding_dim}, "vectors": [{rows}]}}\n'

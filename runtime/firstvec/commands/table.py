@@ -109,7 +109,7 @@ _ENCODE_OPTIONS = (
     *(_MODEL, _STRATEGY, *_CHOICE_OPTIONS),
     _option(
         "--format -f FORMAT",
-        "npy is an array of float32, text is one line for each vector. If left out, the ending of --output decides, "
+        "npy is an array, text is one line for each vector. If left out, the ending of --output decides, "
         "and json is the default.",
         field="form",
         choices=("json", "npy", "text"),
@@ -118,6 +118,12 @@ _ENCODE_OPTIONS = (
         "--output -o FILE", "Write to this file, and not to stdout. The endings .json, .npy and .txt choose the format."
     ),
     _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
+    _option(
+        "--precision PRECISION",
+        "Make vectors smaller: int8 and uint8 hold one byte a component, binary and ubinary one bit.",
+        default="float32",
+        choices=("float32", "int8", "uint8", "binary", "ubinary"),
+    ),
     _option("--query", "The texts are queries: put the model's prompt for queries before each."),
     _option("--document", "The texts are documents: put the model's prompt for documents before each."),
     _option("--prompt-name NAME", "Put this prompt of the model before each text; see `firstvec inspect`."),

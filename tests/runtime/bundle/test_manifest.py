@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from firstvec.bundle import MANIFEST_NAME
 from firstvec.bundle.manifest import MAX_BYTES, MAX_PATH, File, Manifest, keep_artifacts
 from firstvec.errors import ManifestError, UnsupportedManifestVersion
-from tests.manifests import FREE, SHA, UNKNOWN_PARTS, add_what_a_newer_firstvec_may_write, document
+from tests.manifests import FREE, SHA, UNKNOWN_PARTS, add_what_a_newer_firstvec_may_write, document, file
 
 Place = tuple[str | int, ...]
 """The keys and indices that lead to a value of the document."""
@@ -35,6 +35,7 @@ OPTIONAL = {
     ("wordpiece", "tables"),
     ("left_out",),
     ("self_test",),
+    ("vector_ranges",),
 }
 
 
@@ -141,6 +142,7 @@ def test_a_manifest_is_parsed_into_records() -> None:
         "onnx/int8.onnx_data",
         "config.json",
         "1_Pooling/config.json",
+        "vector_ranges.f32",
     ]
 
 
@@ -264,7 +266,7 @@ def test_a_whole_number_is_a_number(key: str) -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("support_files",), []),
+        (("support_files",), [file("vector_ranges.f32")]),
         (("built_with",), {}),
         (("model", "prompts"), {"query": ""}),
         (("model", "prompts"), {"query": "Instruct: find\nQuery:\t"}),
@@ -286,6 +288,12 @@ def test_a_whole_number_is_a_number(key: str) -> None:
 )
 def test_a_value_at_the_edge_is_accepted(place: Place, value: object) -> None:
     assert Manifest.parse(parse(changed(place, value)).to_json(), "/b/firstvec.json") == parse(changed(place, value))
+
+
+def test_the_ranges_are_one_of_the_files_that_every_tool_hashes_and_packs() -> None:
+    error = refused(changed(("support_files",), [file("config.json")]), ("vector_ranges", "file"))
+    assert error.reason == "'vector_ranges.f32' is not one of the support_files"
+    assert parse(changed(("vector_ranges",), None)).vector_ranges is None
 
 
 def test_a_manifest_of_exactly_the_largest_size_is_accepted() -> None:

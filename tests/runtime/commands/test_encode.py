@@ -177,6 +177,26 @@ def test_a_dash_reads_what_is_typed_at_a_terminal(tiny_built: Path) -> None:
     assert len([line for line in shown.splitlines() if len(line.split()) == 32]) == 2
 
 
+@pytest.mark.parametrize(("precision", "width"), [("int8", 32), ("uint8", 32), ("binary", 4), ("ubinary", 4)])
+def test_smaller_vectors_are_whole_numbers(precision: str, width: int, tiny_built: Path, firstvec: Fresh) -> None:
+    expected = (
+        OptimizedEmbeddingLoader(str(tiny_built)).get_provider().encode(["one", "two words"], precision=precision)
+    )
+    options = ("encode", "-m", tiny_built, "--precision", precision, "one", "two words")
+    printed = firstvec(*options).stdout
+    assert json.loads(printed)["vectors"] == expected.tolist()
+    assert "." not in printed.partition('"vectors"')[2]
+    assert len(expected[0]) == width
+    lines = firstvec(*options, "--format", "text").stdout.splitlines()
+    assert [[int(number) for number in line.split()] for line in lines] == expected.tolist()
+
+
+def test_smaller_vectors_keep_their_type_in_npy(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, "--precision", "INT8", "-f", "npy", stdin=b"one\ntwo words")
+    found = np.load(io.BytesIO(done.stdout))
+    assert (found.dtype, found.shape) == (np.int8, (2, 32))
+
+
 def test_npy_does_not_go_to_a_terminal(tiny_built: Path) -> None:
     code, shown = on_a_terminal(["encode", "-m", tiny_built, "-f", "npy", "one"], b"")
     assert code == 1
