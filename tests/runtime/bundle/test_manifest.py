@@ -33,6 +33,7 @@ OPTIONAL = {
     *(("artifacts", index, "quality", "spearman") for index in range(3)),
     ("wordpiece",),
     ("wordpiece", "tables"),
+    ("quick_tokenizer",),
     ("left_out",),
     ("self_test",),
 }
@@ -133,6 +134,7 @@ def test_a_manifest_is_parsed_into_records() -> None:
         "tokenizer.json",
         "vocab.txt",
         "native/wordpiece.fvt",
+        "native/unigram.fvt",
         "self_test.json",
         "torchscript/model.pt",
         "onnx/model.onnx",
@@ -231,6 +233,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
         manifest.model.default_prompt_name,
         manifest.wordpiece,
         manifest.wordpiece and manifest.wordpiece.tables,
+        manifest.quick_tokenizer,
         manifest.left_out,
         manifest.self_test,
         *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
