@@ -38,6 +38,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
             "suffix_ids": [102],
             "added_tokens": ["[CLS]", "[SEP]"],
         },
+        "quick_tokenizer": {"family": "unigram", "tables": file("native/unigram.fvt")},
         "artifacts": [
             artifact("torchscript-fp32", "torchscript", "fp32", "torch", None, "torchscript/model.pt"),
             artifact("onnx-fp32", "onnx", "fp32", "onnxruntime", None, "onnx/model.onnx", "onnx/model.onnx_data"),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import warnings
+from base64 import b64decode
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from firstvec_build.quality import Thresholds, evaluation_sentences
+from tests.charsmap import make_charsmap
 
 ANY_INT8 = Thresholds(
     int8_cosine_mean=-1.0, int8_cosine_min=-1.0, int8_neighbour_overlap=0.0, int8_batch_cosine_min=-1.0
@@ -155,3 +158,66 @@ def _make_fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
         mask_token=mask,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+# --- Tokenizers of other families ------------------------------------------------------------------------------------
+
+
+def make_pieces(count: int, seed: int = 0) -> list[tuple[str, float]]:
+    """Return a Unigram vocabulary of so many pieces and scores: trained ones, and generated ones of many scripts.
+
+    Pieces 0 to 3 are ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``, and the last one is ``<mask>``, as of XLM-R.
+    """
+    trained = Tokenizer(models.Unigram())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=2000, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    trained.train_from_iterator(evaluation_sentences(), trainer)
+    found = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"] if piece != "<unk>"]
+    pieces = dict([("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0), *found])
+    random = Random(seed)
+    while len(pieces) < count - 1:
+        low, high = random.choice(_SCRIPTS)
+        piece = "".join(chr(random.randint(low, high)) for _ in range(random.randint(1, 5)))
+        pieces.setdefault(random.choice(("", "\u2581")) + piece, round(-9 - 7 * random.random(), 6))
+    return [*pieces.items(), ("<mask>", 0.0)][:count]
+
+
+_SCRIPTS = (
+    *((0x61, 0x7A), (0xE0, 0xF6), (0x3B1, 0x3C9), (0x430, 0x44F), (0x5D0, 0x5EA), (0x627, 0x64A), (0x904, 0x94D)),
+    *((0xE01, 0xE30), (0x3041, 0x3093), (0x4E00, 0x4FFF), (0xAC00, 0xACFF)),
+)
+"""Code points of the generated pieces: Latin, Greek, Cyrillic, Hebrew, Arabic, Devanagari, Thai, kana, Han, Hangul."""
+
+
+def make_unigram(pieces: list[tuple[str, float]]) -> Tokenizer:
+    """Return a tokenizer in XLM-R's form: a compiled normalizer, words with U+2581 before them, ``<s> … </s>``."""
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.normalizer = normalizers.Precompiled(b64decode(make_charsmap()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    specials = [AddedToken(name, normalized=False) for name in ("<s>", "<pad>", "</s>", "<unk>")]
+    tokenizer.add_special_tokens([*specials, AddedToken("<mask>", lstrip=True, normalized=False)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return tokenizer
+
+
+def save_xlm_roberta(folder: Path, *, pieces: int = 4000, hidden: int = 32, layers: int = 2) -> Path:
+    """Save XLM-RoBERTa with Unigram."""
+    tokenizer = make_unigram(make_pieces(pieces))
+    shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 8}
+    config = transformers.XLMRobertaConfig(
+        vocab_size=pieces,
+        max_position_embeddings=130,
+        pad_token_id=1,
+        type_vocab_size=1,
+        intermediate_size=4 * hidden,
+        **shape,
+    )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"},
+        **{"unk_token": "<unk>", "mask_token": "<mask>", "model_input_names": ["input_ids", "attention_mask"]},
+    )
+    return _save(folder, transformers.XLMRobertaModel(config), fast, "mean", True, dim=hidden)

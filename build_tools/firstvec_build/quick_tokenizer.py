@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
-from firstvec.bundle.manifest import File, WordPiece
+from firstvec.bundle.manifest import File, QuickTables, WordPiece
 from firstvec.machine import native
+from firstvec.text.tokenizer import FAMILIES
 from firstvec.text.wordpiece import QuickTokenizer
-from firstvec_build import publishing, wordpiece_tables
+from firstvec_build import publishing, unigram_tables, wordpiece_tables
+from firstvec_build.text_tables import certain_code_points
 
 if TYPE_CHECKING:
     from firstvec.text.tokenizer import Quick
@@ -53,6 +56,53 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
             quick = module.WordPiece(stream.fileno(), len(tables), length)
         assert find_disagreement(quick, compared, expected) is None, "the tokenizer in C is not the one in Python"
     return rules.replace(tables=publishing.describe_file(folder, TABLES_NAME))
+
+
+_WRITERS: dict[str, tuple[str, Any]] = {"Unigram": ("unigram", unigram_tables.make_tables)}
+"""Type of the model in a tokenizer.json → family in the manifest, and the function that makes its tables."""
+
+
+def write_tables(tokenizer_json: str, folder: Path, texts: Sequence[str]) -> QuickTables | None:
+    """Write the tables of another tokenizer than WordPiece into ``folder``. None: the package serves this model.
+
+    The ids of the engine are compared with those of the tokenizers package, on ``texts``, on generated ones, and on
+    every code point. Without the engine nothing can be compared, and nothing is written.
+    """
+    document, module = json.loads(tokenizer_json), native.module()
+    outer = find_outer_ids(document["post_processor"])
+    truncation = document["truncation"] or {}
+    if module is None or document["model"]["type"] not in _WRITERS or outer is None:
+        return None
+    if truncation.get("direction", "Right") != "Right":
+        return None
+    family, make_tables = _WRITERS[document["model"]["type"]]
+    package = tokenizers.Tokenizer.from_str(tokenizer_json)
+    if (tables := make_tables(package, *outer)) is None:
+        return None
+    with tempfile.TemporaryFile() as stream:
+        stream.write(tables)
+        stream.flush()
+        quick = getattr(module, FAMILIES[family])(stream.fileno(), len(tables), int(truncation["max_length"]))
+    words = sorted(word.replace("\u2581", " ") for word in package.get_vocab(with_added_tokens=False))
+    compared = [*texts, *generate_texts(_GENERATED_TEXTS, random.Random(0), words), *list_characters()]
+    if find_disagreement(quick, compared, [each.ids for each in package.encode_batch_fast(compared)]) is not None:
+        return None
+    path = folder / f"native/{family}.fvt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tables)
+    return QuickTables(family=family, tables=publishing.describe_file(folder, f"native/{family}.fvt"))
+
+
+def list_characters() -> Iterator[str]:
+    """Yield texts that hold every code point of which a quick tokenizer may be certain, 16 in each text.
+
+    A code point stands between letters and between ideographs, because a neighbour's length can matter.
+    """
+    certain = [*map(chr, certain_code_points())]
+    for start in range(0, len(certain), 16):
+        some = certain[start : start + 16]
+        yield " ".join(f"a{character}b" for character in some)
+        yield " ".join(f"\u65e5{character}\u672c" for character in some)
 
 
 def find_disagreement(quick: Quick, texts: Sequence[str], expected: Sequence[list[int]]) -> str | None:
@@ -116,6 +166,20 @@ def _find_outer_ids(post_processor: dict[str, Any]) -> tuple[tuple[int, ...], tu
             ids = post_processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
             sides[min(texts_seen, 1)].extend(ids)
     return (tuple(sides[0]), tuple(sides[1])) if texts_seen == 1 else None
+
+
+def find_outer_ids(post_processor: dict[str, Any] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the ids that any post-processor puts before and behind a text. None: its kind is unknown."""
+    if post_processor is None or post_processor["type"] == "ByteLevel":  # which changes offsets only
+        return (), ()
+    if post_processor["type"] == "RobertaProcessing":
+        return (post_processor["cls"][1],), (post_processor["sep"][1],)
+    if post_processor["type"] == "Sequence":
+        found = [find_outer_ids(each) for each in post_processor["processors"]]
+        if None in found or sum(each != ((), ()) for each in found) > 1:
+            return None
+        return next((each for each in found if each != ((), ())), ((), ()))
+    return _find_outer_ids(post_processor)
 
 
 def generate_texts(count: int, generator: random.Random, words: Sequence[str]) -> Iterator[str]:

@@ -91,6 +91,7 @@ class Workbench:
         self.calibration_sentences = self._sentences[::2]
         """The sentences for calibration. The others show the quality on unseen texts."""
         self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
+        self._quick_tokenizer = quick_tokenizer.write_tables(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
         self._reference: Vectors = reference.encode(self.encoder, self._measured_on, report_texts)  # (N, D)
         self._self_test_reference = reference.encode(self.encoder, self_test.TEXTS).ravel().tolist()
@@ -253,6 +254,7 @@ class Workbench:
             model=self._model,
             tokenizer=publishing.describe_file(self.folder, _TOKENIZER_NAME),
             wordpiece=self._wordpiece,
+            quick_tokenizer=self._quick_tokenizer,
             artifacts=(),
             left_out={},
             support_files=tuple(publishing.describe_file(self.folder, path.as_posix()) for path in self._support_files),

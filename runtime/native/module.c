@@ -6,6 +6,7 @@
 
 #include "encoder.h"
 #include "processor.h"
+#include "unigram.h"
 #include "wordpiece.h"
 
 #include <pthread.h>
@@ -202,61 +203,73 @@ static PyType_Slot weights_slots[] = {
 };
 static PyType_Spec weights_spec = {"firstvec._native.Weights", sizeof(Weights), 0, Py_TPFLAGS_DEFAULT, weights_slots};
 
-/* ---- WordPiece ---- */
+/* ---- tokenizers ---- */
+
+/* What a family of tokenizers does with its tables. */
+struct family {
+    void *(*map)(int descriptor, size_t size, char *problem, size_t problem_bytes);
+    void (*unmap)(void *tables);
+    size_t (*specials)(const void *tables);
+    int (*tokenize)(const void *tables, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room);
+};
 
 typedef struct {
     PyObject_HEAD
-    struct tables *tables;
+    const struct family *family;
+    void *tables;
     uint32_t room;
-} WordPiece;
+} Tokenizer;
 
 enum { MOST_ROOM = 1 << 16 };
 
-static PyObject *wordpiece_new(PyTypeObject *type, PyObject *arguments, PyObject *named) {
+static PyObject *tokenizer_new(const struct family *family, PyTypeObject *type, PyObject *arguments, PyObject *named) {
     static char *names[] = {"descriptor", "size", "max_seq_length", NULL};
     int descriptor;
     Py_ssize_t size, room;
     char problem[160];
     if (!PyArg_ParseTupleAndKeywords(arguments, named, "inn", names, &descriptor, &size, &room)) return NULL;
-    struct tables *tables = map_tables(descriptor, size < 0 ? 0 : (size_t)size, problem, sizeof problem);
+    void *tables = family->map(descriptor, size < 0 ? 0 : (size_t)size, problem, sizeof problem);
     if (!tables) {
         PyErr_SetString(PyExc_ValueError, problem);
         return NULL;
     }
-    if (room < (Py_ssize_t)(tables->header->prefixes + tables->header->suffixes) || room > MOST_ROOM) {
-        unmap_tables(tables);
+    if (room < (Py_ssize_t)family->specials(tables) || room > MOST_ROOM) {
+        family->unmap(tables);
         return PyErr_Format(PyExc_ValueError, "max_seq_length is %zd: the special tokens do not fit, or it is above %d", room,
                             MOST_ROOM);
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    WordPiece *self = (WordPiece *)allocate(type, 0);
+    Tokenizer *self = (Tokenizer *)allocate(type, 0);
     if (!self) {
-        unmap_tables(tables);
+        family->unmap(tables);
         return NULL;
     }
+    self->family = family;
     self->tables = tables;
     self->room = (uint32_t)room;
     return (PyObject *)self;
 }
 
-static void wordpiece_dealloc(PyObject *object) {
+static void tokenizer_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
-    unmap_tables(((WordPiece *)object)->tables);
+    ((Tokenizer *)object)->family->unmap(((Tokenizer *)object)->tables);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
     Py_DECREF(type);
 }
 
-static PyObject *wordpiece_tokenize(PyObject *object, PyObject *text) {
-    WordPiece *self = (WordPiece *)object;
+static PyObject *tokenizer_tokenize(PyObject *object, PyObject *text) {
+    Tokenizer *self = (Tokenizer *)object;
     Py_ssize_t bytes;
     const char *utf8 = PyUnicode_AsUTF8AndSize(text, &bytes);
     uint32_t few[512], *ids = few;
     if (!utf8) return NULL;
     if (self->room > 512 && !(ids = malloc(self->room * sizeof *ids))) return PyErr_NoMemory();
-    const int count = tokenize(self->tables, (const uint8_t *)utf8, (size_t)bytes, ids, self->room);
+    const int count = self->family->tokenize(self->tables, (const uint8_t *)utf8, (size_t)bytes, ids, self->room);
     PyObject *result;
-    if (count < 0) {
+    if (count == -1) {
         result = Py_NewRef(Py_None);
+    } else if (count < 0) {
+        result = PyErr_NoMemory();
     } else if ((result = PyList_New(count)) != NULL) {
         for (int i = 0; i < count; i++) {
             PyObject *id = PyLong_FromUnsignedLong(ids[i]);
@@ -270,20 +283,42 @@ static PyObject *wordpiece_tokenize(PyObject *object, PyObject *text) {
     return result;
 }
 
-static PyMethodDef wordpiece_methods[] = {
-    {"tokenize", wordpiece_tokenize, METH_O,
-     "tokenize(text)\n--\n\nReturn the text's token ids, or None if the tokenizers package has to be asked."},
+static PyMethodDef tokenizer_methods[] = {
+    {"tokenize", tokenizer_tokenize, METH_O,
+     "tokenize(text)\n--\n\nReturn the text's token ids, or None if the tokenizers package has to be asked.\n\n"
+     "Raises MemoryError."},
     {NULL, NULL, 0, NULL},
 };
-static PyType_Slot wordpiece_slots[] = {
-    {Py_tp_new, wordpiece_new},
-    {Py_tp_dealloc, wordpiece_dealloc},
-    {Py_tp_methods, wordpiece_methods},
-    {Py_tp_doc, "WordPiece(descriptor, size, max_seq_length)\n--\n\nThe WordPiece tables that are open at a descriptor, mapped into memory.\n\n"
-                "Raises ValueError: the file has no tables that this engine can read."},
-    {0, NULL},
-};
-static PyType_Spec wordpiece_spec = {"firstvec._native.WordPiece", sizeof(WordPiece), 0, Py_TPFLAGS_DEFAULT, wordpiece_slots};
+
+/* Define a family and its Python type. A function of the family takes the family's own kind of tables. */
+#define FAMILY(lower, tables_type, map_function, unmap_function, tokenize_function, name, what)                         \
+    static void *lower##_map(int descriptor, size_t size, char *problem, size_t problem_bytes) {                        \
+        return map_function(descriptor, size, problem, problem_bytes);                                                  \
+    }                                                                                                                   \
+    static void lower##_unmap(void *tables) { unmap_function(tables); }                                                 \
+    static size_t lower##_specials(const void *tables) {                                                                \
+        const tables_type *t = tables;                                                                                  \
+        return (size_t)t->header->prefixes + t->header->suffixes;                                                       \
+    }                                                                                                                   \
+    static int lower##_tokenize(const void *tables, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {    \
+        return tokenize_function(tables, text, bytes, ids, room);                                                       \
+    }                                                                                                                   \
+    static const struct family lower##_family = {lower##_map, lower##_unmap, lower##_specials, lower##_tokenize};       \
+    static PyObject *lower##_new(PyTypeObject *type, PyObject *arguments, PyObject *named) {                            \
+        return tokenizer_new(&lower##_family, type, arguments, named);                                                  \
+    }                                                                                                                   \
+    static PyType_Slot lower##_slots[] = {                                                                              \
+        {Py_tp_new, lower##_new},                                                                                       \
+        {Py_tp_dealloc, tokenizer_dealloc},                                                                             \
+        {Py_tp_methods, tokenizer_methods},                                                                             \
+        {Py_tp_doc, name "(descriptor, size, max_seq_length)\n--\n\nThe " what " tables that are open at a descriptor, "    \
+                         "mapped into memory.\n\nRaises ValueError: the file has no tables that this engine can read."},  \
+        {0, NULL},                                                                                                      \
+    };                                                                                                                  \
+    static PyType_Spec lower##_spec = {"firstvec._native." name, sizeof(Tokenizer), 0, Py_TPFLAGS_DEFAULT, lower##_slots};
+
+FAMILY(wordpiece, struct tables, map_tables, unmap_tables, tokenize, "WordPiece", "WordPiece")
+FAMILY(unigram, struct unigram, map_unigram, unmap_unigram, tokenize_unigram, "Unigram", "Unigram")
 
 /* ---- the module ---- */
 
@@ -310,7 +345,9 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name) {
 
 static int execute(PyObject *module) {
     usable_kernels();
-    if (add_type(module, &weights_spec, "Weights") || add_type(module, &wordpiece_spec, "WordPiece")) return -1;
+    if (add_type(module, &weights_spec, "Weights") || add_type(module, &wordpiece_spec, "WordPiece") ||
+        add_type(module, &unigram_spec, "Unigram"))
+        return -1;
     return PyModule_AddStringConstant(module, "VERSION", ENGINE_VERSION);
 }
 

@@ -8,18 +8,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGNMENT = 64, LONGEST_WORD = 1024, MOST_SPECIAL = 4 };
+enum { LONGEST_WORD = 1024 };
 
 _Static_assert(sizeof(struct tables_header) == 128, "FORMAT.md says so");
 
 /* ---- the file ---- */
-
-static const void *take(const char *base, uint64_t *at, uint64_t bytes) {
-    *at = (*at + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    uint64_t start = *at;
-    *at += bytes;
-    return base + start;
-}
 
 /* Return what is wrong with the header, or NULL. What is in the arrays is checked where it is used. */
 static const char *header_problem(const struct tables_header *h, size_t bytes) {
@@ -101,16 +94,6 @@ static uint32_t find(const struct tables *t, uint32_t hash, const uint8_t *token
     return EMPTY_SLOT;
 }
 
-struct output {
-    uint32_t *ids;
-    size_t count, room; /* `count` may pass `room`: then the rest of the text does not matter */
-};
-
-static void put(struct output *out, uint32_t id) {
-    if (out->count < out->room) out->ids[out->count] = id;
-    out->count++;
-}
-
 /* Put the longest pieces of the vocabulary, or the unknown token if a rest is left. */
 static void put_word(const struct tables *t, const uint8_t *word, size_t bytes, size_t characters, struct output *out) {
     const struct tables_header *h = t->header;
@@ -159,20 +142,9 @@ static void end_word(const struct tables *t, struct word *word, struct output *o
     word->length = word->characters = 0;
 }
 
-static size_t character_bytes(uint8_t first) { return first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4; }
-
-static uint32_t code_point(const uint8_t *c, size_t length) {
-    switch (length) {
-    case 1: return c[0];
-    case 2: return (c[0] & 31u) << 6 | (c[1] & 63u);
-    case 3: return (c[0] & 15u) << 12 | (c[1] & 63u) << 6 | (c[2] & 63u);
-    default: return (c[0] & 7u) << 18 | (c[1] & 63u) << 12 | (c[2] & 63u) << 6 | (c[3] & 63u);
-    }
-}
-
 static uint32_t entry_of(const struct tables *t, uint32_t code) {
-    const uint32_t page = code < CODE_POINTS ? t->pages[code / PAGE] : UINT32_MAX;
-    return page < t->header->pages ? t->characters[page * PAGE + code % PAGE] : LEFT_TO_PACKAGE;
+    const int64_t entry = find_entry(t->pages, t->header->pages, code);
+    return entry < 0 ? LEFT_TO_PACKAGE : t->characters[entry];
 }
 
 /* Add a replacement to the words. Return 0 if it does not lie in the file. */
@@ -192,19 +164,9 @@ static int add_replacement(const struct tables *t, uint32_t entry, struct word *
     return 1;
 }
 
-static int holds_added_token(const struct tables *t, const uint8_t *text, size_t bytes) {
-    const uint8_t *token = t->added, *end = token + t->header->added_bytes;
-    for (uint32_t i = 0; i < t->header->added_tokens; i++) {
-        if (token == end || *token >= end - token) return 1; /* not whole in the file */
-        if (memmem(text, bytes, token + 1, *token)) return 1;
-        token += 1 + *token;
-    }
-    return 0;
-}
-
 int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {
     const struct tables_header *h = t->header;
-    if (holds_added_token(t, text, bytes)) return -1;
+    if (holds_one_of(t->added, h->added_tokens, h->added_bytes, text, bytes)) return -1;
     struct output out = {ids, 0, room - h->suffixes};
     struct word word;
     word.length = word.characters = 0;

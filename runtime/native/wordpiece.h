@@ -2,11 +2,10 @@
 #ifndef FIRSTVEC_WORDPIECE_H
 #define FIRSTVEC_WORDPIECE_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "text.h"
 
 #define TABLES_MAGIC "firstwrd"
-enum { TABLES_BYTE_ORDER = 0x01020304, TABLES_VERSION = 1, CODE_POINTS = 0x110000, PAGE = 128 };
+enum { TABLES_VERSION = 1 };
 
 /* The file's first 128 bytes, little-endian. Each array begins on a multiple of 64 bytes, in this order:
  * slots, tokens, strings, added, pages, characters, replacements. */

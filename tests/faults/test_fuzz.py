@@ -211,6 +211,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
         },
         "tokenizer": a_file(),
         "wordpiece": draw(st.sampled_from([wordpiece, None])),
+        "quick_tokenizer": {"family": draw(NAMES), "tables": a_file()} if draw(st.booleans()) else None,
         "artifacts": [an_artifact(index) for index in range(draw(st.integers(1, 4)))],
         "left_out": draw(st.sampled_from([{"native-fp32": "a reason"}, None])),
         "self_test": a_file() if draw(st.booleans()) else None,

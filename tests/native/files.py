@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tokenizers
 
 from firstvec.bundle.manifest import WordPiece
+from firstvec_build.unigram_tables import make_tables as make_unigram_tables
 from firstvec_build.wordpiece_tables import make_tables
 
 _HEADER = struct.Struct("<8s2IQ10If60x")
@@ -25,6 +28,23 @@ WORDS_FIELDS = (
     *("added_tokens", "added_bytes", "pages", "replacement_bytes"),
 )
 """The fields of a tables file's header behind the magic bytes, in their order."""
+UNIGRAM_HEADER = struct.Struct("<8s2IQ22I16x")
+UNIGRAM_FIELDS = (
+    *(
+        "byte_order",
+        "version",
+        "file_bytes",
+        "vocabulary",
+        "nodes",
+        "longest_piece",
+        "unknown",
+        "score_low",
+        "score_high",
+    ),
+    *("flags", "cluster_bytes", "prefixes", "suffixes", *(f"around_{i}" for i in range(8))),
+    *("left", "left_bytes", "pages", "replacement_bytes"),
+)
+"""The fields of a Unigram file's header behind the magic bytes, in their order."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -165,6 +185,49 @@ def make_small_words() -> bytes:
     return bytes(out)
 
 
+def make_small_unigram() -> bytes:
+    """Return a Unigram file of 20 kB: all code points from 2^8 share one page, which is left to the package."""
+    meta = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}
+    pieces = [piece.replace("##", "\u2581") for piece in words(90)[4:]]
+    model = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], *([piece, -len(piece) / 3] for piece in pieces)]}
+    whole = {"version": "1.0", "truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    whole |= {"normalizer": {"type": "NFKC"}, "pre_tokenizer": meta, "model": model | {"byte_fallback": False}}
+    whole["added_tokens"] = [
+        {"id": 0, "content": "<unk>", "special": True, "normalized": False}
+        | {"single_word": False, "lstrip": False, "rstrip": False}
+    ]
+    data = make_unigram_tables(tokenizers.Tokenizer.from_str(json.dumps(whole)), (1, 2), (3,))
+    assert data is not None
+    arrays = split_unigram(data)
+    pages = np.frombuffer(arrays["pages"], np.uint16).copy()
+    characters = np.frombuffer(arrays["characters"], np.uint32).reshape(-1, 128)
+    kept = np.concatenate([characters[pages[:2]], np.full((1, 128), 4, np.uint32)])
+    pages[...] = 2
+    pages[:2] = 0, 1
+    arrays |= {"pages": pages.tobytes(), "characters": kept.tobytes(), "replacements": arrays["replacements"][:400]}
+    out = bytearray(UNIGRAM_HEADER.size)
+    for array in arrays.values():
+        out += bytes(-len(out) % 64) + array
+    header = dict(zip(UNIGRAM_FIELDS, UNIGRAM_HEADER.unpack_from(data)[1:], strict=True))
+    header |= {"file_bytes": len(out), "pages": len(kept), "replacement_bytes": len(arrays["replacements"])}
+    UNIGRAM_HEADER.pack_into(out, 0, data[:8], *header.values())
+    return bytes(out)
+
+
+def split_unigram(data: bytes) -> dict[str, bytes]:
+    """Return the arrays of a Unigram file, in their order."""
+    header = dict(zip(UNIGRAM_FIELDS, UNIGRAM_HEADER.unpack_from(data)[1:], strict=True))
+    sizes = {
+        "nodes": 8 * header["nodes"],
+        "scores": 8 * header["vocabulary"],
+        "left": header["left_bytes"],
+        "pages": 2 * 0x110000 // 128,
+        "characters": 512 * header["pages"],
+        "replacements": header["replacement_bytes"],
+    }
+    return _split(data, sizes)
+
+
 def split_words(data: bytes) -> dict[str, bytes]:
     """Return the arrays of a tables file, in their order."""
     header = dict(zip(WORDS_FIELDS, _WORDS_HEADER.unpack_from(data)[1:], strict=True))
@@ -177,7 +240,11 @@ def split_words(data: bytes) -> dict[str, bytes]:
         "characters": 512 * header["pages"],
         "replacements": header["replacement_bytes"],
     }
-    arrays, at = {}, _WORDS_HEADER.size
+    return _split(data, sizes)
+
+
+def _split(data: bytes, sizes: dict[str, int]) -> dict[str, bytes]:
+    arrays, at = {}, 128
     for name, size in sizes.items():
         at += -at % 64
         arrays[name] = data[at : at + size]

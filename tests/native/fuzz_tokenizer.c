@@ -6,23 +6,6 @@
 
 enum { ROOM = 32, PAGES = 2 * CODE_POINTS / PAGE };
 
-/* Make valid UTF-8 of any bytes, as Python gives it: a byte that does not fit becomes a letter. */
-static void make_valid(uint8_t *text, size_t size) {
-    for (size_t i = 0, length; i < size; i += length) {
-        const uint8_t c = text[i];
-        length = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
-        if (length > size - i) length = 0;
-        for (size_t j = 1; j < length; j++)
-            if ((text[i + j] & 0xc0) != 0x80) length = 0;
-        if (length == 3 && ((c == 0xe0 && text[i + 1] < 0xa0) || (c == 0xed && text[i + 1] > 0x9f))) length = 0;
-        if (length == 4 && ((c == 0xf0 && text[i + 1] < 0x90) || (c == 0xf4 && text[i + 1] > 0x8f))) length = 0;
-        if (length == 0) {
-            text[i] = 'a' + c % 26;
-            length = 1;
-        }
-    }
-}
-
 static size_t open_and_run(const uint8_t *bytes, size_t size, const uint8_t *text, size_t text_bytes) {
     char problem[160] = "";
     uint8_t *copy = copy_of(bytes, size), *valid = copy_of(text, text_bytes);
@@ -41,9 +24,6 @@ static size_t open_and_run(const uint8_t *bytes, size_t size, const uint8_t *tex
     free(valid);
     return tables ? 0 : size_needed(problem);
 }
-
-/* Return where an array begins that follows others. */
-static size_t behind(size_t at, size_t bytes) { return (at + bytes + 63) / 64 * 64; }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
     static uint8_t file[LARGEST_FILE];

@@ -1,4 +1,4 @@
-/* What both fuzz drivers need: an input becomes a file whose header and size can be right. */
+/* What all fuzz drivers need: an input becomes a file whose header and size can be right. */
 #ifndef FIRSTVEC_FUZZING_H
 #define FIRSTVEC_FUZZING_H
 
@@ -30,5 +30,25 @@ static inline void set_right(uint8_t *header, const char *magic, uint64_t size) 
     memcpy(header + 8, order_and_version, 8);
     memcpy(header + 16, &size, 8);
 }
+
+/* Make valid UTF-8 of any bytes, as Python gives it: a byte that does not fit becomes a letter. */
+static inline void make_valid(uint8_t *text, size_t size) {
+    for (size_t i = 0, length; i < size; i += length) {
+        const uint8_t c = text[i];
+        length = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
+        if (length > size - i) length = 0;
+        for (size_t j = 1; j < length; j++)
+            if ((text[i + j] & 0xc0) != 0x80) length = 0;
+        if (length == 3 && ((c == 0xe0 && text[i + 1] < 0xa0) || (c == 0xed && text[i + 1] > 0x9f))) length = 0;
+        if (length == 4 && ((c == 0xf0 && text[i + 1] < 0x90) || (c == 0xf4 && text[i + 1] > 0x8f))) length = 0;
+        if (length == 0) {
+            text[i] = 'a' + c % 26;
+            length = 1;
+        }
+    }
+}
+
+/* Return where an array begins that follows others. */
+static inline size_t behind(size_t at, size_t bytes) { return (at + bytes + 63) / 64 * 64; }
 
 #endif

@@ -11,12 +11,21 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from firstvec import _native
-from tests.native.files import FIELDS, WORDS_FIELDS, make_small_words, make_weights, set_field
+from tests.native.files import (
+    FIELDS,
+    UNIGRAM_FIELDS,
+    WORDS_FIELDS,
+    make_small_unigram,
+    make_small_words,
+    make_weights,
+    set_field,
+)
 
 TEXTS = ("", "the word 12, and é!", "etaoin shrdlu " * 9, "日本 \u0301\u200b\x00 x", "[CLS] a", "a" * 300, "\U0010ffff")
 EXTREMES = (0, 1, 2, 3, 16, 255, 256, 257, 1 << 14, 1 << 16, 1 << 24, 1 << 26, 1 << 31, (1 << 32) - 16, (1 << 32) - 1)
@@ -112,10 +121,10 @@ class Runner:
             except ValueError:
                 pass
 
-    def run_words(self, name: str, data: bytes) -> None:
+    def run_words(self, name: str, data: bytes, family: str = "WordPiece") -> None:
         file = self.write(name, data)
         try:
-            words = _native.WordPiece(*file, 16)
+            words = getattr(_native, family)(*file, 16)
         except ValueError:
             self.refused += 1
             return
@@ -131,9 +140,9 @@ class Runner:
             return str(problem)
         return None
 
-    def words_problem(self, data: bytes) -> str | None:
+    def words_problem(self, data: bytes, family: str = "WordPiece") -> str | None:
         try:
-            _native.WordPiece(*self.write("problem", data), 16)
+            getattr(_native, family)(*self.write("problem", data), 16)
         except ValueError as problem:
             return str(problem)
         return None
@@ -157,38 +166,51 @@ def weights_extremes(runner: Runner, count: int) -> None:
             runner.run_weights(name, fitted(damaged, FIELDS, runner.weights_problem))
 
 
-def words_flips(runner: Runner, step: int) -> None:
-    for case in flipped(make_small_words(), step):
-        runner.run_words(*case)
+@dataclass(frozen=True)
+class Tables:
+    """The campaigns of a family of tables files."""
+
+    family: str
+    make: Callable[[], bytes]
+    fields: tuple[str, ...]
+
+    def flips(self, runner: Runner, step: int) -> None:
+        for case in flipped(self.make(), step):
+            runner.run_words(*case, self.family)
+
+    def truncations(self, runner: Runner, _count: int) -> None:
+        for case in truncated(self.make()):
+            runner.run_words(*case, self.family)
+
+    def extremes(self, runner: Runner, count: int) -> None:
+        for name, damaged in extreme(self.make(), self.fields, count, 3):
+            whole = fitted(damaged, self.fields, lambda data: runner.words_problem(data, self.family))
+            runner.run_words(name, whole, self.family)
+
+    def noise(self, runner: Runner, count: int) -> None:
+        """Run tables whose arrays are random bytes, or random small numbers, behind a right header."""
+        data, random = self.make(), Random(9)
+        for number in range(count):
+            at, end = sorted(random.choices(range(128, len(data) + 1), k=2))
+            noise = random.randbytes(end - at) if number % 2 else bytes(random.choices(range(3), k=end - at))
+            runner.run_words(f"noise {number}", data[:at] + noise + data[end:], self.family)
 
 
-def words_truncations(runner: Runner, _count: int) -> None:
-    for case in truncated(make_small_words()):
-        runner.run_words(*case)
-
-
-def words_extremes(runner: Runner, count: int) -> None:
-    for name, damaged in extreme(make_small_words(), WORDS_FIELDS, count, 3):
-        runner.run_words(name, fitted(damaged, WORDS_FIELDS, runner.words_problem))
-
-
-def words_noise(runner: Runner, count: int) -> None:
-    """Run tables whose arrays are random bytes, or random small numbers, behind a right header."""
-    data, random = make_small_words(), Random(9)
-    for number in range(count):
-        at, end = sorted(random.choices(range(128, len(data) + 1), k=2))
-        noise = random.randbytes(end - at) if number % 2 else bytes(random.choices(range(3), k=end - at))
-        runner.run_words(f"noise {number}", data[:at] + noise + data[end:])
-
+WORDS = Tables("WordPiece", make_small_words, WORDS_FIELDS)
+UNIGRAM = Tables("Unigram", make_small_unigram, UNIGRAM_FIELDS)
 
 CAMPAIGNS: dict[str, Callable[[Runner, int], None]] = {
     "weights-flips": weights_flips,
     "weights-truncations": weights_truncations,
     "weights-extremes": weights_extremes,
-    "words-flips": words_flips,
-    "words-truncations": words_truncations,
-    "words-extremes": words_extremes,
-    "words-noise": words_noise,
+    "words-flips": WORDS.flips,
+    "words-truncations": WORDS.truncations,
+    "words-extremes": WORDS.extremes,
+    "words-noise": WORDS.noise,
+    "unigram-flips": UNIGRAM.flips,
+    "unigram-truncations": UNIGRAM.truncations,
+    "unigram-extremes": UNIGRAM.extremes,
+    "unigram-noise": UNIGRAM.noise,
 }
 
 if __name__ == "__main__":

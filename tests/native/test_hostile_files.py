@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Campaign
-from tests.native.files import WORDS_FIELDS, make_weights, make_words, set_field
+from tests.native.files import WORDS_FIELDS, make_small_unigram, make_weights, make_words, set_field
 
 CAMPAIGNS = {
     "weights-flips": (31, 1),
@@ -23,6 +23,10 @@ CAMPAIGNS = {
     "words-truncations": (0, 0),
     "words-extremes": (500, 50_000),
     "words-noise": (1000, 100_000),
+    "unigram-flips": (17, 1),
+    "unigram-truncations": (0, 0),
+    "unigram-extremes": (500, 50_000),
+    "unigram-noise": (1000, 100_000),
 }
 """Campaign of `tests.native.hostile` → its number in `make test` and in `make faults`: how many random choices, or the
 step from one bit to the next behind the header."""
@@ -41,18 +45,18 @@ def test_damaged_files_are_refused_or_run(name: str, tmp_path: Path, campaign: C
     case = (tmp_path / "case").read_text("utf-8").strip() if (tmp_path / "case").exists() else ""
     assert done.returncode == 0, f"{name}: exit code {done.returncode} at {case}\n{done.stderr[-3000:]}"
     counts = json.loads(done.stdout)
-    assert counts["refused"] > 100 or name == "words-noise"
+    assert counts["refused"] > 100 or name.endswith("noise")
     assert counts["ran"] > 0 or name.endswith("truncations")
     campaign.record(
         "hostile files of the native engine", **{f"{name}_{key}": count for key, count in counts.items()}, crashes=0
     )
 
 
-@pytest.mark.parametrize("kind", ["Weights", "WordPiece"])
+@pytest.mark.parametrize("kind", ["Weights", "WordPiece", "Unigram"])
 def test_a_file_that_is_none_is_refused(modules: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
     make = getattr(modules["installed"], kind)
-    more = (16,) if kind == "WordPiece" else ()
-    data = make_words() if kind == "WordPiece" else make_weights()
+    more = () if kind == "Weights" else (16,)
+    data = {"Weights": make_weights, "WordPiece": make_words, "Unigram": make_small_unigram}[kind]()
     path = tmp_path / "file"
     path.write_bytes(data)
     descriptors = [os.open(path, os.O_RDONLY), os.open(tmp_path, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)]

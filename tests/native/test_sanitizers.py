@@ -17,7 +17,7 @@ import pytest
 
 from tests.faults.conftest import Campaign
 from tests.native.compiling import compile_and_link, run
-from tests.native.files import make_small_words, make_weights, split_words
+from tests.native.files import make_small_unigram, make_small_words, make_weights, split_unigram, split_words
 from tests.native.hostile import SMALLEST, TEXTS
 
 SANITIZERS = {
@@ -77,9 +77,13 @@ def test_memcheck_finds_nothing(tiny_files: dict[str, Path], tmp_path: Path, cam
 
 # --- Fuzzing, guided by coverage -------------------------------------------------------------------------------------
 
-RUNS = {"fuzz_weights": (20_000, 2_000_000), "fuzz_tokenizer": (100_000, 10_000_000)}
+RUNS = {
+    "fuzz_weights": (20_000, 2_000_000),
+    "fuzz_tokenizer": (100_000, 10_000_000),
+    "fuzz_unigram": (100_000, 10_000_000),
+}
 """Driver → its executions in `make test` and in `make faults`."""
-SOURCES = {"fuzz_weights": (), "fuzz_tokenizer": ("wordpiece",)}
+SOURCES = {"fuzz_weights": (), "fuzz_tokenizer": ("wordpiece",), "fuzz_unigram": ("unigram",)}
 FUZZED = (
     *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"),
     # These checks take clang minutes for the kernels' unrolled loops. gcc's run of the driver has them.
@@ -98,10 +102,11 @@ def seeds(target: str) -> list[bytes]:
         ]
         files = [make_weights(precision=precision, **SMALLEST | form) for precision in (0, 1) for form in forms]
         return [data[:size] for data in files for size in (160, 700)] + files[5:6]
-    data = make_small_words()
-    arrays = split_words(data)
+    is_unigram = target == "fuzz_unigram"
+    data = make_small_unigram() if is_unigram else make_small_words()
+    arrays = split_unigram(data) if is_unigram else split_words(data)
     front = b""
-    for name in ("slots", "tokens", "strings", "added"):
+    for name in ("nodes", "scores", "left") if is_unigram else ("slots", "tokens", "strings", "added"):
         front += bytes(-len(front) % 64) + arrays[name]
     front += bytes(-len(front) % 64)
     texts = [text.encode()[:255] for text in TEXTS if text.isprintable()]

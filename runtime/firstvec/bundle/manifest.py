@@ -260,9 +260,17 @@ class VectorRanges(_Parsed):
     """The ranges by which vectors become ``int8`` and ``uint8``, so that a vector's bytes are the same in any batch."""
 
     file: str = _field(_path)
-    """One of the support files: see `firstvec.vectors.Ranges`."""
+    """One of the support files: see `firstvec.vectors.read_ranges`."""
     neighbour_overlap: dict[str, float] = _field("numbers")
     """Precision → mean share of the ten nearest neighbours of the reference vectors that stay, 0 to 1."""
+
+
+class QuickTables(_Parsed):
+    """Tables with which firstvec's own engine tokenizes as the bundle's tokenizer.json does, without its package."""
+
+    family: str = _text
+    """A key of `firstvec.text.tokenizer.FAMILIES`. With another one the tokenizers package is used."""
+    tables: File = _one(File)
 
 
 class Manifest(_Parsed):
@@ -273,6 +281,7 @@ class Manifest(_Parsed):
     model: Model = _one(Model)
     tokenizer: File = _one(File)
     wordpiece: WordPiece | None = _optional(_one(WordPiece))
+    quick_tokenizer: QuickTables | None = _optional(_one(QuickTables))
     artifacts: tuple[Artifact, ...] = _many(Artifact, at_least=1)
     left_out: dict[str, str] | None = _optional(_texts)
     """Id of an artifact that the build left out → the reason, for people."""
@@ -297,6 +306,8 @@ class Manifest(_Parsed):
             yield self.wordpiece.vocabulary
             if self.wordpiece.tables is not None:
                 yield self.wordpiece.tables
+        if self.quick_tokenizer is not None:
+            yield self.quick_tokenizer.tables
         if self.self_test is not None:
             yield self.self_test
         for artifact in self.artifacts:

@@ -1,4 +1,4 @@
-"""Text → token ids: the quick tokenizer where the bundle has its rules, the tokenizers package for everything else."""
+"""Text → token ids: the quick tokenizer where the bundle has one, the tokenizers package for everything else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     from firstvec.bundle.integrity import OpenFile
-    from firstvec.bundle.manifest import Manifest, WordPiece
+    from firstvec.bundle.manifest import Manifest, QuickTables, WordPiece
 
     class Quick(Protocol):
         """A quick tokenizer. None: the text is left to the tokenizers package."""
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         def tokenize(self, text: str) -> list[int] | None: ...
 
 
+FAMILIES = {"unigram": "Unigram"}
+"""A manifest's family of tables → the class in the module of the native engine that reads them."""
 _LONG = 10_000
 """Characters. A longer text is cut first: truncation drops its end in any case."""
 
@@ -39,8 +41,25 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
     def open_json() -> OpenFile:
         return file if file.is_open else integrity.open_verified(root, manifest.tokenizer)
 
-    rules = manifest.wordpiece
-    return Tokenizer(open_json, length, rules, _open_quick(root, rules, length) if rules is not None else None)
+    rules, tables = manifest.wordpiece, manifest.quick_tokenizer
+    quick = _open_quick(root, rules, length) if rules is not None else None
+    if quick is None and tables is not None:
+        quick = _open_tables(root, tables, length)
+    return Tokenizer(open_json, length, rules, quick)
+
+
+def _open_tables(root: str, tables: QuickTables, max_seq_length: int) -> Quick | None:
+    """Open the quick tokenizer of a family. None: this firstvec, or its engine, does not know the family or file."""
+    kind = getattr(native.module(), FAMILIES.get(tables.family, ""), None)
+    if kind is None:
+        return None
+    with integrity.open_verified(root, tables.tables) as file:
+        try:
+            quick: Quick = kind(file.descriptor, file.size, max_seq_length)
+        except ValueError:
+            return None
+        file.verify_again()
+        return quick
 
 
 def _open_quick(root: str, rules: WordPiece, max_seq_length: int) -> Quick:
@@ -70,7 +89,7 @@ class Tokenizer:
     Args:
         open_json: opens the tokenizer.json, verified.
         max_seq_length: tokens, special tokens included.
-        rules: of the quick tokenizer.
+        rules: of the quick tokenizer, if it is WordPiece.
         quick: gives the same ids as the tokenizers package. Without it the package is loaded at once.
     """
 
@@ -97,9 +116,9 @@ class Tokenizer:
             IncompatibleArtifact: a text needs the tokenizers package, and the package cannot read the file.
         """
         check_texts(texts)
-        if self._quick is None or self._rules is None:
+        if self._quick is None:
             return self._tokenize_with_package(texts)
-        if max(map(len, texts), default=0) > _LONG:
+        if self._rules is not None and max(map(len, texts), default=0) > _LONG:
             texts = [_cut(text, self._rules, self._max_seq_length) for text in texts]
         rows = [*map(self._quick.tokenize, texts)]
         left = [text for text, row in zip(texts, rows, strict=True) if row is None]
