@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -156,6 +156,7 @@ def measure(
     measured_with: str,
     labelled: LabelledPairs | None = None,
     check: Callable[[Mapping[str, float]], None] = lambda _figures: None,
+    matryoshka_dims: Sequence[int] = (),
 ) -> Quality:
     """Compare an artifact, which the runtime itself runs, with the reference vectors of the same sentences.
 
@@ -170,6 +171,7 @@ def measure(
         labelled: a labelled set, for Spearman's correlation.
         check: called with the cheap figures, metric → value, before the expensive ones are measured. What ``check``
             raises ends the measurement.
+        matryoshka_dims: the dimensions that the model is made to be cut to.
     """
     vectors: Vectors = provider.encode(sentences)
     scale = np.linalg.norm(reference, axis=1, keepdims=True)  # (N, 1), 1 for models that normalize
@@ -198,6 +200,12 @@ def measure(
         sentences=len(sentences),
         measured_with=measured_with,
         spearman=_round(spearman(provider, labelled)) if labelled is not None else None,
+        matryoshka={
+            str(dim): _round(neighbour_overlap(vectors[:, :dim], reference))
+            for dim in matryoshka_dims
+            if dim < reference.shape[1]
+        }
+        or None,
         thresholds={},
     )
 
