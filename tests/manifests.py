@@ -82,6 +82,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
             "sentences": 320,
             "measured_with": "onnxruntime 1.32.0",
             "spearman": 81.9,
+            "matryoshka": {"16": 0.8},
             "thresholds": {"cosine_mean": 0.995},
         },
     }
@@ -90,7 +91,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
 UNKNOWN_PARTS = {"format": "openvino", "engine": "tensorrt", "device": "npu", "isa": "amx", "precision": "int4"}
 """Part of an artifact → a value that this firstvec does not know."""
 
-FREE = ("prompts", "built_with", "thresholds", "left_out", "neighbour_overlap")
+FREE = ("prompts", "built_with", "thresholds", "matryoshka", "left_out", "neighbour_overlap")
 """Keys of the objects whose own keys are free."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from base64 import b64decode
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from firstvec_build.quality import Thresholds, evaluation_sentences
@@ -23,6 +24,8 @@ ANY_INT8 = Thresholds(
 )
 """For random weights, whose INT8 may be far from fp32. Only the threshold of fp32 is enforced."""
 
+_UNIGRAM_SIZE = 1500
+"""So many, because a Unigram has a token for each character of the sentences."""
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -79,6 +82,101 @@ def save_roberta(folder: Path) -> Path:
     return _save(folder, transformers.RobertaModel(config), _make_byte_level_bpe(), "mean", True)
 
 
+def save_albert(folder: Path) -> Path:
+    """Save ALBERT with Unigram. Its layers share their weights, and its embeddings are narrower than its layers."""
+    config = transformers.AlbertConfig(
+        vocab_size=_UNIGRAM_SIZE, max_position_embeddings=128, embedding_size=16, **_SHAPE
+    )
+    return _save(folder, transformers.AlbertModel(config), _make_unigram(_BERT_SPECIALS), "mean", False)
+
+
+def save_deberta(folder: Path) -> Path:
+    """Save DeBERTa-v2 with Unigram. Its attention adds products with relative positions, in buckets."""
+    config = transformers.DebertaV2Config(
+        vocab_size=_UNIGRAM_SIZE,
+        max_position_embeddings=128,
+        relative_attention=True,
+        position_buckets=32,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        **_SHAPE,
+    )
+    return _save(folder, transformers.DebertaV2Model(config), _make_unigram(_BERT_SPECIALS), "cls", True)
+
+
+def save_modernbert(folder: Path) -> Path:
+    """Save ModernBERT with byte-level BPE. One layer of three sees all tokens, and the others 16 to each side."""
+    config = transformers.ModernBertConfig(
+        vocab_size=500,
+        max_position_embeddings=128,
+        local_attention=32,
+        global_attn_every_n_layers=3,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        cls_token_id=0,
+        sep_token_id=2,
+        **(_SHAPE | {"num_hidden_layers": 4}),
+    )
+    return _save(folder, transformers.ModernBertModel(config), _make_byte_level_bpe(), "mean", True)
+
+
+def save_nomic_bert(folder: Path) -> Path:
+    """Save NomicBERT with WordPiece. It has rotary positions and a gated activation."""
+    config = transformers.NomicBertConfig(vocab_size=500, max_position_embeddings=128, **_SHAPE)
+    return _save(folder, transformers.NomicBertModel(config), _make_wordpiece(), "mean", True, token_std=1.0)
+
+
+def save_t5(folder: Path) -> Path:
+    """Save T5's encoder with Unigram and a Dense layer, as sentence-t5 and gtr."""
+    config = transformers.T5Config(
+        vocab_size=_UNIGRAM_SIZE, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+    )
+    dense = [Dense(32, 16, bias=False, activation_function=torch.nn.Identity())]
+    return _save(folder, transformers.T5EncoderModel(config), _make_unigram(_T5_SPECIALS), "mean", True, behind=dense)
+
+
+def save_qwen3(folder: Path) -> Path:
+    """Save Qwen3 with byte-level BPE, padding on the left, the last token's vector and a prompt, as Qwen3-Embedding."""
+    config = transformers.Qwen3Config(
+        vocab_size=500,
+        max_position_embeddings=256,
+        head_dim=8,
+        num_key_value_heads=2,
+        pad_token_id=1,
+        **_SHAPE,
+    )
+    tokenizer = _make_byte_level_bpe(template="$A </s>", padding_side="left")
+    prompts = {"query": "Instruct: Find the answer\nQuery:", "document": ""}
+    return _save(folder, transformers.Qwen3Model(config), tokenizer, "lasttoken", True, prompts=prompts)
+
+
+def save_gemma(folder: Path) -> Path:
+    """Save Gemma 3 that sees both directions, with two Dense layers and prompts, as EmbeddingGemma."""
+    config = transformers.Gemma3TextConfig(
+        vocab_size=_UNIGRAM_SIZE,
+        max_position_embeddings=256,
+        head_dim=8,
+        num_key_value_heads=1,
+        sliding_window=33,
+        use_bidirectional_attention=True,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        **(_SHAPE | {"num_hidden_layers": 3}),
+    )
+    identity = torch.nn.Identity()
+    dense = [Dense(32, 96, False, identity), Dense(96, 32, False, identity)]
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    return _save(
+        folder, transformers.Gemma3TextModel(config), _make_unigram(), "mean", True, behind=dense, prompts=prompts
+    )
+
+
 def _save(
     folder: Path,
     transformer: Any,
@@ -89,12 +187,17 @@ def _save(
     dim: int = 32,
     seed: int = 20,
     max_seq_length: int = 128,
+    behind: Sequence[Any] = (),
+    prompts: dict[str, str] | None = None,
+    token_std: float = 0.25,
 ) -> Path:
     torch.manual_seed(seed)
     for parameter in transformer.parameters():
         if parameter.dim() > 1:
             # The library's own initialization (deviation 0.02) gives nearly the same vector to all texts.
             torch.nn.init.normal_(parameter, std=0.25)
+    if token_std != 0.25:  # where the mean of many tokens would be nearly the same for all texts
+        torch.nn.init.normal_(transformer.get_input_embeddings().weight, std=token_std)
     folder.mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,8 +205,10 @@ def _save(
         transformer.save_pretrained(plain)
         tokenizer.save_pretrained(plain)
         transformed = Transformer(str(plain), max_seq_length=max_seq_length)
-        modules = [transformed, Pooling(dim, pooling_mode=pooling_mode)]
-        model = SentenceTransformer(modules=[*modules, Normalize()] if normalize else modules, device="cpu")
+        modules = [transformed, Pooling(dim, pooling_mode=pooling_mode), *behind]
+        model = SentenceTransformer(
+            modules=[*modules, Normalize()] if normalize else modules, device="cpu", prompts=prompts
+        )
         model.save(str(folder), create_model_card=False)
     return folder
 
@@ -125,8 +230,8 @@ def _make_wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, li
     return _make_fast(tokenizer, names)
 
 
-def _make_byte_level_bpe() -> Any:
-    names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+def _make_byte_level_bpe(*, template: str | None = None, padding_side: str = "right") -> Any:
+    names = _ROBERTA_SPECIALS
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -137,16 +242,37 @@ def _make_byte_level_bpe() -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(evaluation_sentences(), trainer)
-    return _make_fast(tokenizer, names)
+    return _make_fast(tokenizer, names, template, padding_side)
 
 
+def _make_unigram(names: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")) -> Any:
+    """SentencePiece's form: a space becomes U+2581. T5 has no token before the text."""
+    cls, pad, sep, unk, mask = names
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=_UNIGRAM_SIZE,
+        special_tokens=list(dict.fromkeys([cls, pad, sep, unk, mask])),
+        unk_token=unk,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(evaluation_sentences(), trainer)
+    return _make_fast(tokenizer, names, "$A </s>" if cls == pad else None)
+
+
+_ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_T5_SPECIALS = ("<pad>", "<pad>", "</s>", "<unk>", "<extra_id_0>")
 _BERT_SPECIALS = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")
 
 
-def _make_fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
+def _make_fast(tokenizer: Any, names: tuple[str, ...], template: str | None = None, padding_side: str = "right") -> Any:
     cls, pad, sep, unk, mask = names
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
+        single=template or f"{cls} $A {sep}",
         special_tokens=[(cls, tokenizer.token_to_id(cls)), (sep, tokenizer.token_to_id(sep))],
     )
     return transformers.PreTrainedTokenizerFast(
@@ -156,6 +282,7 @@ def _make_fast(tokenizer: Any, names: tuple[str, ...]) -> Any:
         sep_token=sep,
         unk_token=unk,
         mask_token=mask,
+        padding_side=padding_side,
         model_input_names=["input_ids", "attention_mask"],
     )
 
@@ -204,7 +331,7 @@ def make_unigram(pieces: list[tuple[str, float]]) -> Tokenizer:
 
 
 def save_xlm_roberta(folder: Path, *, pieces: int = 4000, hidden: int = 32, layers: int = 2) -> Path:
-    """Save XLM-RoBERTa with Unigram."""
+    """Save XLM-RoBERTa with Unigram, as multilingual e5 and bge-m3. Its positions start behind that of the padding."""
     tokenizer = make_unigram(make_pieces(pieces))
     shape = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": hidden // 8}
     config = transformers.XLMRobertaConfig(
@@ -220,4 +347,4 @@ def save_xlm_roberta(folder: Path, *, pieces: int = 4000, hidden: int = 32, laye
         **{"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "sep_token": "</s>"},
         **{"unk_token": "<unk>", "mask_token": "<mask>", "model_input_names": ["input_ids", "attention_mask"]},
     )
-    return _save(folder, transformers.XLMRobertaModel(config), fast, "mean", True, dim=hidden)
+    return _save(folder, transformers.XLMRobertaModel(config), fast, "mean", True, dim=hidden, token_std=1.0)

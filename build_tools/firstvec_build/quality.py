@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -159,6 +159,7 @@ def measure(
     labelled: LabelledPairs | None = None,
     check: Callable[[Mapping[str, float]], None] = lambda _figures: None,
     report_texts: Callable[[int], None] = lambda _count: None,
+    matryoshka_dims: Sequence[int] = (),
 ) -> Quality:
     """Compare an artifact, which the runtime itself runs, with the reference vectors of the same sentences.
 
@@ -174,6 +175,7 @@ def measure(
         check: called with the cheap figures, metric → value, before the expensive ones are measured. What ``check``
             raises ends the measurement.
         report_texts: called with the number of texts that were encoded.
+        matryoshka_dims: the dimensions that the model is made to be cut to.
     """
     vectors = np.empty_like(reference)
     parts = -(-len(sentences) // _PART)
@@ -207,6 +209,12 @@ def measure(
         sentences=len(sentences),
         measured_with=measured_with,
         spearman=_round(spearman(provider, labelled)) if labelled is not None else None,
+        matryoshka={
+            str(dim): _round(neighbour_overlap(vectors[:, :dim], reference))
+            for dim in matryoshka_dims
+            if dim < reference.shape[1]
+        }
+        or None,
         thresholds={},
     )
 

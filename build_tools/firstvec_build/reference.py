@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -49,6 +50,22 @@ class SentenceEncoder(torch.nn.Module):  # type: ignore[misc]
         return self.model(features)["sentence_embedding"]
 
 
+class Truncate(torch.nn.Module):  # type: ignore[misc]
+    """The last module of a model that names a ``truncate_dim``: it keeps the first components of a vector.
+
+    `SentenceTransformer.encode` does the same, and does not normalize again.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Cut the features' ``sentence_embedding``, (B, D), to (B, dim)."""
+        features["sentence_embedding"] = features["sentence_embedding"][:, : self.dim]
+        return features
+
+
 def make_example(model: SentenceTransformer) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask of two texts, (2, T), one of them padded, with which the exporters trace the model."""
     texts = ["A sentence to trace with.", "Shorter."]
@@ -78,6 +95,10 @@ def load_model(source: Source) -> SentenceTransformer:
         raise ExportError(f"{source.name}: pooling that leaves out the prompt (include_prompt=False) is not supported")
     if getattr(model.tokenizer, "backend_tokenizer", None) is None:
         raise ExportError(f"{source.name}: unsupported tokenizer {type(model.tokenizer).__name__}: it has no fast form")
+    dim, model.truncate_dim = model.truncate_dim, None
+    if dim is not None and dim < (model.get_embedding_dimension() or 0):
+        model.append(Truncate(dim))
+        model.truncate_dim = dim
     return model.float().eval()
 
 
@@ -125,6 +146,23 @@ def describe_model(model: SentenceTransformer, source: Source) -> Model:
         prompts=dict(model.prompts or {}),
         default_prompt_name=model.default_prompt_name,
     )
+
+
+def find_matryoshka_dims(source: Source) -> tuple[int, ...]:
+    """Return the dimensions to which the model's vectors are made to be cut, in descending order.
+
+    No library defines the key. Models name the dimensions in their configuration, as ``matryoshka_dims`` or
+    ``matryoshka_dimensions``.
+    """
+    found = set[int]()
+    for name in ("config_sentence_transformers.json", "config.json"):
+        path = source.path / name
+        document = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        for key in ("matryoshka_dims", "matryoshka_dimensions"):
+            dims = document.get(key)
+            if isinstance(dims, list):
+                found.update(dim for dim in dims if type(dim) is int and dim > 0)
+    return tuple(sorted(found, reverse=True))
 
 
 def make_tokenizer_json(model: SentenceTransformer) -> str:

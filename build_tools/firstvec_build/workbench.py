@@ -79,6 +79,7 @@ class Workbench:
         self.dynamic_int8 = dynamic_int8
         self.encoder = reference.load_model(origin)
         self._model = reference.describe_model(self.encoder, origin)
+        self._matryoshka_dims = reference.find_matryoshka_dims(origin)
         tokenizer_json = reference.make_tokenizer_json(self.encoder)
         (folder / _TOKENIZER_NAME).write_text(tokenizer_json, "utf-8")
         self._support_files = reference.find_support_files(origin)
@@ -203,6 +204,7 @@ class Workbench:
                 self._reference,
                 f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
                 self._labelled,
+                matryoshka_dims=self._matryoshka_dims,
                 check=lambda figures: self._thresholds.check(artifact, figures),
                 report_texts=self.report_texts,
             )

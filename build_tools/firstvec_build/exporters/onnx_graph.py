@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turns the telemetry off
 from firstvec.errors import ExportError
+from firstvec_build.exporters.masks import traceable_masks
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.reference import make_example
 
@@ -54,7 +55,7 @@ def export(model: SentenceTransformer, path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     stream = io.BytesIO()
-    with silence_tools(), torch.no_grad(), _eager_attention(model):
+    with silence_tools(), torch.no_grad(), traceable_masks(), _eager_attention(model):
         try:
             # The newer exporter (dynamo=True) writes attention in a form that onnxruntime 1.32 does not fuse.
             torch.onnx.export(

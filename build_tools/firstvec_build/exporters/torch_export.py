@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from torch.export import Dim
 
 from firstvec.errors import ExportError
+from firstvec_build.exporters.masks import traceable_masks
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.reference import SentenceEncoder, make_example
 
@@ -25,7 +26,7 @@ def export(model: SentenceTransformer, path: Path) -> None:
     """
     shape = {0: Dim("batch", min=1, max=_MOST_TEXTS), 1: Dim("tokens", min=1, max=int(model.max_seq_length or 0))}
     stream = io.BytesIO()
-    with silence_tools(), torch.no_grad():
+    with silence_tools(), torch.no_grad(), traceable_masks():
         try:
             program = torch.export.export(
                 SentenceEncoder(model).eval(),

@@ -12,6 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from firstvec.errors import ExportError
+from firstvec_build.exporters.masks import traceable_masks
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.reference import SentenceEncoder, make_example
 
@@ -28,7 +29,7 @@ def export(model: SentenceTransformer, path: Path) -> tuple[str, ...]:
     Raises:
         ExportError: the model cannot be traced.
     """
-    with silence_tools(), torch.no_grad():
+    with silence_tools(), torch.no_grad(), traceable_masks():
         try:
             traced = torch.jit.trace(SentenceEncoder(model).eval(), make_example(model), check_trace=False)
             frozen = torch.jit.freeze(traced.eval())

@@ -160,6 +160,8 @@ class Quality(_Parsed):
     """Engine and version. And how, where the building machine could not run the artifact itself."""
     spearman: float | None = _optional(_field("number", -100.0, 100.0))
     """Spearman correlation x100 on the labelled set given at the build, if one was."""
+    matryoshka: dict[str, float] | None = _optional(_field("numbers"))
+    """Dimension → `neighbour_overlap` of vectors that are cut to it, with the whole vectors of the reference."""
     thresholds: dict[str, float] = _field("numbers")
     """Metric → limit that the build enforced: `max_abs_diff` at most, the others at least."""
 
@@ -175,7 +177,7 @@ class Quality(_Parsed):
                 raise item.error(metric, f"{value:g} is {side} the {threshold:g} that the build enforced")
 
 
-_METRICS = frozenset(Quality._fields) - {"sentences", "measured_with", "thresholds"}
+_METRICS = frozenset(Quality._fields) - {"sentences", "measured_with", "matryoshka", "thresholds"}
 
 
 class Artifact(_Parsed):

@@ -80,5 +80,7 @@ def _artifact_rows(artifact: Artifact) -> list[list[str]]:
     )
     if quality.spearman is not None:
         measured += f"; Spearman {quality.spearman:.2f}"
+    for dim, kept in (quality.matryoshka or {}).items():
+        measured += f"; cut to {dim} components: {kept:.1%}"
     limits = [f"{key} {'≤' if key == 'max_abs_diff' else '≥'} {limit:g}" for key, limit in quality.thresholds.items()]
     return [*rows, ["measured", measured], ["enforced", ", ".join(limits) or "nothing"]]

@@ -30,7 +30,7 @@ OPTIONAL = {
     ("model", "revision"),
     ("model", "default_prompt_name"),
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
-    *(("artifacts", index, "quality", "spearman") for index in range(3)),
+    *(("artifacts", index, "quality", key) for index in range(3) for key in ("spearman", "matryoshka")),
     ("wordpiece",),
     ("wordpiece", "tables"),
     ("quick_tokenizer",),
@@ -238,7 +238,8 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
         manifest.quick_tokenizer,
         manifest.left_out,
         manifest.self_test,
-        *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason, item.quality.spearman)),
+        *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason)),
+        *(each for item in manifest.artifacts for each in (item.quality.spearman, item.quality.matryoshka)),
     ]
 
 
@@ -701,7 +702,7 @@ def test_an_artifact_that_misses_its_own_threshold_is_refused(changes: dict[str,
     "thresholds",
     [
         {"cosine_min": 0.97, "max_abs_diff": 0.01, "spearman": 81.9},  # exactly
-        {"cosine_of_a_newer_minor_version": 2.0, "sentences": 1e9},
+        {"cosine_of_a_newer_minor_version": 2.0, "sentences": 1e9, "matryoshka": 1.0},
         {},
     ],
     ids=str,
