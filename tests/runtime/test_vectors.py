@@ -22,6 +22,33 @@ def view_of(rows: list[list[float]]) -> memoryview:
     return memoryview(flat).cast("B").cast("f", (len(rows), len(rows[0])))
 
 
+def test_too_few_addresses_for_numpy_are_a_typed_error(fresh: Fresh) -> None:
+    code = """
+import resource, sys
+from firstvec import LoadError
+from firstvec.vectors import as_array
+
+def limit(more):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
+
+view = memoryview(bytearray(8)).cast("B").cast("f", (1, 2))
+limit(60 << 20)  # numpy's OpenBLAS would end the process
+try:
+    as_array(view)
+except LoadError as error:
+    print(error, "numpy" in sys.modules)
+limit(1 << 30)
+print(as_array(view).shape)
+"""
+    if sys.platform != "linux":
+        pytest.skip("other systems do not say how many addresses are left")
+    refused, shape = fresh(code).stdout.splitlines()
+    assert refused.startswith("numpy needs 192 MB of addresses to be imported, and 60 MB are left: raise the limit")
+    assert refused.endswith("no numpy False")
+    assert shape == "(1, 2)"
+
+
 def test_an_array_is_over_the_same_memory() -> None:
     view = view_of(NUMBERS)
     found = as_array(view)

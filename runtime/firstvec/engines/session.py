@@ -125,10 +125,15 @@ def run_session(session: Session, artifact_id: str, rows: Sequence[Sequence[int]
     """Compute the vectors of token ids in an open session. Returns float32, (len(rows), embedding_dim).
 
     Raises:
-        IncompatibleArtifact: the engine cannot run the artifact.
+        IncompatibleArtifact: the engine cannot run the artifact, or the memory does not suffice.
     """
     try:
         return session.run(rows)
+    except MemoryError as error:
+        if not _comes_from_engine(error):
+            raise
+        reason = f"{session.engine} has too little memory to run it; give the process more, or pass shorter texts"
+        raise IncompatibleArtifact(artifact_id, reason) from error
     except (RuntimeError, ValueError) as error:
         if not _comes_from_engine(error):
             raise

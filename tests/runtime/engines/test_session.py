@@ -107,7 +107,16 @@ def test_an_error_that_an_engine_raises_in_a_run_is_an_incompatible_artifact(err
         run_session(session, "onnx-fp32", [[1]])
 
 
-@pytest.mark.parametrize("error", [RuntimeError("of the program"), ValueError("of the program"), KeyboardInterrupt()])
+def test_too_little_memory_in_a_run_is_an_incompatible_artifact() -> None:
+    session: Any = FailingSession(MemoryError(), "firstvec.engines.x")
+    with pytest.raises(IncompatibleArtifact, match=r"onnx-fp32: engine 1\.0 has too little memory to run it; give"):
+        run_session(session, "onnx-fp32", [[1]])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("of the program"), ValueError("of the program"), MemoryError("of the program"), KeyboardInterrupt()],
+)
 def test_an_error_that_a_signal_handler_of_the_program_raises_stays_as_it_is(error: Exception) -> None:
     session: Any = FailingSession(error, "__main__")
     with pytest.raises(type(error)) as caught:

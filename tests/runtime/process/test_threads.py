@@ -172,6 +172,32 @@ def test_the_error_of_a_computation_is_not_kept() -> None:
 # Forks
 
 
+def test_the_exit_waits_until_the_system_has_ended_the_threads(fresh: Fresh) -> None:
+    code = """
+import os, threading, time
+from _thread import get_native_id
+from firstvec.process import threads
+
+class Slow:  # the thread ends this much later than its work
+    def __del__(self):
+        time.sleep(0.2)
+
+kept = threading.local()
+
+def work():
+    kept.slow = Slow()
+    return get_native_id()
+
+ids = [threads.Task(work).result() for _ in range(3)]
+alive = [os.path.exists(f"/proc/self/task/{each}") for each in ids]
+threads.before_exit()
+print(alive[-1], [os.path.exists(f"/proc/self/task/{each}") for each in ids])
+"""
+    if sys.platform != "linux":
+        pytest.skip("other systems do not list threads in /proc")
+    assert fresh(code).stdout == "True [False, False, False]\n"
+
+
 def test_a_fork_waits_for_tasks(fresh: Fresh) -> None:
     code = """
 import os, time
