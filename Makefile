@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -57,6 +57,14 @@ bench-sts: sts-given artifacts  ## measure accuracy and speed on the sentences o
 	$(BIN)/python benchmarks/sts.py --bundle $(BUNDLE) --sts "$(STS)" --json build/benchmarks/sts.json \
 		--markdown build/benchmarks/sts.md
 
+bench-retrieval: artifacts  ## measure how many of the ten nearest passages stay, of all docstrings of Python (10 minutes)
+	$(BIN)/python benchmarks/retrieval.py --bundle $(BUNDLE) --json build/benchmarks/retrieval.json \
+		--markdown build/benchmarks/retrieval.md
+
+bench-odd-texts: artifacts  ## measure how close the vectors of odd texts are to full precision
+	$(BIN)/python benchmarks/odd_texts.py --bundle $(BUNDLE) --json build/benchmarks/odd-texts.json \
+		--markdown build/benchmarks/odd-texts.md
+
 sts-given:
 	@test -n "$(STS)" || { echo "STS is not given: make bench-sts STS=path/of/sts-test.csv (benchmarks/README.md)" >&2; exit 1; }
 
@@ -64,7 +72,9 @@ report: $(VENV)/.installed  ## write the results of the bench targets to build/r
 	$(BIN)/python benchmarks/report.py --bundle $(BUNDLE) --markdown build/report/report.md --json build/report/report.json \
 		$(addprefix --cold ,$(wildcard build/benchmarks/cold-start.json)) \
 		$(addprefix --throughput ,$(wildcard build/benchmarks/throughput.json)) \
-		$(addprefix --operations ,$(wildcard build/benchmarks/operations.json))
+		$(addprefix --operations ,$(wildcard build/benchmarks/operations.json)) \
+		$(addprefix --retrieval ,$(wildcard build/benchmarks/retrieval.json)) \
+		$(addprefix --odd-texts ,$(wildcard build/benchmarks/odd-texts.json))
 
 docs: $(VENV)/.installed  ## build the documentation's site in site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -24,7 +24,10 @@ from firstvec.bundle.json_reader import CheckedObject, parse_object
 from firstvec.bundle.manifest import Artifact, Manifest
 from firstvec.errors import ManifestError
 
-COMMANDS = {"cold start": "make bench-cold", "throughput": "make bench", "operations": "make bench-operations"}
+COMMANDS = {
+    **{"cold start": "make bench-cold", "throughput": "make bench", "operations": "make bench-operations"},
+    **{"retrieval": "make bench-retrieval", "odd texts": "make bench-odd-texts"},
+}
 """Input → the command that measures it."""
 FEW_ROUNDS = 5
 Value = str | float | None
@@ -113,7 +116,7 @@ class Input:
     @property
     def facts(self) -> dict[str, str]:
         """The machine and the versions, as the benchmark recorded them, without the machine's own name."""
-        if self.name == "cold start":
+        if self.name in ("cold start", "retrieval", "odd texts"):
             run = self.top.child("run").value
             return {name: str(value) for name, value in run.items() if value not in (None, "")}
         machine, commit = self.top.child("machine_info").value, self.top.child("commit_info").value
@@ -155,11 +158,14 @@ def main() -> None:
     parser.add_argument("--cold", type=Path, metavar="FILE", help="JSON that cold_start.py wrote")
     parser.add_argument("--throughput", type=Path, metavar="FILE", help=f"{written_by} test_throughput.py")
     parser.add_argument("--operations", type=Path, metavar="FILE", help=f"{written_by} test_operations.py")
+    parser.add_argument("--retrieval", type=Path, metavar="FILE", help="JSON that retrieval.py wrote")
+    parser.add_argument("--odd-texts", type=Path, metavar="FILE", help="JSON that odd_texts.py wrote")
     parser.add_argument("--bundle", type=Path, default=Path("artifacts/all-MiniLM-L6-v2"), help="its folder")
     parser.add_argument("--markdown", type=Path, required=True, metavar="FILE", help="where to write the report")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where to write the report as JSON")
     options = parser.parse_args()
     paths = {"cold start": options.cold, "throughput": options.throughput, "operations": options.operations}
+    paths |= {"retrieval": options.retrieval, "odd texts": options.odd_texts}
     try:
         manifest = Manifest.read(options.bundle)
     except ManifestError as error:
@@ -188,11 +194,13 @@ def compose(manifest: Manifest, inputs: Mapping[str, Input]) -> Report:
     Raises:
         ManifestError: an input does not have the form that its command writes.
     """
-    cold, throughput, operations = (inputs.get(name) for name in COMMANDS)
+    cold, throughput, operations, retrieval, odd_texts = (inputs.get(name) for name in COMMANDS)
     sections = [
         *(_cold_start(cold) if cold else []),
         *([_throughput(throughput)] if throughput else []),
         _accuracy(manifest),
+        *([_retrieval(retrieval, manifest)] if retrieval else []),
+        *([_odd_texts(odd_texts)] if odd_texts else []),
         *([_operations(operations)] if operations else []),
         _machine(manifest, inputs),
     ]
@@ -337,6 +345,47 @@ def _accuracy(manifest: Manifest) -> Section:
         "`SentenceTransformer.encode`. The figures come from the bundle's manifest."
     )
     return Section("Accuracy", how, [Table("The artifacts of the bundle", columns, rows)])
+
+
+def _retrieval(retrieval: Input, manifest: Manifest) -> Section:
+    figures = retrieval.top.child("figures")
+    spearman = {artifact.id: artifact.quality.spearman for artifact in manifest.artifacts}
+    rows: list[list[Value]] = []
+    for name in figures.value:
+        found = figures.child(name)
+        shares: list[Value] = [100 * found.number(key, 0, 1) for key in ("top-10 overlap", "same nearest")]
+        cosines: list[Value] = [found.number(key, -1, 1) for key in ("cosine, mean", "cosine, min")]
+        rows.append([name, *shares, *cosines, spearman.get(name)])
+    columns = {"artifact": "", **dict.fromkeys(("same of ten nearest, %", "same nearest, %"), "{:.2f}")}
+    columns |= {**dict.fromkeys(("cosine, mean", "cosine, worst"), "{:.4f}"), "Spearman × 100": "{:.2f}"}
+    count = retrieval.top.child("run").integer("passages", 1, 10**9)
+    how = (
+        f"`{COMMANDS['retrieval']}`: {count:,} paragraphs of the docstrings of Python's standard library. Each "
+        "passage is the query once. The first artifact is the reference. Spearman comes from the bundle's manifest."
+    )
+    return Section("Retrieval", how, [Table("The nearest passages", columns, rows)])
+
+
+def _odd_texts(odd_texts: Input) -> Section:
+    figures, kinds, run = (odd_texts.top.child(key) for key in ("figures", "kinds", "run"))
+    rows: list[list[Value]] = []
+    for name in figures.value:
+        found = figures.child(name)
+        cosines: list[Value] = [found.number(key, -1, 1) for key in ("cosine, mean", "cosine, p1", "cosine, min")]
+        rows.append([name, *cosines, found.text("worst kind")])
+    columns = {"artifact": "", **dict.fromkeys(("cosine, mean", "cosine, 1st percentile", "cosine, worst"), "{:.4f}")}
+    of_kinds: list[list[Value]] = [
+        [kind, *(_number(kinds.child(kind), name) for name in figures.value)] for kind in kinds.value
+    ]
+    tables = [
+        Table("All odd texts", columns | {"the worst text's kind": ""}, rows),
+        Table("Worst cosine of each kind", {"kind": "", **dict.fromkeys(figures.value, "{:.4f}")}, of_kinds),
+    ]
+    how = (
+        f"`{COMMANDS['odd texts']}`: {run.integer('texts', 1, 10**9):,} texts of {run.integer('kinds', 1, 10**6)} "
+        "kinds. The first artifact is the reference."
+    )
+    return Section("Odd texts", how, tables)
 
 
 def _operations(operations: Input) -> Section:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import numpy as np
 
 from firstvec.bundle.manifest import Manifest
 from firstvec.engines.table import INSTRUCTION_SETS
+from firstvec.errors import InputError
 from firstvec.loading.opening import open_artifact, verify_artifact
 from firstvec.loading.session_in_use import SessionInUse
 from firstvec.machine.profile import ResourceProfile
@@ -97,6 +99,34 @@ def _firstvec(artifact_id: str, manifest: Manifest, scratch: Path) -> Encode:
     return lambda texts, batch_size: provider.encode(texts, batch_size=batch_size)
 
 
+def open_artifacts(manifest: Manifest, only: Collection[str] | None) -> Iterator[tuple[str, Encode]]:
+    """Yield the id of each artifact that runs here, and its function: one of full precision first.
+
+    Print on stderr why another artifact does not run here.
+
+    Args:
+        manifest: the bundle.
+        only: ids of the artifacts to measure beside the first one. None: all.
+
+    Raises:
+        InputError: the bundle holds no artifact of such an id.
+    """
+    known = [artifact.id for artifact in manifest.artifacts]
+    if unknown := {*(only or ())} - {*known}:
+        raise InputError(f"{', '.join(sorted(unknown))}: not in the bundle, which holds {', '.join(known)}")
+    is_first = True
+    profile = ResourceProfile.detect()
+    for artifact in sorted(manifest.artifacts, key=lambda each: (each.precision != "fp32", each.engine != "native")):
+        if (reason := cannot_run(artifact, profile, "cpu")) is not None:
+            print(f"left out: {artifact.id}: {reason}", file=sys.stderr)
+            continue
+        if not is_first and only is not None and artifact.id not in only:
+            continue
+        is_first = False
+        print(f"encoding with {artifact.id}", file=sys.stderr)
+        yield artifact.id, _firstvec(artifact.id, manifest, Path())
+
+
 def _sentence_transformers(manifest: Manifest, scratch: Path) -> Encode:
     from sentence_transformers import SentenceTransformer
 
@@ -110,7 +140,11 @@ def _exported_fp32(manifest: Manifest, scratch: Path) -> Encode:
 
 
 def _stock_dynamic_int8(manifest: Manifest, scratch: Path) -> Encode:
-    """Open the export, quantized by onnxruntime's `quantize_dynamic`, in its binding with default options."""
+    """Open the export, quantized by onnxruntime's `quantize_dynamic` with a scale for each column of the weights.
+
+    A column's scale is not the default of `quantize_dynamic`, and is closer to fp32 than the default.
+    The session has default options.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     quantized = scratch / "dynamic.onnx"

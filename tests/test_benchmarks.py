@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,13 @@ from tests.conftest import REPOSITORY, edit_manifest
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=900, check=False)
+
+
+@pytest.fixture
+def benchmark_modules(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Return the function that imports a benchmark."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module
 
 
 def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
@@ -68,6 +77,9 @@ def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
         (["hand_over.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["signature.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["warm.py", "--texts", "0"], "--rounds and --texts must be at least 1"),
+        (["retrieval.py", "--passages", "10"], "--passages must be at least 20"),
+        (["retrieval.py", "--bundle", "no/such/folder"], "firstvec.json: cannot be read"),
+        (["odd_texts.py", "--bundle", "no/such/folder"], "firstvec.json: cannot be read"),
         (["report.py"], "the following arguments are required: --markdown, --json"),
     ],
     ids=str,
@@ -109,6 +121,70 @@ def test_signature_measures_loads_with_and_without_a_signature(tiny_built: Path)
     assert all(figures[name] > 0 for name in figures if not name.endswith("difference, ms"))
     assert [path.name for path in tiny_built.parent.iterdir()] == [tiny_built.name]  # the signed copy is gone
     assert not (tiny_built / "model.sig").exists()
+
+
+def test_retrieval_compares_every_artifact_that_is_asked_for(tiny_built: Path, tmp_path: Path) -> None:
+    done = run(
+        *("benchmarks/retrieval.py", "--bundle", tiny_built, "--passages", 60, "--artifact", "native-int8"),
+        *("--json", tmp_path / "retrieval.json", "--markdown", tmp_path / "retrieval.md"),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "retrieval.json").read_text("utf-8"))
+    assert document["run"]["passages"] == 60
+    figures = document["figures"]
+    assert [*figures] == ["native-fp32", "native-int8"]
+    assert figures["native-fp32"]["top-10 overlap"] == figures["native-fp32"]["same nearest"] == 1.0
+    assert 0.5 < figures["native-int8"]["top-10 overlap"] < 1.0
+    assert f"| {figures['native-int8']['top-10 overlap']:.4f} |" in (tmp_path / "retrieval.md").read_text("utf-8")
+
+
+def test_passages_are_different_paragraphs_of_the_library(benchmark_modules: Callable[[str], Any]) -> None:
+    passages = benchmark_modules("retrieval").passages
+    found = passages()
+    assert len(found) > 5000
+    assert len({*found}) == len(found)
+    assert min(map(len, found)) >= 40
+    few = passages(100)
+    assert len(few) == 100
+    assert few == [text for text in found if text in {*few}]
+    assert passages(10**9) == found
+
+
+def test_odd_texts_compares_every_artifact_that_is_asked_for(tiny_built: Path, tmp_path: Path) -> None:
+    done = run(
+        *("benchmarks/odd_texts.py", "--bundle", tiny_built, "--artifact", "native-int8"),
+        *("--json", tmp_path / "odd.json", "--markdown", tmp_path / "odd.md"),
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "odd.json").read_text("utf-8"))
+    figures, kinds = document["figures"], document["kinds"]
+    assert [*figures] == ["native-fp32", "native-int8"]
+    assert figures["native-fp32"]["cosine, min"] == pytest.approx(1.0, abs=1e-6)
+    worst = {kind: values["native-int8"] for kind, values in kinds.items()}
+    assert figures["native-int8"]["cosine, min"] == min(worst.values()) < figures["native-int8"]["cosine, mean"] < 1
+    assert worst[figures["native-int8"]["worst kind"]] == min(worst.values())
+    assert "| repeated ASCII character |" in (tmp_path / "odd.md").read_text("utf-8")
+
+
+def test_odd_texts_are_always_the_same_and_are_texts(benchmark_modules: Callable[[str], Any]) -> None:
+    odd_texts = benchmark_modules("odd_texts").odd_texts
+    kinds = odd_texts()
+    assert kinds == odd_texts()
+    assert len(kinds) == 25
+    assert sum(map(len, kinds.values())) > 2000
+    for kind, texts in kinds.items():
+        assert len(texts) >= 40, kind
+        assert len({*texts}) > 0.9 * len(texts), kind
+        assert all(text.encode() for text in texts), kind
+    assert {"[PAD][PAD]", "." * 1000, "漢" * 1000, "-" * 100} <= {text for texts in kinds.values() for text in texts}
+
+
+@pytest.mark.parametrize("script", ["retrieval.py", "odd_texts.py"])
+def test_an_artifact_that_the_bundle_lacks_is_named(script: str, tiny_built: Path) -> None:
+    done = run(f"benchmarks/{script}", "--bundle", tiny_built, "--artifact", "onnx-int3")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: onnx-int3: not in the bundle, which holds torchscript-fp32, ")
+    assert "Traceback" not in done.stderr
 
 
 def test_other_cpus_finds_no_difference_on_the_same_processor(tiny_built: Path) -> None:

@@ -98,6 +98,28 @@ def operations() -> Document:
     )
 
 
+@pytest.fixture
+def retrieval() -> Document:
+    """As `retrieval.py --json` writes it."""
+    keys = ("top-10 overlap", "same nearest", "cosine, mean", "cosine, min")
+    figures = {"native-fp32": (1.0, 1.0, 1.0, 0.999), "native-int8": (0.96875, 0.984375, 0.9985, 0.9625)}
+    return {
+        "run": {"passages": 8060, "cpu": "A CPU"},
+        "figures": {name: dict(zip(keys, values, strict=True)) for name, values in figures.items()},
+    }
+
+
+@pytest.fixture
+def odd_texts() -> Document:
+    """As `odd_texts.py --json` writes it."""
+    figures = {"cosine, mean": 0.9966, "cosine, p1": 0.9625, "cosine, min": 0.9321, "worst kind": "special tokens"}
+    return {
+        "run": {"texts": 2088, "kinds": 2, "cpu": "A CPU"},
+        "figures": {"onnx-int8-avx2": figures},
+        "kinds": {"numbers": {"onnx-int8-avx2": 0.9875}, "special tokens": {"onnx-int8-avx2": 0.9321}},
+    }
+
+
 @dataclass
 class Made:
     """A run of report.py and what it wrote."""
@@ -139,7 +161,7 @@ def make(bundle: Path, tmp_path: Path) -> Make:
         for name, document in inputs.items():
             path = tmp_path / f"{name}.json"
             path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
-            arguments += [f"--{name}", path]
+            arguments += [f"--{name.replace('_', '-')}", path]
         command = [sys.executable, "benchmarks/report.py", *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300, check=False)
         if check:
@@ -188,6 +210,34 @@ def test_every_figure_is_one_of_the_inputs(
     assert ["cpu", "A CPU", "A CPU", "A CPU"] in tables["Where the figures were taken"]
     assert ["commit", None, *["49c46432f1da, with changes"] * 2] in tables["Where the figures were taken"]
     assert "the-host" not in made.json.read_text("utf-8") + made.markdown.read_text("utf-8")
+
+
+def test_retrieval_and_odd_texts_are_sections(make: Make, retrieval: Document, odd_texts: Document) -> None:
+    made = make(retrieval=retrieval, odd_texts=odd_texts)
+    tables, text = made.tables(), made.markdown.read_text("utf-8")
+    assert [row[:5] for row in tables["The nearest passages"][1:]] == [
+        ["native-fp32", 100.0, 100.0, 1.0, 0.999],
+        ["native-int8", 96.875, 98.4375, 0.9985, 0.9625],
+    ]
+    assert tables["All odd texts"][1:] == [["onnx-int8-avx2", 0.9966, 0.9625, 0.9321, "special tokens"]]
+    assert tables["Worst cosine of each kind"][1:] == [["numbers", 0.9875], ["special tokens", 0.9321]]
+    assert "8,060 paragraphs" in text
+    assert "2,088 texts of 2 kinds" in text
+    assert "`make bench-retrieval` measures it" not in text
+    assert "`make bench-odd-texts` measures it" not in text
+    assert "`make bench-retrieval` measures it" in make(odd_texts=odd_texts).markdown.read_text("utf-8")
+
+
+@pytest.mark.parametrize("key", ["figures", "run"])
+@pytest.mark.parametrize("name", ["retrieval", "odd_texts"])
+def test_a_damaged_retrieval_is_refused(name: str, key: str, make: Make, request: pytest.FixtureRequest) -> None:
+    document = request.getfixturevalue(name)
+    del document[key]
+    made = make(check=False, **{name: document})
+    assert made.done.returncode == 1
+    assert (
+        f"{name}.json: {key}: is missing (`make bench-{name.replace('_', '-')}` writes such a file)" in made.done.stderr
+    )
 
 
 def test_markdown_shows_the_tables_of_the_json_file(

@@ -12,6 +12,7 @@ PACKAGES = {"runtime": REPOSITORY / "runtime" / "firstvec", "build": REPOSITORY 
 """Folder below tests/ → the package whose modules it mirrors."""
 OF_NO_SINGLE_MODULE = {
     "build/test_architectures.py": "the whole build, for each architecture of artifacts/models.toml",
+    "runtime/test_encode_like_sentence_transformers.py": "encode beside that of sentence-transformers",
     "runtime/test_fresh_process.py": "what a program imports, writes and waits for",
     "runtime/test_init.py": "the names that `import firstvec` gives",
 }

@@ -9,7 +9,18 @@ from firstvec.options import check_output
 from firstvec.process.threads import Task
 from firstvec.record import Generic
 from firstvec.text.tokenizer import as_list, check_texts
-from firstvec.vectors import as_array, as_row, as_rows, as_tensors, no_rows, quantize_embeddings, read_ranges, shorten
+from firstvec.vectors import (
+    as_array,
+    as_features,
+    as_row,
+    as_rows,
+    as_tensors,
+    no_rows,
+    not_computed,
+    quantize_embeddings,
+    read_ranges,
+    shorten,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -270,7 +281,9 @@ class EmbeddingProvider(Generic[Row, Rows]):
                 computed. The native engine pads nothing, and needs no batch size.
             show_progress_bar: draw a bar on stderr. None draws it where the logger ``firstvec`` is set to INFO or
                 DEBUG.
-            output_value: only ``sentence_embedding``. A bundle's engines give no vectors of tokens.
+            output_value: ``sentence_embedding``, or None for a dict of tensors for each text: ``sentence_embedding``
+                (float32, not scaled by ``normalize_embeddings``), ``input_ids`` and ``attention_mask`` (int64, without
+                padding). A bundle's engines give no vectors of tokens, so ``token_embeddings`` is an error.
             precision: ``float32``, or None for it; ``int8`` or ``uint8`` (256 steps over each component's range);
                 ``binary`` or ``ubinary`` (one bit a component, packed). The formulas are sentence-transformers'. The
                 ranges are those of the build, so a text has the same steps in any batch.
@@ -296,18 +309,19 @@ class EmbeddingProvider(Generic[Row, Rows]):
         texts = sentences if inputs is None else inputs
         if texts is None:
             raise InputError("there is no text to encode: pass a str or a sequence of str")
-        if output_value != "sentence_embedding":
-            raise InputError(
-                f"output_value {output_value!r} is not computed, only 'sentence_embedding' is: for vectors of tokens "
-                "use sentence-transformers, or the output last_hidden_state of the bundle's ONNX file"
-            )
-        precision = precision or "float32"
+        if output_value not in ("sentence_embedding", None):
+            raise InputError(not_computed(output_value))
+        precision = "float32" if precision is None else precision
         if precision not in PRECISIONS:
-            raise InputError(f"precision {precision!r} is not supported: use one of {', '.join(PRECISIONS)}")
-        if device is not None and not (isinstance(device, str) and device == self._device):
+            raise InputError(f"Precision {precision!r} is not supported, must be one of {', '.join(PRECISIONS)}")
+        if device is not None and str(device) != self._device:  # a torch.device is as good as its name
             raise InputError(f"the model was loaded on {self._device}: construct the loader with device={device!r}")
         _check_batch_size(batch_size)
         as_tensor = convert_to_tensor or not convert_to_numpy
+        if output_value is None:
+            if precision != "float32":
+                raise InputError("precision needs output_value='sentence_embedding'")
+            as_tensor, normalize_embeddings = True, False
         if output is not None and as_tensor:
             raise InputError("output is one of numpy, list and buffer, or it is a tensor: leave one of the two out")
         is_single = isinstance(texts, (str, bytes))
@@ -325,8 +339,11 @@ class EmbeddingProvider(Generic[Row, Rows]):
         view = self._embed_many(rows, prefix, batch_size, progress) if rows else None
         if as_tensor:
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
-            tensors = as_tensors(array, bool(convert_to_tensor))
-            return tensors[0] if is_single else tensors
+            if output_value is None:
+                results = as_features(array, self._tokenizer.tokenize([prefix + text for text in rows]))
+            else:
+                results = as_tensors(array, bool(convert_to_tensor))
+            return results[0] if is_single else results
         if form == "numpy" or truncate_dim is not None or normalize_embeddings or precision != "float32":
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
             if form == "numpy":
@@ -342,10 +359,14 @@ class EmbeddingProvider(Generic[Row, Rows]):
         @overload
         def encode_query(self, inputs: Texts, *, output: None = None, **more: Unpack[EncodeOptions]) -> Rows: ...
         @overload
-        def encode_query(self, inputs: str | Texts, *others: Any, **more: Any) -> Any: ...
+        def encode_query(self, inputs: str | Texts | None = None, *others: Any, **more: Any) -> Any: ...
 
     def encode_query(
-        self, inputs: str | Texts, prompt_name: str | None = None, prompt: str | None = None, **options: Any
+        self,
+        inputs: str | Texts | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
     ) -> Any:
         """Embed queries as `encode` does. Without a prompt, the model's ``query`` prompt is put before each.
 
@@ -360,10 +381,14 @@ class EmbeddingProvider(Generic[Row, Rows]):
         @overload
         def encode_document(self, inputs: Texts, *, output: None = None, **more: Unpack[EncodeOptions]) -> Rows: ...
         @overload
-        def encode_document(self, inputs: str | Texts, *others: Any, **more: Any) -> Any: ...
+        def encode_document(self, inputs: str | Texts | None = None, *others: Any, **more: Any) -> Any: ...
 
     def encode_document(
-        self, inputs: str | Texts, prompt_name: str | None = None, prompt: str | None = None, **options: Any
+        self,
+        inputs: str | Texts | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Any,
     ) -> Any:
         """Embed documents as `encode` does. Without a prompt, the model's ``document`` prompt is put before each.
 
@@ -374,14 +399,14 @@ class EmbeddingProvider(Generic[Row, Rows]):
     def _encode_as(
         self,
         names: tuple[str, ...],
-        inputs: str | Texts,
+        inputs: str | Texts | None,
         prompt_name: str | None,
         prompt: str | None,
         options: dict[str, Any],
     ) -> Any:
         if prompt_name is None and prompt is None:
-            prompt = self._named_prompt(names)
-        return self.encode(inputs, prompt_name, prompt, **options)
+            prompt_name = next((name for name in names if name in self.manifest.model.prompts), None)
+        return self.encode(inputs=inputs, prompt_name=prompt_name, prompt=prompt, **options)
 
     if TYPE_CHECKING:
 
@@ -548,16 +573,21 @@ class EmbeddingProvider(Generic[Row, Rows]):
                 raise InputError(f"{argument} {value!r} is not a str")
         if prompt is not None:
             if prompt_name is not None:
-                import warnings
+                import logging
 
-                warnings.warn(f"prompt_name {prompt_name!r} is ignored, because prompt is given", stacklevel=3)
+                logging.getLogger("firstvec").warning(
+                    "Provide either a `prompt`, a `prompt_name`, or neither, but not both. "
+                    "Ignoring the `prompt_name` in favor of `prompt`."
+                )
             return prompt
         name = prompt_name or self.manifest.model.default_prompt_name
         if name is None:
             return ""
         prompts = self.manifest.model.prompts
         if name not in prompts:
-            raise InputError(f"unknown prompt_name {name!r}: the model has {', '.join(sorted(prompts)) or 'none'}")
+            raise InputError(
+                f"Prompt name {name!r} not found in the configured prompts dictionary with keys {[*prompts]}."
+            )
         return prompts[name]
 
     def _named_prompt(self, names: tuple[str, ...]) -> str:

@@ -157,7 +157,7 @@ def shorten(vectors: npt.NDArray[np.float32], truncate_dim: int | None, normaliz
     """
     numpy = _numpy()
     if truncate_dim is not None:
-        if type(truncate_dim) is not int or truncate_dim < 1:
+        if isinstance(truncate_dim, bool) or not hasattr(truncate_dim, "__index__") or truncate_dim < 1:
             raise InputError(f"truncate_dim {truncate_dim!r} is not a positive integer")
         vectors = numpy.ascontiguousarray(vectors[:, :truncate_dim])
     if normalize:
@@ -178,3 +178,28 @@ def as_tensors(vectors: npt.NDArray[Any], stacked: bool) -> Any:
         raise MissingDependency("convert_to_tensor", "torch", "firstvec[torch]") from error
     tensor = torch.from_numpy(vectors)
     return tensor if stacked else list(tensor)
+
+
+class Features(dict):  # type: ignore[type-arg]
+    """What ``encode(output_value=None)`` gives of one text. A key that is not there is an InputError."""
+
+    def __missing__(self, key: object) -> Any:
+        raise InputError(not_computed(key))
+
+
+def not_computed(name: object) -> str:
+    """Return the text of the error for an output that sentence-transformers has, and a bundle has not."""
+    return (
+        f"output_value {name!r} is not computed, only 'sentence_embedding' is: for vectors of tokens use "
+        "sentence-transformers, or the output last_hidden_state of the bundle's ONNX file"
+    )
+
+
+def as_features(vectors: npt.NDArray[np.float32], token_ids: list[list[int]]) -> list[Features]:
+    """Return each text's vector, token ids and attention mask, as tensors. The errors are those of `as_tensors`."""
+    features = []
+    for vector, ids in zip(as_tensors(vectors, False), token_ids, strict=True):
+        numbers = _numpy().array(ids, "int64")
+        masked = {"input_ids": numbers, "attention_mask": _numpy().ones_like(numbers)}
+        features.append(Features(sentence_embedding=vector, **{k: as_tensors(v, True) for k, v in masked.items()}))
+    return features

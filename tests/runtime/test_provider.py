@@ -283,8 +283,14 @@ def test_a_longer_length_than_the_vectors_keeps_all(provider: EmbeddingProvider)
         ({"inputs": None}, "there is no text"),
         ({"inputs": 3}, "neither a str nor a sequence"),
         ({"output_value": "token_embeddings"}, "sentence_embedding"),
-        ({"output_value": None}, "sentence_embedding"),
-        ({"precision": "float16"}, "float32, int8"),
+        ({"output_value": None, "precision": "binary"}, "precision needs output_value='sentence_embedding'"),
+        ({"precision": "float16"}, "Precision 'float16' is not supported, must be one of float32, int8"),
+        ({"precision": ""}, "Precision '' is not supported"),
+        ({"inputs": [("one", "two")]}, "text 0: is tuple, not str; a pair of texts has no vector"),
+        ({"inputs": [["one", "two"]]}, "text 0: is list, not str; a pair of texts has no vector"),
+        ({"inputs": np.array([["one", "two"]])}, "text 0: is ndarray, not str; a pair of texts has no vector"),
+        ({"inputs": np.array("one")}, "neither a str nor a sequence"),
+        ({"inputs": ["one", None]}, "text 1: is NoneType, not str"),
         ({"device": "cuda"}, "loaded on cpu"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": True}, "batch_size"),
@@ -293,7 +299,10 @@ def test_a_longer_length_than_the_vectors_keeps_all(provider: EmbeddingProvider)
         ({"inputs": {"a": 1}}, "no order"),
         ({"truncate_dim": True}, "truncate_dim"),
         ({"truncate_dim": 0}, "truncate_dim 0 is not a positive integer"),
-        ({"prompt_name": "nonsense"}, "unknown prompt_name"),
+        (
+            {"prompt_name": "nonsense"},
+            r"Prompt name 'nonsense' not found in the configured prompts dictionary with keys \[",
+        ),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(options: dict[str, Any], message: str, provider: EmbeddingProvider) -> None:
@@ -309,7 +318,7 @@ def test_a_prompt_that_is_no_text_is_refused(argument: str, value: object, provi
             encode(["a text"], **{argument: value})  # type: ignore[operator]
 
 
-def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider) -> None:
+def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider, caplog: pytest.LogCaptureFixture) -> None:
     expected = provider.encode("query: text")
     np.testing.assert_array_equal(provider.encode("text", prompt="query: "), expected)
     about = provider.manifest.model.replace(prompts={"query": "query: "})
@@ -323,8 +332,10 @@ def test_a_prompt_is_put_before_the_text(provider: EmbeddingProvider) -> None:
     np.testing.assert_array_equal(prompted.encode_query(["text"], prompt="query: ", output="list"), [expected.tolist()])
     np.testing.assert_array_equal(prompted.encode_document("text"), provider.encode("text"))
     np.testing.assert_array_equal(prompted.encode_document("text", prompt_name="query"), expected)
-    with pytest.warns(UserWarning, match="prompt_name 'other' is ignored, because prompt is given"):
-        np.testing.assert_array_equal(prompted.encode("text", "other", "query: "), expected)
+    caplog.clear()
+    np.testing.assert_array_equal(prompted.encode("text", "other", "query: "), expected)
+    assert [each[:2] for each in caplog.record_tuples] == [("firstvec", logging.WARNING)]
+    assert "Ignoring the `prompt_name` in favor of `prompt`" in caplog.text
 
 
 def test_oddities_give_finite_unit_vectors(provider: EmbeddingProvider) -> None:

@@ -191,6 +191,10 @@ def check_texts(texts: Sequence[object], first: int = 0) -> None:
     for index, text in enumerate(texts, first):
         if not isinstance(text, str):
             hint = "decode it first: text.decode('utf-8')" if isinstance(text, bytes) else "pass a str"
+            if isinstance(text, (list, tuple)) or type(text).__name__ == "ndarray":
+                hint = (
+                    "a pair of texts has no vector, because a bundle's graph has no type of token: join the two texts"
+                )
             raise InputError(f"is {type(text).__name__}, not str; {hint}", index)
         if not text.isascii():
             try:

@@ -66,7 +66,10 @@ def test_a_prompt_is_put_before_each_text(options: list[str], text: str, prompte
     [
         (["--query", "--document"], "--query, --document and --prompt-name name different prompts: give one of them"),
         (["--query", "--prompt-name", "other"], "give one of them"),
-        (["--prompt-name", "none"], "unknown prompt_name 'none': the model has other, passage, query"),
+        (
+            ["--prompt-name", "none"],
+            "Prompt name 'none' not found in the configured prompts dictionary with keys ['query', 'passage', 'other']",
+        ),
     ],
 )
 def test_a_wrong_prompt_is_refused(options: list[str], message: str, prompted: Path, firstvec: Fresh) -> None:
