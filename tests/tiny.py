@@ -348,3 +348,18 @@ def save_xlm_roberta(folder: Path, *, pieces: int = 4000, hidden: int = 32, laye
         **{"unk_token": "<unk>", "mask_token": "<mask>", "model_input_names": ["input_ids", "attention_mask"]},
     )
     return _save(folder, transformers.XLMRobertaModel(config), fast, "mean", True, dim=hidden, token_std=1.0)
+
+
+def make_byte_pairs(vocab_size: int = 3000) -> Tokenizer:
+    """Return a byte-level BPE tokenizer in RoBERTa's form: GPT-2's expression, ``<s> … </s>``."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(evaluation_sentences(), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer

@@ -15,7 +15,7 @@ from firstvec.bundle.manifest import File, QuickTables, WordPiece
 from firstvec.machine import native
 from firstvec.text.tokenizer import FAMILIES
 from firstvec.text.wordpiece import QuickTokenizer
-from firstvec_build import publishing, unigram_tables, wordpiece_tables
+from firstvec_build import byte_pair_tables, publishing, unigram_tables, wordpiece_tables
 from firstvec_build.text_tables import certain_code_points
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
     return rules.replace(tables=publishing.describe_file(folder, TABLES_NAME))
 
 
-_WRITERS: dict[str, tuple[str, Any]] = {"Unigram": ("unigram", unigram_tables.make_tables)}
+_WRITERS: dict[str, tuple[str, Any]] = {
+    "Unigram": ("unigram", unigram_tables.make_tables),
+    "BPE": ("byte_pairs", byte_pair_tables.make_tables),
+}
 """Type of the model in a tokenizer.json → family in the manifest, and the function that makes its tables."""
 
 
@@ -83,7 +86,8 @@ def write_tables(tokenizer_json: str, folder: Path, texts: Sequence[str]) -> Qui
         stream.write(tables)
         stream.flush()
         quick = getattr(module, FAMILIES[family])(stream.fileno(), len(tables), int(truncation["max_length"]))
-    words = sorted(word.replace("\u2581", " ") for word in package.get_vocab(with_added_tokens=False))
+    space = "\u2581" if family == "unigram" else "\u0120"
+    words = sorted(word.replace(space, " ") for word in package.get_vocab(with_added_tokens=False))
     compared = [*texts, *generate_texts(_GENERATED_TEXTS, random.Random(0), words), *list_characters()]
     if find_disagreement(quick, compared, [each.ids for each in package.encode_batch_fast(compared)]) is not None:
         return None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+_Entry = TypeVar("_Entry", np.uint8, np.uint32)
 
 CODE_POINTS, PAGE = 0x110000, 128
 LEAVE = 4
@@ -33,7 +36,7 @@ def certain_code_points() -> Sequence[int]:
     return found
 
 
-def make_pages(entries: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
+def make_pages(entries: npt.NDArray[_Entry]) -> tuple[npt.NDArray[np.int64], npt.NDArray[_Entry]]:
     """Return the page of each 128 code points, and the pages that differ, (pages, 128)."""
     characters, pages = np.unique(entries.reshape(-1, PAGE), axis=0, return_inverse=True)
     return pages.reshape(-1), characters

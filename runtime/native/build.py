@@ -41,7 +41,7 @@ X86 = {
     "kernels_avx2": "-mavx2 -mfma",
 }
 ARM = {"kernels_neon_dot": "-march=armv8.2-a+dotprod"}
-COMMON = ("kernels_plain", "processor", "weights", "threads", "encoder", "wordpiece", "unigram", "module")
+COMMON = ("kernels_plain", "processor", "weights", "threads", "encoder", "wordpiece", "unigram", "byte_pairs", "module")
 PROBED = ("kernels_avx512_vnni", "kernels_avx_vnni", "kernels_neon_dot", "module")
 """The sources that ask most of a compiler: the newest instructions, and Python's headers."""
 

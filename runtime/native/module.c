@@ -4,6 +4,7 @@
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
 
+#include "byte_pairs.h"
 #include "encoder.h"
 #include "processor.h"
 #include "unigram.h"
@@ -319,6 +320,7 @@ static PyMethodDef tokenizer_methods[] = {
 
 FAMILY(wordpiece, struct tables, map_tables, unmap_tables, tokenize, "WordPiece", "WordPiece")
 FAMILY(unigram, struct unigram, map_unigram, unmap_unigram, tokenize_unigram, "Unigram", "Unigram")
+FAMILY(byte_pairs, struct byte_pairs, map_byte_pairs, unmap_byte_pairs, tokenize_byte_pairs, "BytePairs", "byte-pair")
 
 /* ---- the module ---- */
 
@@ -346,7 +348,7 @@ static int add_type(PyObject *module, PyType_Spec *spec, const char *name) {
 static int execute(PyObject *module) {
     usable_kernels();
     if (add_type(module, &weights_spec, "Weights") || add_type(module, &wordpiece_spec, "WordPiece") ||
-        add_type(module, &unigram_spec, "Unigram"))
+        add_type(module, &unigram_spec, "Unigram") || add_type(module, &byte_pairs_spec, "BytePairs"))
         return -1;
     return PyModule_AddStringConstant(module, "VERSION", ENGINE_VERSION);
 }

@@ -32,12 +32,13 @@ def make_json(family: str) -> str:
     """Return the tokenizer.json of a family, as the build writes it."""
     from tests import tiny
 
-    tokenizer = {"unigram": lambda: tiny.make_unigram(tiny.make_pieces(4000))}[family]()
+    makers = {"unigram": lambda: tiny.make_unigram(tiny.make_pieces(4000)), "byte_pairs": tiny.make_byte_pairs}
+    tokenizer = makers[family]()
     tokenizer.enable_truncation(64)
     return str(tokenizer.to_str())
 
 
-@pytest.fixture(scope="module", params=["unigram"])
+@pytest.fixture(scope="module", params=["unigram", "byte_pairs"])
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a folder with a tokenizer, its tables and a manifest. Do not change the folder."""
     family = request.param
@@ -155,7 +156,8 @@ def test_a_tokenizer_of_another_kind_gets_no_tables(change: str, written: Path, 
     elif change == "left truncation":
         value["truncation"]["direction"] = "Left"
     else:
-        value["post_processor"]["single"] = [{"Sequence": {"id": "A", "type_id": 0}}] * 2
+        sequences = [{"Sequence": {"id": "A", "type_id": 0}}] * 2
+        value["post_processor"] = {"type": "TemplateProcessing", "single": sequences, "pair": [], "special_tokens": {}}
     assert write_tables(json.dumps(value), tmp_path, TEXTS) is None
     assert not list(tmp_path.iterdir())
 

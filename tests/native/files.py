@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tokenizers
 
 from firstvec.bundle.manifest import WordPiece
+from firstvec_build.byte_pair_tables import make_tables as make_pairs_tables
 from firstvec_build.unigram_tables import make_tables as make_unigram_tables
 from firstvec_build.wordpiece_tables import make_tables
 
@@ -45,6 +46,12 @@ UNIGRAM_FIELDS = (
     *("left", "left_bytes", "pages", "replacement_bytes"),
 )
 """The fields of a Unigram file's header behind the magic bytes, in their order."""
+PAIRS_HEADER = struct.Struct("<8s2IQ18I32x")
+PAIRS_FIELDS = (
+    *("byte_order", "version", "file_bytes", "slots", "most_probes", "split", "most_digits", "adds_space"),
+    *("prefixes", "suffixes", *(f"around_{i}" for i in range(8)), "left", "left_bytes", "pages"),
+)
+"""The fields of a byte-pair file's header behind the magic bytes, in their order."""
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 
@@ -224,6 +231,47 @@ def split_unigram(data: bytes) -> dict[str, bytes]:
         "pages": 2 * 0x110000 // 128,
         "characters": 512 * header["pages"],
         "replacements": header["replacement_bytes"],
+    }
+    return _split(data, sizes)
+
+
+def make_small_pairs() -> bytes:
+    """Return a byte-pair file of 30 kB: all code points from 2^8 share one page, which is left to the package."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([" ".join(words(200))], trainer)
+    data = make_pairs_tables(tokenizer, (1, 2), (3,))
+    assert data is not None
+    arrays = split_pairs(data)
+    pages = np.frombuffer(arrays["pages"], np.uint16).copy()
+    classes = np.frombuffer(arrays["classes"], np.uint8).reshape(-1, 128)
+    kept = np.concatenate([classes[pages[:2]], np.full((1, 128), 4, np.uint8)])
+    pages[...] = 2
+    pages[:2] = 0, 1
+    arrays |= {"pages": pages.tobytes(), "classes": kept.tobytes()}
+    out = bytearray(PAIRS_HEADER.size)
+    for array in arrays.values():
+        out += bytes(-len(out) % 64) + array
+    header = dict(zip(PAIRS_FIELDS, PAIRS_HEADER.unpack_from(data)[1:], strict=True))
+    PAIRS_HEADER.pack_into(out, 0, data[:8], *(header | {"file_bytes": len(out), "pages": len(kept)}).values())
+    return bytes(out)
+
+
+def split_pairs(data: bytes) -> dict[str, bytes]:
+    """Return the arrays of a byte-pair file, in their order."""
+    header = dict(zip(PAIRS_FIELDS, PAIRS_HEADER.unpack_from(data)[1:], strict=True))
+    sizes = {
+        "bytes": 4 * 256,
+        "slots": 16 * header["slots"],
+        "left": header["left_bytes"],
+        "pages": 2 * 0x110000 // 128,
+        "classes": 128 * header["pages"],
     }
     return _split(data, sizes)
 

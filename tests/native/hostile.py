@@ -19,8 +19,10 @@ from typing import Any
 from firstvec import _native
 from tests.native.files import (
     FIELDS,
+    PAIRS_FIELDS,
     UNIGRAM_FIELDS,
     WORDS_FIELDS,
+    make_small_pairs,
     make_small_unigram,
     make_small_words,
     make_weights,
@@ -198,6 +200,7 @@ class Tables:
 
 WORDS = Tables("WordPiece", make_small_words, WORDS_FIELDS)
 UNIGRAM = Tables("Unigram", make_small_unigram, UNIGRAM_FIELDS)
+PAIRS = Tables("BytePairs", make_small_pairs, PAIRS_FIELDS)
 
 CAMPAIGNS: dict[str, Callable[[Runner, int], None]] = {
     "weights-flips": weights_flips,
@@ -211,6 +214,10 @@ CAMPAIGNS: dict[str, Callable[[Runner, int], None]] = {
     "unigram-truncations": UNIGRAM.truncations,
     "unigram-extremes": UNIGRAM.extremes,
     "unigram-noise": UNIGRAM.noise,
+    "pairs-flips": PAIRS.flips,
+    "pairs-truncations": PAIRS.truncations,
+    "pairs-extremes": PAIRS.extremes,
+    "pairs-noise": PAIRS.noise,
 }
 
 if __name__ == "__main__":

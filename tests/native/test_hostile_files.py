@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.faults.conftest import Campaign
-from tests.native.files import WORDS_FIELDS, make_small_unigram, make_weights, make_words, set_field
+from tests.native.files import WORDS_FIELDS, make_small_pairs, make_small_unigram, make_weights, make_words, set_field
 
 CAMPAIGNS = {
     "weights-flips": (31, 1),
@@ -27,6 +27,10 @@ CAMPAIGNS = {
     "unigram-truncations": (0, 0),
     "unigram-extremes": (500, 50_000),
     "unigram-noise": (1000, 100_000),
+    "pairs-flips": (17, 1),
+    "pairs-truncations": (0, 0),
+    "pairs-extremes": (500, 50_000),
+    "pairs-noise": (1000, 100_000),
 }
 """Campaign of `tests.native.hostile` → its number in `make test` and in `make faults`: how many random choices, or the
 step from one bit to the next behind the header."""
@@ -52,11 +56,16 @@ def test_damaged_files_are_refused_or_run(name: str, tmp_path: Path, campaign: C
     )
 
 
-@pytest.mark.parametrize("kind", ["Weights", "WordPiece", "Unigram"])
+@pytest.mark.parametrize("kind", ["Weights", "WordPiece", "Unigram", "BytePairs"])
 def test_a_file_that_is_none_is_refused(modules: dict[str, ModuleType], tmp_path: Path, kind: str) -> None:
     make = getattr(modules["installed"], kind)
     more = () if kind == "Weights" else (16,)
-    data = {"Weights": make_weights, "WordPiece": make_words, "Unigram": make_small_unigram}[kind]()
+    data = {
+        "Weights": make_weights,
+        "WordPiece": make_words,
+        "Unigram": make_small_unigram,
+        "BytePairs": make_small_pairs,
+    }[kind]()
     path = tmp_path / "file"
     path.write_bytes(data)
     descriptors = [os.open(path, os.O_RDONLY), os.open(tmp_path, os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)]

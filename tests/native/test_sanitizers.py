@@ -17,7 +17,15 @@ import pytest
 
 from tests.faults.conftest import Campaign
 from tests.native.compiling import compile_and_link, run
-from tests.native.files import make_small_unigram, make_small_words, make_weights, split_unigram, split_words
+from tests.native.files import (
+    make_small_pairs,
+    make_small_unigram,
+    make_small_words,
+    make_weights,
+    split_pairs,
+    split_unigram,
+    split_words,
+)
 from tests.native.hostile import SMALLEST, TEXTS
 
 SANITIZERS = {
@@ -81,14 +89,39 @@ RUNS = {
     "fuzz_weights": (20_000, 2_000_000),
     "fuzz_tokenizer": (100_000, 10_000_000),
     "fuzz_unigram": (100_000, 10_000_000),
+    "fuzz_byte_pairs": (100_000, 10_000_000),
 }
 """Driver → its executions in `make test` and in `make faults`."""
-SOURCES = {"fuzz_weights": (), "fuzz_tokenizer": ("wordpiece",), "fuzz_unigram": ("unigram",)}
+SOURCES = {
+    "fuzz_weights": (),
+    "fuzz_tokenizer": ("wordpiece",),
+    "fuzz_unigram": ("unigram",),
+    "fuzz_byte_pairs": ("byte_pairs",),
+}
 FUZZED = (
     *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all", "-O1", "-g"),
     # These checks take clang minutes for the kernels' unrolled loops. gcc's run of the driver has them.
     "-fno-sanitize=alignment,null,pointer-overflow,object-size",
 )
+
+
+def words_seed() -> tuple[bytes, dict[str, bytes], tuple[str, ...]]:
+    data = make_small_words()
+    return data, split_words(data), ("slots", "tokens", "strings", "added")
+
+
+def unigram_seed() -> tuple[bytes, dict[str, bytes], tuple[str, ...]]:
+    data = make_small_unigram()
+    return data, split_unigram(data), ("nodes", "scores", "left")
+
+
+def pairs_seed() -> tuple[bytes, dict[str, bytes], tuple[str, ...]]:
+    data = make_small_pairs()
+    return data, split_pairs(data), ("bytes", "slots", "left")
+
+
+TABLES = {"fuzz_tokenizer": words_seed, "fuzz_unigram": unigram_seed, "fuzz_byte_pairs": pairs_seed}
+"""Driver → a small file, its arrays, and the names of the arrays before that of the pages."""
 
 
 def seeds(target: str) -> list[bytes]:
@@ -102,15 +135,21 @@ def seeds(target: str) -> list[bytes]:
         ]
         files = [make_weights(precision=precision, **SMALLEST | form) for precision in (0, 1) for form in forms]
         return [data[:size] for data in files for size in (160, 700)] + files[5:6]
-    is_unigram = target == "fuzz_unigram"
-    data = make_small_unigram() if is_unigram else make_small_words()
-    arrays = split_unigram(data) if is_unigram else split_words(data)
+    data, arrays, before_pages = TABLES[target]()
     front = b""
-    for name in ("nodes", "scores", "left") if is_unigram else ("slots", "tokens", "strings", "added"):
+    for name in before_pages:
         front += bytes(-len(front) % 64) + arrays[name]
     front += bytes(-len(front) % 64)
     texts = [text.encode()[:255] for text in TEXTS if text.isprintable()]
-    return [data[:128] + bytes([len(text)]) + text + front + arrays["characters"][:512] + bytes(16) for text in texts]
+    return [
+        data[:128]
+        + bytes([len(text)])
+        + text
+        + front
+        + arrays["classes" if "classes" in arrays else "characters"][:512]
+        + bytes(16)
+        for text in texts
+    ]
 
 
 @pytest.mark.parametrize("target", RUNS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         def tokenize(self, text: str) -> list[int] | None: ...
 
 
-FAMILIES = {"unigram": "Unigram"}
+FAMILIES = {"unigram": "Unigram", "byte_pairs": "BytePairs"}
 """A manifest's family of tables → the class in the module of the native engine that reads them."""
 _LONG = 10_000
 """Characters. A longer text is cut first: truncation drops its end in any case."""
