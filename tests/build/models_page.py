@@ -35,4 +35,4 @@ def row(name: str, manifest: Manifest) -> str:
     portable = "yes" if "onnx-fp32" in ids else "no"
     int8 = "yes" if any(each.startswith("onnx-int8") for each in ids) else "no"
     native = ", ".join(name for name in ("fp32", "INT8") if f"native-{name.lower()}" in ids) or "no"
-    return f"| {family} | {examples} | {portable} | {int8} | {native} | {'yes' if manifest.wordpiece else 'no'} |"
+    return f"| {family} | {examples} | {portable} | {int8} | {native} |"
