@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from firstvec_build.quality import Thresholds, evaluation_sentences
@@ -175,6 +175,18 @@ def save_gemma(folder: Path) -> Path:
     return _save(
         folder, transformers.Gemma3TextModel(config), _make_unigram(), "mean", True, behind=dense, prompts=prompts
     )
+
+
+def save_static(folder: Path) -> Path:
+    """Save a table of embeddings with WordPiece, as model2vec and potion. A vector is the mean of its tokens' rows."""
+    torch.manual_seed(20)
+    tokenizer = _make_wordpiece().backend_tokenizer
+    table = StaticEmbedding(tokenizer, embedding_weights=torch.randn(tokenizer.get_vocab_size(), 32))
+    model = SentenceTransformer(modules=[table, Normalize()], device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save(str(folder), create_model_card=False)
+    return folder
 
 
 def _save(

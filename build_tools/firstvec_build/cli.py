@@ -55,6 +55,22 @@ def build_model(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub id.")] = None,
     sha256: Annotated[str | None, typer.Option(help="Expected digest of the model's weights.")] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="How to pool the token vectors of a plain transformers model (no modules.json): cls, lasttoken, max, "
+            "mean, mean_sqrt_len_tokens or weightedmean.",
+            show_default=False,
+        ),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Run the code that lies beside the model. The code can do whatever you can. A bundle has none of it.",
+        ),
+    ] = False,
     name: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +148,8 @@ def build_model(
             folder,
             revision=revision,
             sha256=sha256,
+            pooling=pooling,
+            trust_remote_code=trust_remote_code,
             name=name,
             only=only or (),
             thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),

@@ -64,6 +64,8 @@ def build(
     *,
     revision: str | None = None,
     sha256: str | None = None,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
     name: str | None = None,
     only: Sequence[str] = (),
     thresholds: Thresholds | None = None,
@@ -82,6 +84,8 @@ def build(
         output: folder of bundles.
         revision: revision of a hub id.
         sha256: expected digest of the weights.
+        pooling: pooling mode for a plain transformers model: one of `firstvec_build.source.POOLINGS`.
+        trust_remote_code: let the build run the code that lies beside the model. The runtime never runs it.
         name: of the bundle, ``NAME`` or ``ORGANIZATION/NAME``. None: the model's name, or that of its folder.
         only: keys of `firstvec_build.recipes.RECIPES`. Empty: all but those that are made on request.
         thresholds: what the artifacts must reach. None: the defaults.
@@ -98,7 +102,7 @@ def build(
 
     Raises:
         SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched.
-        InputError: ``only`` names an unknown artifact, or ``name`` is no name of a bundle.
+        InputError: ``only`` names an unknown artifact, ``pooling`` is unknown, or ``name`` is no name of a bundle.
         MissingDependency: the toolchain is not installed.
     """
     started = time.perf_counter()
@@ -109,7 +113,9 @@ def build(
         raise InputError(f"the name {name!r} is not NAME or ORGANIZATION/NAME of letters, digits and . _ -")
     publishing.check_writable(Path(output))
     report_stage("fetching the model", 0, count)
-    origin = source.resolve(model, revision=revision, sha256=sha256)
+    origin = source.resolve(
+        model, revision=revision, sha256=sha256, pooling=pooling, trust_remote_code=trust_remote_code
+    )
     if name is not None:
         origin = replace(origin, name=name)
     labelled = quality.read_labelled_pairs(sts) if sts is not None else None
@@ -207,9 +213,9 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
     def add(*parts: object) -> None:
         digest.update(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode())
 
-    add(origin.name, origin.revision, origin.origin, origin.sha256)
+    add(origin.name, origin.revision, origin.origin, origin.sha256, origin.pooling, origin.trust_remote_code)
     for path in sorted(origin.path.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".txt", ".model"):
+        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".py"):
             add(path.relative_to(origin.path).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
     code, runtime = Path(__file__).parent, Path(firstvec.__file__).parent

@@ -182,7 +182,8 @@ def measure(
     for start in range(parts):  # each part has texts of all lengths
         vectors[start::parts] = provider.encode(sentences[start::parts])
         report_texts(len(sentences[start::parts]))
-    scale = np.linalg.norm(reference, axis=1, keepdims=True)  # (N, 1), 1 for models that normalize
+    # (N, 1), 1 for models that normalize. A static model's vector of the empty text is 0.
+    scale = np.maximum(np.linalg.norm(reference, axis=1, keepdims=True), 1e-30)
     cosines = cosine(vectors, reference)
     cheap = {
         "cosine_mean": _round(cosines.mean()),
@@ -220,10 +221,14 @@ def measure(
 
 
 def cosine(a: Vectors, b: Vectors) -> Vectors:
-    """Return the cosine of each row of ``a``, (N, D), to the same row of ``b``: (N,), in float64."""
+    """Return the cosine of each row of ``a``, (N, D), to the same row of ``b``: (N,), in float64.
+
+    Equal rows have cosine 1, also where both are 0.
+    """
     wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(wide_a, axis=1) * np.linalg.norm(wide_b, axis=1)
-    result: Vectors = np.clip((wide_a * wide_b).sum(axis=1) / np.maximum(norms, 1e-30), -1.0, 1.0)
+    cosines = np.clip((wide_a * wide_b).sum(axis=1) / np.maximum(norms, 1e-30), -1.0, 1.0)
+    result: Vectors = np.where((a == b).all(axis=1), 1.0, cosines)
     return result
 
 

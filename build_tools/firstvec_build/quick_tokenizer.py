@@ -157,6 +157,8 @@ def _make_rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
 
 def _find_outer_ids(post_processor: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the ids that a post-processor puts before and behind a text. None: its kind is unknown."""
+    if not post_processor:
+        return (), ()
     if post_processor.get("type") == "BertProcessing":
         return (post_processor["cls"][1],), (post_processor["sep"][1],)
     if post_processor.get("type") != "TemplateProcessing":

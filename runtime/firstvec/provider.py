@@ -518,7 +518,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         start = 0
         pads = lease.session.pads
         while start < len(order):
-            longest = len(ids[order[start]])
+            longest = max(1, len(ids[order[start]]))  # a static model's text can have no token
             count = min(batch_size, max(1, _TOKENS // longest)) if pads else max(1, _TOKENS_WITHOUT_PADDING // longest)
             batch = order[start : start + count]
             vectors = self._run(lease, [ids[index] for index in batch]).cast("B")

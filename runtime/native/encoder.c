@@ -128,6 +128,21 @@ static int stops(struct call *call, int64_t *asked) {
     return atomic_load(&call->outcome) != ENCODED;
 }
 
+/* A model without layers: each vector is the mean of the rows of its tokens, and 0 if there is no token. */
+static void average_rows(struct call *call, const struct texts *texts, float *out) {
+    const struct model *model = call->model;
+    const size_t hidden = model->header->hidden, token_bytes = hidden * (model->token_scales ? 1 : sizeof(float));
+    const uint32_t *id = texts->ids;
+    for (size_t i = 0; i < texts->count; i++, out += hidden) {
+        for (size_t j = 0; j < hidden; j++) out[j] = 0;
+        for (uint32_t token = 0; token < texts->lengths[i]; token++, id++)
+            call->kernels->embed((const char *)model->tokens + *id * token_bytes,
+                                 model->token_scales ? model->token_scales + *id : NULL, out, hidden, out);
+        for (size_t j = 0; texts->lengths[i] && j < hidden; j++) out[j] /= (float)texts->lengths[i];
+        if (model->header->unit_length) call->kernels->scale_to_unit(out, hidden);
+    }
+}
+
 /* A run that is told to stop leaves `out` as it was. `asked` is the time of the caller's last question, or NULL. */
 static void run_block(struct call *call, const struct block *block, struct workspace *w, int64_t *asked) {
     const struct model *model = call->model;
@@ -139,6 +154,10 @@ static void run_block(struct call *call, const struct block *block, struct works
     float *out = call->out + block->first_text * h->hidden;
     const size_t hidden = h->hidden, token_bytes = hidden * (model->token_scales ? 1 : sizeof(float));
     size_t rows = 0;
+    if (!h->layers) {
+        if (!stops(call, asked)) average_rows(call, texts, out);
+        return;
+    }
     for (size_t i = 0; i < texts->count; i++) {
         for (size_t next = h->padding ? 1 : 0, end = rows + texts->lengths[i]; rows < end; rows++) {
             const size_t id = texts->ids[rows];
@@ -165,7 +184,8 @@ static void run_block(struct call *call, const struct block *block, struct works
 static void work(void *argument, size_t thread) {
     struct call *call = argument;
     struct workspace workspace;
-    if (!make_workspace(&workspace, call->model, call->rows, call->longest)) {
+    const int has_layers = call->model->header->layers > 0; /* a model without layers needs no workspace */
+    if (!make_workspace(&workspace, call->model, has_layers * call->rows, has_layers * call->longest)) {
         /* Only the caller's thread, which always runs, decides: another thread's blocks are taken by the others. */
         if (thread == 0) atomic_store(&call->outcome, OUT_OF_MEMORY);
         return;

@@ -6,7 +6,7 @@
 
 struct texts {
     const uint32_t *ids;     /* of all texts, one behind the other. Each is below the vocabulary's size */
-    const uint32_t *lengths; /* [count], from 1 to the model's positions */
+    const uint32_t *lengths; /* [count], from 1 to the model's positions, and also 0 if the model has no layers */
     size_t count;
 };
 

@@ -117,8 +117,9 @@ static int read_rows(PyObject *rows, const struct weights_header *header, struct
         PyObject *row = PySequence_Tuple(PyTuple_GetItem(rows, i));
         if (!row) return 0;
         const Py_ssize_t length = PyTuple_Size(row);
-        if (length < 1 || (size_t)length > header->positions) {
-            PyErr_Format(PyExc_ValueError, "text %zd has %zd tokens, and the weights take 1 to %lu", i, length,
+        const int least = header->layers > 0; /* the mean of no rows is 0 */
+        if (length < least || (size_t)length > header->positions) {
+            PyErr_Format(PyExc_ValueError, "text %zd has %zd tokens, and the weights take %d to %lu", i, length, least,
                          (unsigned long)header->positions);
             Py_DECREF(row);
             return 0;

@@ -48,6 +48,7 @@ static uint64_t place(struct model *model, const struct weights_header *header) 
     const int is_int8 = header->precision == PRECISION_INT8;
     model->tokens = take(&walk, header->vocabulary * hidden, is_int8 ? 1 : sizeof(float));
     model->token_scales = is_int8 ? take(&walk, header->vocabulary, sizeof(float)) : NULL;
+    if (!header->layers) return walk.at;
     model->positions = take(&walk, (header->positions + (header->padding ? 1 : 0)) * hidden, sizeof(float));
     model->gamma = take(&walk, hidden, sizeof(float));
     model->beta = take(&walk, hidden, sizeof(float));
@@ -73,7 +74,7 @@ static const char *header_problem(const struct weights_header *header, size_t by
     if (header->version != WEIGHTS_VERSION) return "its version is not 1: upgrade firstvec";
     if (header->file_bytes != bytes) return "the file is cut off, or longer than it says";
     if (header->precision > PRECISION_INT8) return "its precision is unknown";
-    if (header->layers < 1 || header->layers > 1024) return "its number of layers is not 1 to 1024";
+    if (header->layers > 1024) return "its number of layers is above 1024";
     if (header->hidden < LANES || header->hidden > 16384 || header->hidden % LANES)
         return "its hidden size is no multiple of 16 up to 16384";
     if (header->heads < 1 || header->heads > header->hidden || header->hidden % header->heads)

@@ -12,7 +12,8 @@ struct weights_header {
     char magic[8]; /* WEIGHTS_MAGIC */
     uint32_t byte_order, version;
     uint64_t file_bytes;
-    uint32_t precision, layers, hidden, heads, intermediate, vocabulary, positions;
+    uint32_t precision, layers; /* 0 layers: a vector is the mean of its tokens' rows, and no array follows these */
+    uint32_t hidden, heads, intermediate, vocabulary, positions;
     uint32_t activation, pooling, unit_length;
     float epsilon;    /* of LayerNorm */
     uint32_t padding; /* 0: positions count the tokens. Else a token's id + 1: see run_block() */

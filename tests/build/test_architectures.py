@@ -23,6 +23,7 @@ from firstvec_build.exporters.native_weights import find_obstacle
 from firstvec_build.pipeline import build
 from firstvec_build.quality import cosine, evaluation_sentences
 from firstvec_build.recipes import RECIPES
+from tests.build.models_page import FAMILIES, PAGE, row
 
 # The last texts are not among the evaluation sentences, and tokenizers treat them specially.
 TEXTS = [
@@ -126,7 +127,8 @@ def open_provider(manifest: Manifest, artifact_id: str) -> EmbeddingProvider:
 
 def relative_difference(vectors: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
     """The largest difference of a component, relative to the length of the reference vector."""
-    return float((np.abs(vectors - reference) / np.linalg.norm(reference, axis=1, keepdims=True)).max())
+    lengths = np.maximum(np.linalg.norm(reference, axis=1, keepdims=True), 1e-12)
+    return float((np.abs(vectors - reference) / lengths).max())
 
 
 def test_random_model_gives_different_vectors_to_different_texts(built: Built) -> None:
@@ -174,16 +176,17 @@ def test_tokens_are_those_of_the_reference(built: Built) -> None:
     assert open_tokenizer(built.manifest.replace(wordpiece=None)).tokenize(TEXTS) == expected
 
 
+def test_page_has_the_row_that_is_found(built: Built) -> None:
+    if (name := built.folder.name) in FAMILIES:
+        assert row(name, built.manifest) in PAGE.read_text("utf-8").splitlines()
+
+
 def test_manifest_describes_the_model(built: Built) -> None:
     model = built.manifest.model
     assert model.architecture == type(built.model[0].auto_model).__name__
     assert model.embedding_dim == built.reference.shape[1]
     assert model.normalized == bool(np.allclose(np.linalg.norm(built.reference, axis=1), 1, atol=1e-4))
     assert model.pad_token_id == built.model.tokenizer.pad_token_id
-
-
-def static_embedding(modules: list[Any], kinds: Any) -> list[Any]:
-    return [kinds.StaticEmbedding(modules[0].tokenizer, embedding_dim=8)]
 
 
 def bag_of_words(_modules: list[Any], kinds: Any) -> list[Any]:
@@ -197,7 +200,6 @@ def convolution(modules: list[Any], kinds: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (static_embedding, "StaticEmbedding"),
         (bag_of_words, "BoW → Dense"),
         (convolution, "Transformer → CNN → Pooling"),
     ],

@@ -48,6 +48,8 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "int8-tanh": {"hidden": 48, "heads": 2, "activation": 2, "intermediate": 112},
         "fp32": {"precision": 0, "hidden": 32, "heads": 1},
         "fp32-relu": {"precision": 0, "hidden": 48, "heads": 4, "activation": 3, "unit_length": 0},
+        "fp32-static": {"precision": 0, "layers": 0},
+        "int8-static": {"layers": 0},
     }
     contents = {name: make_weights(**form) for name, form in forms.items()}
     contents |= {"words": make_words(), "texts": b"".join(text.encode() + b"\0" for text in texts)}

@@ -101,8 +101,9 @@ def make_weights(
     else:
         put(random.integers(-127, 128, vocabulary * hidden, np.int8))
         put(random.uniform(0.005, 0.015, vocabulary).astype(np.float32))
-    put_floats(positions * hidden)
-    put_normalization()
+    if layers:
+        put_floats(positions * hidden)
+        put_normalization()
     for _ in range(layers):
         put_matrix(3 * hidden, hidden, has_multipliers=True)
         put_matrix(hidden, hidden, has_multipliers=False)

@@ -39,7 +39,8 @@ Case = tuple[str, bytes]
 
 
 def tiny_weights() -> list[bytes]:
-    return [make_weights(precision=precision, **SMALLEST) for precision in (0, 1)]
+    small = (SMALLEST, SMALLEST | {"layers": 0})
+    return [make_weights(precision=precision, **sizes) for precision in (0, 1) for sizes in small]
 
 
 def flipped(data: bytes, step: int) -> Iterator[Case]:
@@ -116,7 +117,7 @@ class Runner:
             self.refused += 1
             return
         self.ran += 1
-        for rows in ([[0]], [[0, 0, 0], [0]], [[1, 2, 3, 0], [2]], [[0] * 8] * 20):
+        for rows in ([[]], [[0]], [[0, 0, 0], [0]], [[1, 2, 3, 0], [2]], [[0] * 8] * 20):
             try:
                 result = weights.run(rows, 2)
                 assert len(result) == len(rows) * 4 * weights.embedding_dim

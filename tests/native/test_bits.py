@@ -105,7 +105,7 @@ def test_random_texts_give_the_same_bits(
     random = np.random.default_rng(11)
     texts, different, count = 0, 0, campaign.size(600, 100_000)
     words = open_words(modules["installed"], tiny_files["words"], 64)
-    forms = ("int8", "int8-cls", "int8-tanh", "fp32", "fp32-relu")
+    forms = ("int8", "int8-cls", "int8-tanh", "int8-static", "fp32", "fp32-relu", "fp32-static")
     opened = {
         (form, name, isa): open_weights(module, tiny_files[form], isa)
         for form in forms

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize
 
 from firstvec.errors import ExportError
+from firstvec_build.reference import is_static
 
 Matrix = npt.NDArray[np.float64]
 Quantize = Callable[[str, Matrix], tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32] | None]]
@@ -30,6 +31,8 @@ _MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}
 
 def find_obstacle(model: SentenceTransformer) -> str | None:
     """Return why the engine cannot compute this model, for people. None: it can."""
+    if is_static(model):
+        return _find_static_obstacle(model)
     config = model[0].auto_model.config
     if config.model_type not in _MODEL_TYPES:
         return f"the native engine does not compute model_type {config.model_type}"
@@ -47,6 +50,33 @@ def find_obstacle(model: SentenceTransformer) -> str | None:
     )
     found = [text for is_problem, text in problems if is_problem]
     return f"the native engine does not compute {', '.join(found)}" if found else None
+
+
+def _find_static_obstacle(model: SentenceTransformer) -> str | None:
+    width = model[0].embedding_dim
+    problems = (
+        (width % _LANES or width > 16384, f"embeddings of {width} components"),
+        ([type(module) for module in model][1:] not in ([], [Normalize]), "modules behind the embeddings"),
+    )
+    found = [text for is_problem, text in problems if is_problem]
+    return f"the native engine does not compute {', '.join(found)}" if found else None
+
+
+def write_static(model: SentenceTransformer, path: Path) -> None:
+    """Write a table of embeddings, of which a vector is the mean, in fp32. The file has no layers.
+
+    Raises:
+        ExportError: a weight is not a number.
+    """
+    table = model[0].embedding.weight.detach().numpy().astype(np.float64)
+    if not np.isfinite(table).all():
+        raise ExportError("embedding.weight: a weight is not finite")
+    file = _File(None)
+    file.put_tokens(table)
+    vocabulary, width = table.shape
+    # The sizes of layers say nothing here, and are the smallest that the format allows.
+    sizes = (0, width, 1, _LANES, vocabulary, model.max_seq_length, _ACTIVATIONS["gelu"], _POOLINGS["mean"])
+    file.finish(path, *sizes, int(type(model[len(model) - 1]) is Normalize), epsilon=1e-12, padding=0)
 
 
 def write(model: SentenceTransformer, path: Path, quantize: Quantize | None) -> None:

@@ -22,7 +22,7 @@ from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turn
 from firstvec.errors import ExportError
 from firstvec_build.exporters.masks import traceable_masks
 from firstvec_build.quiet_tools import silence_tools
-from firstvec_build.reference import make_example
+from firstvec_build.reference import is_static, make_example
 
 _OPSET = 17
 """The newest opset whose attention onnxruntime 1.32 can fuse. The fused graph of all-MiniLM-L6-v2 opens in 3 to 4 ms
@@ -87,6 +87,9 @@ def export(model: SentenceTransformer, path: Path) -> None:
 @contextmanager
 def _eager_attention(model: SentenceTransformer) -> Iterator[None]:
     """Compute attention by single matrix products. onnxruntime fuses these, and not those of torch's own function."""
+    if is_static(model):
+        yield
+        return
     transformer = model[0].auto_model
     before = transformer.config._attn_implementation
     transformer.set_attn_implementation("eager")
@@ -105,14 +108,14 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
-    config = model[0].auto_model.config
+    config = None if is_static(model) else model[0].auto_model.config.get_text_config()
     with silence_tools():
         try:
             optimized = optimize_model(
                 str(path),
                 model_type="bert",
-                num_heads=config.num_attention_heads,
-                hidden_size=config.hidden_size,
+                num_heads=config.num_attention_heads if config else 0,  # 0: the optimizer finds the sizes itself
+                hidden_size=config.hidden_size if config else 0,
                 optimization_options=FusionOptions("bert"),
                 opt_level=0,
                 use_gpu=False,
