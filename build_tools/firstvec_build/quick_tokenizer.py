@@ -135,14 +135,14 @@ def _is_supported(document: dict[str, Any]) -> bool:
         and (document["pre_tokenizer"] or {}).get("type") == "BertPreTokenizer"
         # The quick tokenizer searches the unchanged text for added tokens, and leaves a text with one to the package.
         and not any(token["normalized"] for token in document["added_tokens"])
-        and _find_outer_ids(document["post_processor"] or {}) is not None
+        and find_outer_ids(document["post_processor"]) is not None
     )
 
 
 def _make_rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
     normalizer, model = document["normalizer"], document["model"]
     strip_accents = normalizer["strip_accents"]
-    prefix_ids, suffix_ids = _find_outer_ids(document["post_processor"]) or ((), ())
+    prefix_ids, suffix_ids = find_outer_ids(document["post_processor"]) or ((), ())
     return WordPiece(
         vocabulary=vocabulary,
         lowercase=normalizer["lowercase"],
@@ -155,13 +155,19 @@ def _make_rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
     )
 
 
-def _find_outer_ids(post_processor: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+def find_outer_ids(post_processor: dict[str, Any] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the ids that a post-processor puts before and behind a text. None: its kind is unknown."""
-    if not post_processor:
+    kind = (post_processor or {}).get("type")
+    if post_processor is None or kind == "ByteLevel":  # which changes offsets only
         return (), ()
-    if post_processor.get("type") == "BertProcessing":
+    if kind in ("BertProcessing", "RobertaProcessing"):
         return (post_processor["cls"][1],), (post_processor["sep"][1],)
-    if post_processor.get("type") != "TemplateProcessing":
+    if kind == "Sequence":
+        found = [find_outer_ids(each) for each in post_processor["processors"]]
+        if None in found or sum(each != ((), ()) for each in found) > 1:
+            return None
+        return next((each for each in found if each != ((), ())), ((), ()))
+    if kind != "TemplateProcessing":
         return None
     sides: tuple[list[int], list[int]] = ([], [])
     texts_seen = 0
@@ -172,20 +178,6 @@ def _find_outer_ids(post_processor: dict[str, Any]) -> tuple[tuple[int, ...], tu
             ids = post_processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
             sides[min(texts_seen, 1)].extend(ids)
     return (tuple(sides[0]), tuple(sides[1])) if texts_seen == 1 else None
-
-
-def find_outer_ids(post_processor: dict[str, Any] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the ids that any post-processor puts before and behind a text. None: its kind is unknown."""
-    if post_processor is None or post_processor["type"] == "ByteLevel":  # which changes offsets only
-        return (), ()
-    if post_processor["type"] == "RobertaProcessing":
-        return (post_processor["cls"][1],), (post_processor["sep"][1],)
-    if post_processor["type"] == "Sequence":
-        found = [find_outer_ids(each) for each in post_processor["processors"]]
-        if None in found or sum(each != ((), ()) for each in found) > 1:
-            return None
-        return next((each for each in found if each != ((), ())), ((), ()))
-    return _find_outer_ids(post_processor)
 
 
 def generate_texts(count: int, generator: random.Random, words: Sequence[str]) -> Iterator[str]:

@@ -48,12 +48,15 @@ def test_rules_and_vocabulary_are_those_of_the_bundle(tiny_built: Path, tmp_path
             ((5, 6, 7), (5, 6)),
         ),
         ({"type": "TemplateProcessing", "single": [], "special_tokens": {}}, None),
-        ({"type": "RobertaProcessing"}, None),
-        ({}, None),
+        ({"type": "RobertaProcessing", "cls": ["<s>", 0], "sep": ["</s>", 2]}, ((0,), (2,))),
+        ({"type": "of a newer version"}, None),
+        (None, ((), ())),
     ],
 )
-def test_ids_around_a_text_are_read_from_the_post_processor(processor: dict[str, Any], outer_ids: object) -> None:
-    assert quick_tokenizer._find_outer_ids(processor) == outer_ids
+def test_ids_around_a_text_are_read_from_the_post_processor(
+    processor: dict[str, Any] | None, outer_ids: object
+) -> None:
+    assert quick_tokenizer.find_outer_ids(processor) == outer_ids
 
 
 def change(root: Path, **changes: Any) -> str:

@@ -68,7 +68,7 @@ def test_support_files_are_configuration_and_the_weights_of_later_modules(tmp_pa
     ):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
+        path.write_text("{}" if path.suffix == ".json" else "some content")
     found = reference.find_support_files(source.resolve(str(tmp_path)))
     assert [path.as_posix() for path in found] == [
         *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "config.json", "modules.json")

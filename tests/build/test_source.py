@@ -556,13 +556,13 @@ def test_digest_is_that_of_the_weights_in_any_place(model_folder: Path, tmp_path
 
 def test_several_weight_files_have_one_digest(model_folder: Path) -> None:
     (model_folder / "model.safetensors").unlink()
-    parts = {"model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two"}
+    parts = {"model-00001-of-00002.safetensors": b"one part", "model-00002-of-00002.safetensors": b"two parts"}
     for name in reversed(parts):  # the digest depends on the order of the names only
         (model_folder / name).write_bytes(parts[name])
 
     digest = resolve(str(model_folder)).sha256
     assert digest == sha256("".join(f"{name}:{sha256(data)}\n" for name, data in parts.items()).encode())
-    (model_folder / "model-00002-of-00002.safetensors").write_bytes(b"twO")
+    (model_folder / "model-00002-of-00002.safetensors").write_bytes(b"twO parts")
     assert resolve(str(model_folder)).sha256 != digest
 
 

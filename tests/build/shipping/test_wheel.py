@@ -171,7 +171,7 @@ except FirstvecError as error:
     model = tmp_path / "model"
     model.mkdir()
     (model / "modules.json").write_text("[]")
-    (model / "model.safetensors").touch()
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # a whole file without a tensor
     done = run(installed, "python", "-c", code, model, tmp_path / "bundles", cwd=tmp_path)
     assert "pip install 'firstvec[build]'" in done.stdout
     assert not (tmp_path / "bundles").exists()
