@@ -85,7 +85,7 @@ def figures(run: dict[str, dict[str, Any]]) -> list[str]:
         f"{met} points of ENOSPC and EIO: {met - harmless} typed errors, {harmless} did not matter; nothing lost",
         f"{sum(run[f'{fault} of a wheel being packed']['points'] for fault in ('kill', 'ENOSPC', 'EIO'))} points: "
         "no half wheel",
-        f"{replaced['previous']} with the old vectors, {replaced['new']} with the new vectors, "
+        f"{replaced['previous']} with the old vectors, {replaced.get('new', 0)} with the new vectors, "
         f"{replaced['IntegrityError']} typed errors",
         f"{run['64 threads, first loads']['loads']:,} × 64 threads: one session each; "
         f"{run['64 threads, a damaged bundle']['loads']} × 64 with a damaged bundle",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from array import array
 from pathlib import Path
@@ -44,7 +45,7 @@ print(as_array(view).shape)
     if sys.platform != "linux":
         pytest.skip("other systems do not say how many addresses are left")
     refused, shape = fresh(code).stdout.splitlines()
-    assert refused.startswith("numpy needs 192 MB of addresses to be imported, and 60 MB are left: raise the limit")
+    assert re.match(r"numpy needs 192 MB of addresses to be imported, and (5\d|60) MB are left: raise the", refused)
     assert refused.endswith("no numpy False")
     assert shape == "(1, 2)"
 
