@@ -19,8 +19,9 @@ def test_the_runtime_works_with_the_lowest_versions(bundle: Path, tiny_built: Pa
     lowest = dict(re.fullmatch(r"([\w-]+)>=([\d.]+).*", text).groups() for text in project["dependencies"])  # type: ignore[union-attr]
     assert set(lowest) == {"numpy", "onnxruntime", "tokenizers"}
     newest = (REPOSITORY / "constraints.txt").read_text("utf-8").splitlines()
-    others = [line for line in newest if line.partition("==")[0] not in lowest]
-    assert len(others) == len(newest) - len(lowest)
+    # tokenizers 0.21 needs an older huggingface_hub.
+    others = [line for line in newest if line.partition("==")[0] not in (*lowest, "huggingface_hub")]
+    assert len(others) == len(newest) - len(lowest) - 1
     constraints = tmp_path / "constraints.txt"
     # `>=1.23` means the first release of 1.23.
     pins = [f"{name}=={version}.0" for name, version in lowest.items()]

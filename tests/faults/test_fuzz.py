@@ -193,7 +193,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
         if not support_files
         else {
             "file": support_files[-1]["path"],
-            "neighbour_overlap": draw(st.dictionaries(NAMES, st.floats(0, 1), max_size=2)),
+            "neighbour_overlap": draw(st.dictionaries(st.sampled_from(["int8", "binary"]), st.floats(0, 1))),
         }
     )
     return {
