@@ -81,7 +81,6 @@ class OtherEnvironment:
     def run_runtime_tests(
         self,
         tiny_bundle: Path,
-        tests: Sequence[str] = ("tests/runtime",),
         *,
         without: Sequence[str] = (),
         warning_filter: str = "default",
@@ -90,13 +89,24 @@ class OtherEnvironment:
 
         Args:
             tiny_bundle: the tiny model's. The real model's lies in ``artifacts``.
-            tests: files and folders.
             without: names of tests that do not fit the environment.
             warning_filter: of Python, for the tests and for the processes that they start.
         """
         chosen = " and ".join(f"not {name}" for name in (*WITH_TORCH, *without))
         done = subprocess.run(
-            [self._python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "-W", warning_filter, *tests],
+            [
+                self._python,
+                "-m",
+                "pytest",
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                "-k",
+                chosen,
+                "-W",
+                warning_filter,
+                "tests/runtime",
+            ],
             capture_output=True,
             text=True,
             check=False,

@@ -348,7 +348,8 @@ def _wait_for_ends() -> None:
     """Wait until the system has ended the threads whose work is done.
 
     A thread that has hashed a file frees OpenSSL's memory when it ends. If the process has begun to free the same
-    memory by then, the process ends with SIGSEGV: seen in 1 of 60 processes with little memory on a busy machine.
+    memory by then, the process ends with SIGSEGV: seen in 5 of some 300 processes with little memory on a busy
+    machine.
     """
     deadline = time.monotonic() + _PATIENCE_FOR_ENDS
     this = get_native_id()
