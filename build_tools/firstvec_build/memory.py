@@ -1,7 +1,10 @@
-"""How many texts fit into one batch: attention needs memory by the square of a text's tokens."""
+"""Keep a build's memory small: batches by the square of a text's tokens, and memory that is given back."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import sys
 from collections.abc import Iterator, Sequence
 
 _MOST_SCORES = 12_000_000
@@ -26,3 +29,13 @@ def split_into_batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]
         end = start + most_texts(lengths[order[start]], most)
         yield order[start:end]
         start = end
+
+
+def give_back() -> None:
+    """Free the objects that only reference cycles hold, and give the free pages back to the system.
+
+    onnxruntime's optimizer leaves cycles that hold copies of all weights. all-mpnet-base-v2 keeps 2.3 GB without this.
+    """
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # musl has none
+        libc.malloc_trim(0)

@@ -25,7 +25,7 @@ from firstvec.errors import (
     QuantizationError,
 )
 from firstvec.machine.profile import ResourceProfile
-from firstvec_build import publishing, quality, source
+from firstvec_build import memory, publishing, quality, source
 from firstvec_build.quality import Thresholds
 from firstvec_build.recipes import RECIPES, LeftOut, Recipe
 
@@ -170,6 +170,7 @@ def build(
                         f"{recipe.artifact_id}: the memory does not suffice to build it; give the build more memory, "
                         "or build the other artifacts with --only"
                     ) from error
+                memory.give_back()
             if left_out and (only or not artifacts):
                 raise ExportError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
             report_stage("writing the bundle", count - 1, count)

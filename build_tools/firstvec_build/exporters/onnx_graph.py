@@ -20,6 +20,7 @@ from sentence_transformers import SentenceTransformer
 
 from firstvec.engines.onnxruntime_binding import onnxruntime  # that module turns the telemetry off
 from firstvec.errors import ExportError
+from firstvec_build import memory
 from firstvec_build.exporters.masks import traceable_masks
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.reference import is_static, make_example
@@ -126,6 +127,8 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
         _fold_token_types(optimized.model)
         optimized.prune_graph()
         optimized.save_model_to_file(str(fused))
+        del optimized
+    memory.give_back()
 
 
 def _split_skip_layer_norms(model: onnx.ModelProto) -> None:

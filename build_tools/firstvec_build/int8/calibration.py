@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from firstvec.errors import QuantizationError
 
 Floats = npt.NDArray[np.float32]
 
-_ROWS = 1024
+_ROWS = 4096
 """About this many rows of each input are kept, evenly spread over the texts."""
 
 
@@ -35,7 +36,7 @@ class Product:
     high: Floats
     """Largest value of each input channel, (K,)."""
     rows: Floats
-    """Some of the rows of X, (R, K)."""
+    """Some of the rows of X, (R, K). They are mapped from a file, because all products' rows would fill the memory."""
 
 
 def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
@@ -51,17 +52,21 @@ def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]
 
 
 def calibrate(
-    path: Path, token_ids: Sequence[Sequence[int]], report_texts: Callable[[int], None] = lambda _count: None
+    path: Path,
+    token_ids: Sequence[Sequence[int]],
+    folder: Path,
+    report_texts: Callable[[int], None] = lambda _count: None,
 ) -> list[Product]:
     """Run the graph on each text alone, and return its matrix products with their recorded inputs.
 
-    ``report_texts`` is called with 1 for each text.
+    The recorded rows lie in ``folder``, which must last as long as the products. ``report_texts`` is called with 1 for
+    each text.
 
     Raises:
         QuantizationError: onnxruntime cannot run the graph.
     """
     try:
-        return _record_products(onnx.load(path), token_ids, report_texts)
+        return _record_products(onnx.load(path), token_ids, folder, report_texts)
     except Exception as error:  # onnx and onnxruntime have exception types of their own
         raise QuantizationError(
             f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
@@ -70,38 +75,38 @@ def calibrate(
 
 
 def _record_products(
-    model: onnx.ModelProto, token_ids: Sequence[Sequence[int]], report_texts: Callable[[int], None]
+    model: onnx.ModelProto, token_ids: Sequence[Sequence[int]], folder: Path, report_texts: Callable[[int], None]
 ) -> list[Product]:
-    nodes = find_products(model.graph)
+    nodes = [(node.output[0], node.input[0], weights) for node, weights in find_products(model.graph)]
     if not nodes:
         return []
-    names = list(dict.fromkeys(node.input[0] for node, _ in nodes))
+    names = list(dict.fromkeys(name for _, name, _ in nodes))
     for name in names:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    onnx.save(model, folder / "calibration.onnx")
+    del model  # the session has weights of its own
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / "calibration.onnx"), settings, providers=["CPUExecutionProvider"]
+    )
     low: dict[str, Floats] = {}
     high: dict[str, Floats] = {}
-    kept: dict[str, list[Floats]] = {name: [] for name in names}
     step = max(1, sum(map(len, token_ids)) // _ROWS)
-    for ids in token_ids:
-        feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
-        for name, values in zip(names, session.run(names, feeds), strict=True):
-            flat = values.reshape(-1, values.shape[-1])  # (T, K)
-            low[name] = np.minimum(low.get(name, flat[0]), flat.min(axis=0))
-            high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
-            kept[name].append(flat[::step])
-        report_texts(1)
-    rows = {name: np.concatenate(parts)[: 2 * _ROWS] for name, parts in kept.items()}
+    with ExitStack() as stack:
+        files = {
+            name: stack.enter_context((folder / f"rows-{number}.f32").open("wb")) for number, name in enumerate(names)
+        }
+        for ids in token_ids:
+            feeds = {"input_ids": np.array([ids], np.int64), "attention_mask": np.ones((1, len(ids)), np.int64)}
+            for name, values in zip(names, session.run(names, feeds), strict=True):
+                flat = values.reshape(-1, values.shape[-1])  # (T, K)
+                low[name] = np.minimum(low.get(name, flat[0]), flat.min(axis=0))
+                high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
+                files[name].write(np.ascontiguousarray(flat[::step]).data)
+            report_texts(1)
+    rows = {name: np.memmap(file.name, np.float32, "r").reshape(-1, len(low[name])) for name, file in files.items()}
     return [
-        Product(
-            node=node.output[0],
-            input=node.input[0],
-            weights=weights,
-            low=low[node.input[0]],
-            high=high[node.input[0]],
-            rows=rows[node.input[0]],
-        )
-        for node, weights in nodes
+        Product(node=node, input=name, weights=weights, low=low[name], high=high[name], rows=rows[name])
+        for node, name, weights in nodes
     ]

@@ -10,11 +10,10 @@ Three things decide how close y comes to fp32:
 
 - Multipliers make channels with large inputs smaller, and their weights larger by the same factor, until both are
   equally hard to quantize: SmoothQuant, arXiv:2211.10438, with alpha = 0.5.
-- Weights are rounded column by column, and the columns that are not rounded yet make up for the error: GPTQ,
-  arXiv:2210.17323.
-- vpmaddubsw, the only byte product of AVX2, adds two neighbouring products in 16 bits. With q up to 255, that sum is
-  exact if the positive weights of each pair of columns add up to 128 at most, and the negative ones to -128 at least.
-  So one file serves every instruction set, and all of them compute the same sums.
+- Weights are rounded column by column, and the columns that are not rounded yet make up for the error
+  (`firstvec_build.int8.rounding`).
+- The weights of neighbours are limited so that AVX2 adds exactly. So one file serves every instruction set, and all of
+  them compute the same sums.
 """
 
 from __future__ import annotations
@@ -28,30 +27,16 @@ import numpy.typing as npt
 import torch
 
 from firstvec_build import reference
+from firstvec_build.int8.rounding import LARGEST_OF_PAIRS, Matrix, round_with_compensation
 from firstvec_build.memory import split_into_batches
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-Matrix = npt.NDArray[np.float64]
-
-LARGEST = 127
-PAIR_LIMIT = 128
-"""The positive weights of a pair of columns add up to this at most, and the negative ones to minus this at least."""
-_LARGEST_OF_SCALE = 84
-"""A row's scale is its largest weight divided by this number. Larger numbers round finer, and clip more pairs.
-
-Tried on every second sentence of the project, which calibration does not see, mean and worst cosine to fp32: 63 (seven
-bits) .99882 .9946, 72 .99902 .9952, 80 .99908 .9957, 84 .99908 .9965, 96 .99879 .9955, 112 .99682 .9884.
-"""
-_DAMPING = 0.01
-"""This share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3)."""
 _BATCH = 16
 """Calibration texts that the model encodes together. This is for speed only."""
 _ROWS = 1024
 """Inputs whose products are added up together. This is for speed only."""
-_BLOCK = 128
-"""Columns that are rounded before their errors are passed on to the columns behind them. This is for speed only."""
 _SMALLEST = 1e-5
 """The largest magnitude of a row or a channel counts as this at least, so that nothing is divided by 0."""
 
@@ -130,8 +115,9 @@ class Quantizer:
             multipliers = choose_multipliers(rows, self._largest_inputs[name])
             rows = rows / multipliers
             hessian = hessian * np.outer(multipliers, multipliers)
-        scales = (np.maximum(np.abs(rows).max(axis=1), _SMALLEST) / _LARGEST_OF_SCALE).astype(np.float32)
-        return round_with_compensation(rows / scales[:, None].astype(np.float64), hessian), scales, multipliers
+        scales = (np.maximum(np.abs(rows).max(axis=1), _SMALLEST) / LARGEST_OF_PAIRS).astype(np.float32)
+        integers = round_with_compensation(rows / scales[:, None].astype(np.float64), hessian, limit_pairs=True)
+        return integers, scales, multipliers
 
 
 def choose_multipliers(rows: Matrix, largest_inputs: Matrix) -> npt.NDArray[np.float32]:
@@ -140,34 +126,3 @@ def choose_multipliers(rows: Matrix, largest_inputs: Matrix) -> npt.NDArray[np.f
     multipliers = np.sqrt(weights / np.maximum(largest_inputs, _SMALLEST))
     result: npt.NDArray[np.float32] = (multipliers / np.exp(np.log(multipliers).mean())).astype(np.float32)
     return result
-
-
-def round_with_compensation(rows: Matrix, hessian: Matrix) -> npt.NDArray[np.int8]:
-    """Round weights, (columns, depth), column by column, so that ``rows @ inputs`` stays near in the least squares.
-
-    Channels with large inputs come first, because most channels can then make up for them.
-
-    Args:
-        rows: the weights in units of their row's scale.
-        hessian: ``inputs.T @ inputs``, (depth, depth), up to a factor.
-    """
-    depth = rows.shape[1]
-    order = np.argsort(-np.diag(hessian), kind="stable")
-    rest = rows[:, order]
-    damped = hessian[np.ix_(order, order)]
-    damped = damped + np.eye(depth) * max(_DAMPING * np.diag(damped).mean(), 1e-12)
-    # Row k says how an error in channel k spreads over the channels behind it.
-    spread = np.linalg.cholesky(np.linalg.inv(damped)).T
-    rounded = np.full(rows.shape, np.nan)
-    for start in range(0, depth, _BLOCK):
-        end = min(start + _BLOCK, depth)
-        errors = np.empty((len(rows), end - start))
-        for k in range(start, end):
-            partner = np.nan_to_num(rounded[:, order[k] ^ 1])  # 0: it is not rounded yet
-            low = np.maximum(-LARGEST, -PAIR_LIMIT - np.minimum(partner, 0))
-            high = np.minimum(LARGEST, PAIR_LIMIT - np.maximum(partner, 0))
-            chosen = rounded[:, order[k]] = np.clip(np.rint(rest[:, k]), low, high)
-            error = errors[:, k - start] = (rest[:, k] - chosen) / spread[k, k]
-            rest[:, k + 1 : end] -= np.outer(error, spread[k, k + 1 : end])
-        rest[:, end:] -= errors @ spread[start:end, end:]
-    return rounded.astype(np.int8)

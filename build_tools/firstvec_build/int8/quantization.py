@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +13,7 @@ from onnx import numpy_helper
 from firstvec.errors import QuantizationError
 from firstvec_build.int8 import static
 from firstvec_build.int8.calibration import Product
+from firstvec_build.int8.embeddings import quantize_embeddings
 from firstvec_build.quiet_tools import silence_tools
 
 _EMBEDDINGS = ("EmbedLayerNormalization", "Gather")
@@ -47,9 +47,9 @@ def quantize(
             f"INT8 for {isa}: {reason}; build with --dynamic-int8 (onnxruntime's own quantization: a text's "
             "vector then depends on its batch), or without INT8: --only torchscript-fp32 --only onnx-fp32"
         )
-    products = path.with_name(f"{path.stem}-products.onnx")
-    counts = static.quantize_products(fused, calibration, schemes.choose(limit), schemes.bits, products)
-    _run_onnxruntime_quantizer(products, path, isa, op_types_to_quantize=list(_EMBEDDINGS))
+    model, counts = static.quantize_products(fused, calibration, schemes, limit)
+    quantize_embeddings(model)
+    onnx.save(model, path)
     return counts
 
 
@@ -59,24 +59,20 @@ def quantize_dynamically(fused: Path, isa: str, weight_bits: int, path: Path) ->
     Raises:
         QuantizationError: the tool fails on the graph.
     """
-    _run_onnxruntime_quantizer(fused, path, isa, reduce_range=weight_bits < 8)
-
-
-def _run_onnxruntime_quantizer(graph: Path, path: Path, isa: str, **options: Any) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     try:
         with silence_tools():
             quantize_dynamic(
-                graph,
+                fused,
                 path,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
+                reduce_range=weight_bits < 8,
                 # DefaultTensorType: shape inference does not know onnxruntime's fused operators, whose outputs are all
                 # float. MatMulConstBOnly: without it, the attention's products of two activations get scales of the
                 # batch.
                 extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
-                **options,
             )
     except Exception as error:  # the tool's pattern matching raises ValueError, RuntimeError, AssertionError …
         raise QuantizationError(

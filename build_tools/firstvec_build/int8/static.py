@@ -8,6 +8,9 @@ For each matrix product Y = X W a scheme is chosen by its error on the calibrati
 - *split*: the few channels with outliers are multiplied in full precision, beside the others;
 - *split and smooth*: both, where one alone leaves too large an error;
 - *full*: the whole product stays in full precision, where all schemes leave too large an error.
+
+The schemes are compared with weights that are rounded to the nearest integer, which is quick. The scheme that is chosen
+gets weights that make up for each other's errors (`firstvec_build.int8.rounding`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from firstvec_build.int8.calibration import Floats, Product, find_products
+from firstvec_build.int8.rounding import LARGEST, LARGEST_OF_PAIRS, round_with_compensation
 
 _STRENGTHS = (0.5, 0.65, 0.8)
 """Values of SmoothQuant's alpha, which says how much of the range of X moves into W."""
@@ -33,6 +37,8 @@ _WORTH = 0.8
 LIMITS = (float("inf"), 1e-3, 5e-4, 2.5e-4)
 """The largest error of a product, from the fastest graph to the most exact one. A build takes the first limit with
 which the artifact reaches its thresholds."""
+_ROWS = 1024
+"""About this many rows of an input measure the error of a scheme."""
 _MARGIN = 1.05
 """Scales cover this many times the range of the calibration texts."""
 _QUANTIZED = "_quantised"
@@ -92,6 +98,7 @@ class Schemes:
             self._groups.setdefault(product.input, []).append(product)
         self._cheap: dict[str, Scheme] = {}
         self._exact: dict[str, Scheme] = {}
+        self._quantized: dict[tuple[str, str], QuantizedProduct] = {}
 
     def choose(self, limit: float) -> dict[str, Scheme]:
         """Return the scheme of each input: the cheapest one whose error is at most ``limit``."""
@@ -110,37 +117,55 @@ class Schemes:
                 return self._exact[name]
         return Scheme("full")
 
+    def quantize(self, name: str, scheme: Scheme) -> dict[str, QuantizedProduct]:
+        """Return node → quantized product, for the products of the input ``name``."""
+        group = self._groups[name]
+        if (name, scheme.name) not in self._quantized:
+            self._quantized[name, scheme.name] = quantize_product(join(group), scheme, self.bits, compensate=True)
+        quantized = self._quantized[name, scheme.name]
+        ends = np.cumsum([product.weights.shape[1] for product in group])[:-1]
+        columns = zip(np.split(quantized.weights, ends, axis=1), np.split(quantized.weight_scales, ends), strict=True)
+        return {
+            product.node: replace(quantized, weights=weights, weight_scales=scales)
+            for product, (weights, scales) in zip(group, columns, strict=True)
+        }
+
 
 def quantize_products(
-    path: Path, calibration: list[Product], schemes: dict[str, Scheme], bits: int, target: Path
-) -> dict[str, int]:
-    """Replace the matrix products of the graph at ``path`` by quantized ones, and write ``target``.
+    path: Path, calibration: list[Product], schemes: Schemes, limit: float
+) -> tuple[onnx.ModelProto, dict[str, int]]:
+    """Replace the matrix products of the graph at ``path`` by quantized ones, whose error is at most ``limit``.
 
     Returns:
-        Name of a scheme → how many products have it.
+        The graph; and name of a scheme → how many products have it.
     """
+    chosen = schemes.choose(limit)
+    quantized = {
+        node: product
+        for name, scheme in chosen.items()
+        if scheme.name != "full"
+        for node, product in schemes.quantize(name, scheme).items()
+    }
     model = onnx.load(path)
     nodes = {node.output[0]: node for node, _ in find_products(model.graph)}
     editor = _GraphEditor(model)
     folded = {
         nodes[name].output[0]: scheme.divisor
-        for name, scheme in schemes.items()
+        for name, scheme in chosen.items()
         if scheme.divisor is not None and name in nodes and nodes[name].op_type == "Attention"
     }
-    counts = Counter(schemes[product.input].name for product in calibration)
+    counts = Counter(chosen[product.input].name for product in calibration)
     for product in calibration:
-        scheme = schemes[product.input]
+        scheme = chosen[product.input]
         if scheme.name == "full":
             continue
         node = nodes[product.node]
-        quantized = quantize_product(product, scheme, bits)
-        editor.replace(node, _make_nodes(editor, node, product, scheme, quantized, folded))
+        editor.replace(node, _make_nodes(editor, node, product, scheme, quantized[product.node], folded))
     editor.finish()
     _move_biases(model)
     if _DOMAIN not in [opset.domain for opset in model.opset_import]:  # a graph that is not fused does not import it
         model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    onnx.save(model, target)
-    return dict(counts)
+    return model, dict(counts)
 
 
 def join(group: list[Product]) -> Product:
@@ -196,20 +221,27 @@ def _find_outliers(product: Product) -> npt.NDArray[np.int64]:
 def measure_error(product: Product, scheme: Scheme, bits: int) -> Scheme:
     """Return the scheme with its error on the calibration rows."""
     quantized = quantize_product(product, scheme, bits)
-    x = product.rows if scheme.divisor is None else product.rows / scheme.divisor
+    rows = product.rows[:: max(1, len(product.rows) // _ROWS)]
+    x = rows if scheme.divisor is None else rows / scheme.divisor
     steps = np.clip(np.rint(x / quantized.scale) + quantized.zero_point, 0, 255) - quantized.zero_point
     y = (steps * quantized.scale) @ (quantized.weights * quantized.weight_scales)
     if scheme.outliers.size:
-        y += product.rows[:, scheme.outliers] @ product.weights[scheme.outliers]
-    exact = product.rows @ product.weights
+        y += rows[:, scheme.outliers] @ product.weights[scheme.outliers]
+    exact = rows @ product.weights
     error = float(np.square(y - exact).mean() / max(float(np.square(exact).mean()), 1e-12))
     return replace(scheme, error=error)
 
 
-def quantize_product(product: Product, scheme: Scheme, bits: int) -> QuantizedProduct:
+def quantize_product(product: Product, scheme: Scheme, bits: int, compensate: bool = False) -> QuantizedProduct:
     """Quantize the weights per column, symmetrically, and fix the scale of the activations, unsigned 8 bits.
 
     Scale and zero point depend on the input alone, so all products of one input have the same ones.
+
+    Args:
+        product: the product.
+        scheme: its scheme.
+        bits: of the weights. 7 means that vpmaddubsw adds them exactly.
+        compensate: round the weights so that they make up for each other's errors, not to the nearest integer.
     """
     weights, low, high = product.weights, product.low, product.high
     if scheme.divisor is not None:
@@ -219,12 +251,20 @@ def quantize_product(product: Product, scheme: Scheme, bits: int) -> QuantizedPr
         weights[scheme.outliers] = 0
         low, high = np.delete(low, scheme.outliers), np.delete(high, scheme.outliers)
     # vpmaddubsw adds two products in 16 bits: 255 x 64 x 2 is less than 2^15.
-    most = 64 if bits == 7 else 127
+    most = LARGEST if bits == 8 else LARGEST_OF_PAIRS if compensate else 64
     weight_scales = np.maximum(np.abs(weights).max(axis=0) / most, 1e-12).astype(np.float32)
+    scaled = weights / weight_scales
+    if compensate:
+        rows = product.rows if scheme.divisor is None else product.rows / scheme.divisor
+        hessian = (rows.T @ rows).astype(np.float64)
+        hessian[scheme.outliers] = hessian[:, scheme.outliers] = 0  # these channels make up for nothing
+        integers = round_with_compensation(np.ascontiguousarray(scaled.T), hessian, limit_pairs=bits == 7).T
+    else:
+        integers = np.rint(scaled).astype(np.int8)
     floor, ceiling = min(float(low.min()) * _MARGIN, 0.0), max(float(high.max()) * _MARGIN, 0.0)
     scale = np.float32(max(ceiling - floor, 1e-6) / 255)
     return QuantizedProduct(
-        weights=np.clip(np.rint(weights / weight_scales), -most, most).astype(np.int8),
+        weights=integers,
         weight_scales=weight_scales,
         scale=scale,
         zero_point=np.uint8(np.clip(np.rint(-floor / scale), 0, 255)),

@@ -1,4 +1,4 @@
-"""INT8 for the native engine: exact pairs, compensation, multipliers, and the same integers again."""
+"""INT8 for the native engine: multipliers, and the same integers again."""
 
 from __future__ import annotations
 
@@ -6,33 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from firstvec_build.int8.integers import PAIR_LIMIT, Quantizer, choose_multipliers, round_with_compensation
-
-
-def make_inputs(rows: int, depth: int, seed: int) -> Any:
-    """Return correlated inputs, as a layer's are."""
-    generator = np.random.default_rng(seed)
-    return generator.normal(size=(rows, depth // 4)) @ generator.normal(size=(depth // 4, depth))
-
-
-def test_no_pair_of_weights_overflows_16_bits() -> None:
-    rows = np.random.default_rng(1).normal(scale=80, size=(64, 128))  # far too large
-    inputs = make_inputs(500, 128, 2)
-    integers = round_with_compensation(rows, inputs.T @ inputs).astype(int)
-    pairs = integers.reshape(64, 64, 2)
-    assert np.maximum(pairs, 0).sum(axis=2).max() == PAIR_LIMIT
-    assert np.minimum(pairs, 0).sum(axis=2).min() == -PAIR_LIMIT
-    assert np.abs(integers).max() == 127
-    assert 255 * PAIR_LIMIT < 1 << 15
-
-
-def test_compensation_computes_nearer_outputs_than_rounding() -> None:
-    rows = np.random.default_rng(3).normal(scale=20, size=(48, 64))
-    inputs = make_inputs(1000, 64, 4)
-    unseen = inputs[500:]
-    integers = round_with_compensation(rows, inputs[:500].T @ inputs[:500])
-    error = np.linalg.norm(unseen @ (integers - rows).T)
-    assert error < 0.6 * np.linalg.norm(unseen @ (np.rint(rows) - rows).T)
+from firstvec_build.int8.integers import Quantizer, choose_multipliers
 
 
 def test_multipliers_make_large_channels_smaller() -> None:
