@@ -128,7 +128,7 @@ class Workbench:
         """Return the graph's matrix products, with their inputs recorded over the calibration sentences."""
         if self._products is None:
             token_ids = open_tokenizer(self._describe_folder()).tokenize(self.calibration_sentences)
-            self._products = calibration.calibrate(self.make_graph(), token_ids, self.scratch, self.report_texts)
+            self._products = calibration.calibrate(self.make_graph(), token_ids, self.report_texts)
         return self._products
 
     def find_schemes(self, bits: int) -> Schemes:

@@ -64,9 +64,9 @@ def test_calibration_sees_every_second_sentence_once(bench: Workbench, monkeypat
     seen: list[Sequence[Sequence[int]]] = []
     calibrate = calibration.calibrate
 
-    def counted(path: Path, token_ids: Sequence[Sequence[int]], folder: Path, report_texts: Any) -> Any:
+    def counted(path: Path, token_ids: Sequence[Sequence[int]], report_texts: Any) -> Any:
         seen.append(token_ids)
-        return calibrate(path, token_ids[:4], folder, report_texts)
+        return calibrate(path, token_ids[:4], report_texts)
 
     monkeypatch.setattr(calibration, "calibrate", counted)
     assert bench.calibrate() is bench.calibrate()

@@ -5,10 +5,10 @@ The weights lie in a file of their own, which the runtime maps into memory.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class _Graph(torch.nn.Module):  # type: ignore[misc]
 
 
 def export(model: SentenceTransformer, path: Path) -> None:
-    """Write the model as ONNX in one file, with pooling, normalization and weights. The graph is not optimized.
+    """Write the model as ONNX, with pooling and normalization. The graph is not optimized.
+
+    The weights lie in ``path`` + ``_data``, so the later steps need not hold copies of them.
 
     Inputs ``input_ids`` and ``attention_mask``, int64, (B, T). Outputs ``sentence_embedding``, (B, D), and
     ``last_hidden_state``, (B, T, hidden). SentenceTransformer(bundle, backend="onnx") pools the second output itself.
@@ -82,10 +84,16 @@ def export(model: SentenceTransformer, path: Path) -> None:
     for node in exported.graph.node:
         node.ClearField("doc_string")
         del node.metadata_props[:]
-    onnx.save(exported, str(path))
+    onnx.save(
+        exported,
+        str(path),
+        save_as_external_data=True,
+        location=f"{path.name}_data",
+        size_threshold=_EXTERNAL_FROM_BYTES,
+    )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _eager_attention(model: SentenceTransformer) -> Iterator[None]:
     """Compute attention by single matrix products. onnxruntime fuses these, and not those of torch's own function."""
     if is_static(model):
@@ -103,6 +111,8 @@ def _eager_attention(model: SentenceTransformer) -> Iterator[None]:
 def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
     """Fuse attention, layer norms, GELU and embeddings into onnxruntime's operators, where the graph allows it.
 
+    Weights that are not fused stay in the data file of ``path``, so both graphs must lie in one folder.
+
     Raises:
         ExportError: onnxruntime's transformer optimizer fails on the graph.
     """
@@ -110,10 +120,13 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
     from onnxruntime.transformers.optimizer import optimize_model
 
     config = None if is_static(model) else model[0].auto_model.config.get_text_config()
-    with silence_tools():
+    target = fused.absolute()
+    # onnxruntime's optimizer copies the graph several times. It looks for the weights that it needs in the working
+    # folder.
+    with silence_tools(), contextlib.chdir(path.parent):
         try:
             optimized = optimize_model(
-                str(path),
+                onnx.load(path.name, load_external_data=False),
                 model_type="bert",
                 num_heads=config.num_attention_heads if config else 0,  # 0: the optimizer finds the sizes itself
                 hidden_size=config.hidden_size if config else 0,
@@ -126,7 +139,7 @@ def fuse(path: Path, model: SentenceTransformer, fused: Path) -> None:
         _split_skip_layer_norms(optimized.model)
         _fold_token_types(optimized.model)
         optimized.prune_graph()
-        optimized.save_model_to_file(str(fused))
+        optimized.save_model_to_file(str(target))
         del optimized
     memory.give_back()
 
@@ -173,10 +186,17 @@ def _fold_token_types(model: onnx.ModelProto) -> None:
 
 
 def _is_always_zero(model: onnx.ModelProto, name: str) -> bool:
-    """Return whether a value is zero for several shapes of the inputs."""
+    """Return whether a value is zero for several shapes of the inputs. It must not depend on large weights."""
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
-    del probe.graph.output[:]
+    needed, nodes = {name}, []
+    for node in reversed(model.graph.node):
+        if needed & {*node.output}:
+            nodes.append(node)
+            needed |= {*node.input}
+    del probe.graph.node[:], probe.graph.output[:], probe.graph.initializer[:]
+    probe.graph.node.extend(reversed(nodes))
+    probe.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
     probe.graph.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT32, None))
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3

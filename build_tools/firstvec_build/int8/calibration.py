@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +36,36 @@ class Product:
     """Smallest value of each input channel, (K,)."""
     high: Floats
     """Largest value of each input channel, (K,)."""
-    rows: Floats
-    """Some of the rows of X, (R, K). They are mapped from a file, because all products' rows would fill the memory."""
+    read_rows: Callable[[], Floats]
+    """Returns some of the rows of X, (R, K). They lie in a file, because all products' rows would fill the memory."""
 
 
-def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, Floats]]:
+def find_products(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, onnx.TensorProto]]:
     """Return the nodes that multiply an activation by constant weights, and the weights, (K, N)."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    found = []
-    for node in graph.node:
-        if node.op_type in ("MatMul", "Attention") and node.input[1] in constants and node.input[0] not in constants:
-            weights = numpy_helper.to_array(constants[node.input[1]])
-            if weights.ndim == 2:
-                found.append((node, weights.astype(np.float32)))
-    return found
+    constants = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    names = {tensor.name for tensor in graph.initializer}
+    return [
+        (node, constants[node.input[1]])
+        for node in graph.node
+        if node.op_type in ("MatMul", "Attention") and node.input[1] in constants and node.input[0] not in names
+    ]
 
 
 def calibrate(
     path: Path,
     token_ids: Sequence[Sequence[int]],
-    folder: Path,
     report_texts: Callable[[int], None] = lambda _count: None,
 ) -> list[Product]:
     """Run the graph on each text alone, and return its matrix products with their recorded inputs.
 
-    The recorded rows lie in ``folder``, which must last as long as the products. ``report_texts`` is called with 1 for
-    each text.
+    The recorded rows lie beside the graph, as long as the products are used. ``report_texts`` is called with 1 for each
+    text.
 
     Raises:
         QuantizationError: onnxruntime cannot run the graph.
     """
     try:
-        return _record_products(onnx.load(path), token_ids, folder, report_texts)
+        return _record_products(path, token_ids, report_texts)
     except Exception as error:  # onnx and onnxruntime have exception types of their own
         raise QuantizationError(
             f"INT8: the graph cannot be calibrated: {type(error).__name__}: {error}; "
@@ -75,16 +74,20 @@ def calibrate(
 
 
 def _record_products(
-    model: onnx.ModelProto, token_ids: Sequence[Sequence[int]], folder: Path, report_texts: Callable[[int], None]
+    path: Path, token_ids: Sequence[Sequence[int]], report_texts: Callable[[int], None]
 ) -> list[Product]:
-    nodes = [(node.output[0], node.input[0], weights) for node, weights in find_products(model.graph)]
+    folder = path.parent
+    model = onnx.load(path, load_external_data=False)
+    nodes = [
+        (node.output[0], node.input[0], numpy_helper.to_array(weights, str(folder)).astype(np.float32))
+        for node, weights in find_products(model.graph)
+    ]
     if not nodes:
         return []
     names = list(dict.fromkeys(name for _, name, _ in nodes))
     for name in names:
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    onnx.save(model, folder / "calibration.onnx")
-    del model  # the session has weights of its own
+    onnx.save(model, folder / "calibration.onnx")  # beside the weights
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     session = onnxruntime.InferenceSession(
@@ -105,8 +108,18 @@ def _record_products(
                 high[name] = np.maximum(high.get(name, flat[0]), flat.max(axis=0))
                 files[name].write(np.ascontiguousarray(flat[::step]).data)
             report_texts(1)
-    rows = {name: np.memmap(file.name, np.float32, "r").reshape(-1, len(low[name])) for name, file in files.items()}
     return [
-        Product(node=node, input=name, weights=weights, low=low[name], high=high[name], rows=rows[name])
+        Product(
+            node=node,
+            input=name,
+            weights=weights,
+            low=low[name],
+            high=high[name],
+            read_rows=partial(_read_rows, Path(files[name].name), len(low[name])),
+        )
         for node, name, weights in nodes
     ]
+
+
+def _read_rows(path: Path, width: int) -> Floats:
+    return np.fromfile(path, np.float32).reshape(-1, width)

@@ -5,6 +5,8 @@ onnxruntime's quantizer has one scale for a whole table, and gives the LayerNorm
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -16,8 +18,8 @@ _SMALLEST_TABLE = 10_000
 """Smaller tables (of token types, of relative positions) stay in full precision."""
 
 
-def quantize_embeddings(model: onnx.ModelProto) -> None:
-    """Quantize the large tables from which the graph takes rows."""
+def quantize_embeddings(model: onnx.ModelProto, folder: Path) -> None:
+    """Quantize the large tables from which the graph takes rows. ``folder`` has the graph's data file."""
     graph = model.graph
     tables = {
         tensor.name: tensor
@@ -37,7 +39,7 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
             graph.node.append(node)
             continue
         if table.name not in quantized:
-            integers, scales = _quantize_rows(numpy_helper.to_array(table))
+            integers, scales = _quantize_rows(numpy_helper.to_array(table, str(folder)))
             quantized[table.name] = [f"{table.name}_quantized", f"{table.name}_scales"]
             for name, values in zip(quantized[table.name], (integers, scales), strict=True):
                 graph.initializer.append(numpy_helper.from_array(values, name))

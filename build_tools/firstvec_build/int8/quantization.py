@@ -33,7 +33,7 @@ def quantize(
         calibration: the products that `firstvec_build.int8.calibration.calibrate` returned for that graph.
         schemes: of these products.
         limit: the largest error of a product, one of `firstvec_build.int8.static.LIMITS`.
-        path: where the INT8 graph is written.
+        path: where the INT8 graph is written: in the folder of ``fused``, whose data file it uses.
 
     Returns:
         Name of a scheme → how many products have it.
@@ -48,7 +48,7 @@ def quantize(
             "vector then depends on its batch), or without INT8: --only torchscript-fp32 --only onnx-fp32"
         )
     model, counts = static.quantize_products(fused, calibration, schemes, limit)
-    quantize_embeddings(model)
+    quantize_embeddings(model, fused.parent)
     onnx.save(model, path)
     return counts
 
@@ -83,7 +83,7 @@ def quantize_dynamically(fused: Path, isa: str, weight_bits: int, path: Path) ->
 
 def _find_obstacle(fused: Path, calibration: list[Product]) -> str | None:
     """Return why fixed scales do not fit the graph: other operators hold most of the weights. None: the scales fit."""
-    graph = onnx.load(fused).graph
+    graph = onnx.load(fused, load_external_data=False).graph
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if len(tensor.dims) > 1}
     weights = Counter[str]()
     examples: dict[str, str] = {}

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.linalg import solve_triangular
 
 Matrix = npt.NDArray[np.float64]
 Weights = TypeVar("Weights", npt.NDArray[np.float32], npt.NDArray[np.float64])
@@ -28,7 +29,7 @@ cosine to fp32: 63 (seven bits) .99882 .9946, 72 .99902 .9952, 80 .99908 .9957, 
 """
 _DAMPING = 0.01
 """This share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3)."""
-_BLOCK = 128
+_BLOCK = 32
 """Columns that are rounded before their errors are passed on to the columns behind them. This is for speed only."""
 
 
@@ -44,23 +45,24 @@ def round_with_compensation(rows: Weights, hessian: Matrix, limit_pairs: bool) -
     """
     depth = rows.shape[1]
     order = np.argsort(-np.diag(hessian), kind="stable")
-    rest = rows[:, order]
+    rest = np.ascontiguousarray(rows.T[order])  # (depth, columns), because the steps below take channel after channel
     damped = hessian[np.ix_(order, order)]
     damped[np.diag_indices(depth)] += max(_DAMPING * np.diag(damped).mean(), 1e-12)
-    # Row k says how an error in channel k spreads over the channels behind it.
-    spread = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(rows.dtype)
+    # Row k says how an error in channel k spreads over the channels behind it: the upper factor of the inverse.
+    factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    spread = solve_triangular(factor, np.eye(depth), check_finite=False).astype(rows.dtype)
     rounded = np.zeros((depth + 1, len(rows)), rows.dtype)  # 0: it is not rounded yet. One more, if depth is odd
     for start in range(0, depth, _BLOCK):
         end = min(start + _BLOCK, depth)
-        errors = np.empty((len(rows), end - start), rows.dtype)
+        errors = np.empty((end - start, len(rows)), rows.dtype)
         for k in range(start, end):
             low, high = -LARGEST, LARGEST
             if limit_pairs:
                 partner = rounded[order[k] ^ 1]
                 low = np.maximum(low, -PAIR_LIMIT - np.minimum(partner, 0))
                 high = np.minimum(high, PAIR_LIMIT - np.maximum(partner, 0))
-            chosen = rounded[order[k]] = np.clip(np.rint(rest[:, k]), low, high)
-            error = errors[:, k - start] = (rest[:, k] - chosen) / spread[k, k]
-            rest[:, k + 1 : end] -= np.outer(error, spread[k, k + 1 : end])
-        rest[:, end:] -= errors @ spread[start:end, end:]
+            chosen = rounded[order[k]] = np.clip(np.rint(rest[k]), low, high)
+            error = errors[k - start] = (rest[k] - chosen) / spread[k, k]
+            rest[k + 1 : end] -= np.outer(spread[k, k + 1 : end], error)
+        rest[end:] -= spread[start:end, end:].T @ errors
     return np.ascontiguousarray(rounded[:depth].T.astype(np.int8))

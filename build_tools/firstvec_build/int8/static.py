@@ -137,7 +137,7 @@ def quantize_products(
     """Replace the matrix products of the graph at ``path`` by quantized ones, whose error is at most ``limit``.
 
     Returns:
-        The graph; and name of a scheme → how many products have it.
+        The graph, whose other weights stay in their file; and name of a scheme → how many products have it.
     """
     chosen = schemes.choose(limit)
     quantized = {
@@ -146,9 +146,9 @@ def quantize_products(
         if scheme.name != "full"
         for node, product in schemes.quantize(name, scheme).items()
     }
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     nodes = {node.output[0]: node for node, _ in find_products(model.graph)}
-    editor = _GraphEditor(model)
+    editor = _GraphEditor(model, path.parent)
     folded = {
         nodes[name].output[0]: scheme.divisor
         for name, scheme in chosen.items()
@@ -221,7 +221,8 @@ def _find_outliers(product: Product) -> npt.NDArray[np.int64]:
 def measure_error(product: Product, scheme: Scheme, bits: int) -> Scheme:
     """Return the scheme with its error on the calibration rows."""
     quantized = quantize_product(product, scheme, bits)
-    rows = product.rows[:: max(1, len(product.rows) // _ROWS)]
+    rows = product.read_rows()
+    rows = rows[:: max(1, len(rows) // _ROWS)]
     x = rows if scheme.divisor is None else rows / scheme.divisor
     steps = np.clip(np.rint(x / quantized.scale) + quantized.zero_point, 0, 255) - quantized.zero_point
     y = (steps * quantized.scale) @ (quantized.weights * quantized.weight_scales)
@@ -255,7 +256,7 @@ def quantize_product(product: Product, scheme: Scheme, bits: int, compensate: bo
     weight_scales = np.maximum(np.abs(weights).max(axis=0) / most, 1e-12).astype(np.float32)
     scaled = weights / weight_scales
     if compensate:
-        rows = product.rows if scheme.divisor is None else product.rows / scheme.divisor
+        rows = product.read_rows() if scheme.divisor is None else product.read_rows() / scheme.divisor
         hessian = (rows.T @ rows).astype(np.float64)
         hessian[scheme.outliers] = hessian[:, scheme.outliers] = 0  # these channels make up for nothing
         integers = round_with_compensation(np.ascontiguousarray(scaled.T), hessian, limit_pairs=bits == 7).T
@@ -274,8 +275,9 @@ def quantize_product(product: Product, scheme: Scheme, bits: int, compensate: bo
 class _GraphEditor:
     """Adds constants to a model, and replaces its nodes."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         self.model = model
+        self._folder = folder
         self._replaced: dict[str, list[onnx.NodeProto]] = {}
         self.quantized_inputs: dict[str, str] = {}
         """Input of products → name of its quantized form. An input is added when its form is made."""
@@ -288,7 +290,7 @@ class _GraphEditor:
     def read_constant(self, name: str) -> Floats:
         """Return the value of a constant."""
         tensor = next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
-        value: Floats = numpy_helper.to_array(tensor).astype(np.float32)
+        value: Floats = numpy_helper.to_array(tensor, str(self._folder)).astype(np.float32)
         return value
 
     def replace(self, node: onnx.NodeProto, nodes: list[onnx.NodeProto]) -> None:

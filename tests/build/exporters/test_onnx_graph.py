@@ -197,7 +197,8 @@ def test_weights_lie_in_the_graph_and_its_own_data_file(graphs: Path) -> None:
     from firstvec_build.exporters import onnx_graph
 
     onnx_graph.check_external_data(graphs / "optimized.onnx")
-    onnx_graph.check_external_data(graphs / "fused.onnx")  # all in the graph
+    with pytest.raises(ExportError, match=r"lie in 'exported.onnx_data', not in 'fused.onnx_data'"):
+        onnx_graph.check_external_data(graphs / "fused.onnx")
 
 
 @pytest.mark.parametrize(

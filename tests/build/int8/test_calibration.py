@@ -37,11 +37,11 @@ MULTIPLY = helper.make_node("MatMul", ["x", "weights"], ["y"])
 def test_each_products_input_is_recorded(tmp_path: Path) -> None:
     table, weights = make_random(50, 8), make_random(8, 4)
     save_graph(tmp_path / "g.onnx", [EMBED, MULTIPLY], {"table": table, "weights": weights})
-    (found,) = calibrate(tmp_path / "g.onnx", [[3, 4], [7]], tmp_path)
+    (found,) = calibrate(tmp_path / "g.onnx", [[3, 4], [7]])
     seen = table[[3, 4, 7]]
     assert (found.node, found.input) == ("y", "x")
     np.testing.assert_array_equal(found.weights, weights)
-    np.testing.assert_array_equal(found.rows, seen)
+    np.testing.assert_array_equal(found.read_rows(), seen)
     np.testing.assert_array_equal(found.low, seen.min(axis=0))
     np.testing.assert_array_equal(found.high, seen.max(axis=0))
 
@@ -52,8 +52,8 @@ def test_some_rows_are_kept_evenly_and_all_rows_count_for_the_range(
     monkeypatch.setattr(calibration, "_ROWS", 4)
     table = make_random(50, 8)
     save_graph(tmp_path / "g.onnx", [EMBED, MULTIPLY], {"table": table, "weights": make_random(8, 4)})
-    (found,) = calibrate(tmp_path / "g.onnx", [[*range(10)], [*range(10, 20)]], tmp_path)
-    np.testing.assert_array_equal(found.rows, table[[0, 5, 10, 15]])
+    (found,) = calibrate(tmp_path / "g.onnx", [[*range(10)], [*range(10, 20)]])
+    np.testing.assert_array_equal(found.read_rows(), table[[0, 5, 10, 15]])
     np.testing.assert_array_equal(found.high, table[:20].max(axis=0))
 
 
@@ -74,10 +74,10 @@ def test_graph_without_products_gives_none(tmp_path: Path) -> None:
     save_graph(
         tmp_path / "g.onnx", [helper.make_node("Gather", ["table", "input_ids"], ["y"])], {"table": make_random(50, 4)}
     )
-    assert calibrate(tmp_path / "g.onnx", [[1]], tmp_path) == []
+    assert calibrate(tmp_path / "g.onnx", [[1]]) == []
 
 
 def test_unreadable_graph_is_refused_and_the_other_ways_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(QuantizationError, match=r"cannot be calibrated: .* --only torchscript-fp32 --only onnx-fp32"):
-        calibrate(tmp_path / "broken.onnx", [[1, 2]], tmp_path)
+        calibrate(tmp_path / "broken.onnx", [[1, 2]])

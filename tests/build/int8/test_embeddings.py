@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def test_onnxruntimes_operator_becomes_nodes_that_compute_the_same(has_types: bo
     outputs = {"y": (TensorProto.FLOAT, ["B", "T", WIDTH]), "counts": (TensorProto.INT32, ["B"])}
     model = make_model([node], outputs)
     vectors, counts = run(model)
-    quantize_embeddings(model)
+    quantize_embeddings(model, Path())
     found, found_counts = run(model)
     assert counts.tolist() == found_counts.tolist() == [4, 2]
     assert cosine(found.reshape(-1, WIDTH), vectors.reshape(-1, WIDTH)).min() > 0.9995
@@ -83,7 +84,7 @@ def test_small_tables_and_tables_with_another_use_stay_as_they_are() -> None:
     kinds = {"few": ["B", "T", WIDTH], "rows": ["B", "T", WIDTH], "turned": [WIDTH, 1000]}
     model = make_model(nodes, {name: (TensorProto.FLOAT, shape) for name, shape in kinds.items()})
     before = run(model)
-    quantize_embeddings(model)
+    quantize_embeddings(model, Path())
     assert all(np.array_equal(one, other) for one, other in zip(before, run(model), strict=True))
     assert [node.op_type for node in model.graph.node] == ["Gather", "Gather", "Transpose"]
 
@@ -95,6 +96,6 @@ def test_a_row_of_zeros_stays_zero() -> None:
     words = np.zeros((1000, WIDTH), np.float32)
     words[900] = 1e-3
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(words, "words"))
-    quantize_embeddings(model)
+    quantize_embeddings(model, Path())
     (found,) = run(model)
     np.testing.assert_allclose(found, words[IDS], rtol=1e-6)

@@ -33,7 +33,7 @@ def graphs(tiny_encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fused = folder / "fused.onnx"
     onnx_graph.export(tiny_encoder, folder / "exported.onnx")
     onnx_graph.fuse(folder / "exported.onnx", tiny_encoder, fused)
-    products = calibration.calibrate(fused, np.random.default_rng(7).integers(5, 400, (64, 40)).tolist(), folder)
+    products = calibration.calibrate(fused, np.random.default_rng(7).integers(5, 400, (64, 40)).tolist())
     for isa, row in INSTRUCTION_SETS.items():
         schemes = static.Schemes(fused, products, row.weight_bits)
         quantization.quantize(fused, isa, products, schemes, static.LIMITS[0], folder / f"{isa}.onnx")

@@ -28,7 +28,7 @@ from tests.build.conftest import INT8_HERE
 
 
 def make_product(rows: Floats, weights: Floats, name: str = "y") -> Product:
-    return Product(name, "x", weights, rows.min(axis=0), rows.max(axis=0), rows)
+    return Product(name, "x", weights, rows.min(axis=0), rows.max(axis=0), lambda: rows)
 
 
 def quantize_at(limit: float, folder: Path, products: list[Product]) -> dict[str, int]:
