@@ -27,13 +27,13 @@ Tried with the native engine on every second sentence of the project, which cali
 cosine to fp32: 63 (seven bits) .99882 .9946, 72 .99902 .9952, 80 .99908 .9957, 84 .99908 .9965, 96 .99879 .9955, 112
 .99682 .9884.
 """
-_DAMPING = 0.01
-"""This share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3)."""
 _BLOCK = 32
 """Columns that are rounded before their errors are passed on to the columns behind them. This is for speed only."""
 
 
-def round_with_compensation(rows: Weights, hessian: Matrix, limit_pairs: bool) -> npt.NDArray[np.int8]:
+def round_with_compensation(
+    rows: Weights, hessian: Matrix, limit_pairs: bool, damping: float = 0.01
+) -> npt.NDArray[np.int8]:
     """Round weights, (columns, depth), column by column, so that ``rows @ inputs`` stays near in the least squares.
 
     Channels with large inputs come first, because most channels can then make up for them.
@@ -42,12 +42,13 @@ def round_with_compensation(rows: Weights, hessian: Matrix, limit_pairs: bool) -
         rows: the weights in units of their row's scale.
         hessian: ``inputs.T @ inputs``, (depth, depth), up to a factor.
         limit_pairs: keep to `PAIR_LIMIT`.
+        damping: this share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3).
     """
     depth = rows.shape[1]
     order = np.argsort(-np.diag(hessian), kind="stable")
     rest = np.ascontiguousarray(rows.T[order])  # (depth, columns), because the steps below take channel after channel
     damped = hessian[np.ix_(order, order)]
-    damped[np.diag_indices(depth)] += max(_DAMPING * np.diag(damped).mean(), 1e-12)
+    damped[np.diag_indices(depth)] += max(damping * np.diag(damped).mean(), 1e-12)
     # Row k says how an error in channel k spreads over the channels behind it: the upper factor of the inverse.
     factor = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     spread = solve_triangular(factor, np.eye(depth), check_finite=False).astype(rows.dtype)

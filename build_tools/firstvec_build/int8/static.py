@@ -39,6 +39,13 @@ LIMITS = (float("inf"), 1e-3, 5e-4, 2.5e-4)
 which the artifact reaches its thresholds."""
 _ROWS = 1024
 """About this many rows of an input measure the error of a scheme."""
+_DAMPING = 0.1
+"""Compensation trusts the calibration rows less with a larger value.
+
+Tried on every second sentence of the project, which calibration does not see, all-MiniLM-L6-v2 with 7 bits, mean and
+worst cosine to fp32: 0.003 .99761 .9886, 0.01 .99770 .9892, 0.03 .99782 .9900, 0.1 .99787 .9923, 0.2 .99802 .9917, 0.4
+.99790 .9920. The native engine's inputs have a scale for each row, and its best value is 0.01.
+"""
 _MARGIN = 1.05
 """Scales cover this many times the range of the calibration texts."""
 _QUANTIZED = "_quantised"
@@ -259,7 +266,7 @@ def quantize_product(product: Product, scheme: Scheme, bits: int, compensate: bo
         rows = product.read_rows() if scheme.divisor is None else product.read_rows() / scheme.divisor
         hessian = (rows.T @ rows).astype(np.float64)
         hessian[scheme.outliers] = hessian[:, scheme.outliers] = 0  # these channels make up for nothing
-        integers = round_with_compensation(np.ascontiguousarray(scaled.T), hessian, limit_pairs=bits == 7).T
+        integers = round_with_compensation(np.ascontiguousarray(scaled.T), hessian, bits == 7, _DAMPING).T
     else:
         integers = np.rint(scaled).astype(np.int8)
     floor, ceiling = min(float(low.min()) * _MARGIN, 0.0), max(float(high.max()) * _MARGIN, 0.0)

@@ -90,7 +90,7 @@ def test_weights_make_up_for_each_others_errors(bits: int) -> None:
             weights[scheme.outliers] += product.weights[scheme.outliers]
             errors.append(np.linalg.norm(x[300:] @ (weights - product.weights)))
             assert not found.weights[scheme.outliers].any()
-        assert errors[1] < 0.7 * errors[0], scheme.name
+        assert errors[1] < 0.9 * errors[0], (scheme.name, errors)
         pairs = found.weights.astype(int).reshape(32, 2, 32)
         if bits == 7:
             assert np.maximum(pairs, 0).sum(axis=1).max() <= 128
