@@ -69,7 +69,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
         "engine_below": "2",
         "devices": ["cpu", "cuda"],
         "isa": isa,
-        "isa_reason": isa and "7-bit weights",
+        "isa_reason": isa and "weights limited in pairs",
         "batch_invariant": True,
         "files": [file(path) for path in paths],
         "quality": {

@@ -85,7 +85,7 @@ def test_description_has_the_rows_of_the_runtimes_tables_and_the_files(bench: Wo
     assert (artifact.engine_min, artifact.engine_below) == ENGINES["onnxruntime"].versions
     assert artifact.isa == "avx2"
     assert artifact.isa_reason is not None
-    assert artifact.isa_reason.startswith("7-bit weights")
+    assert artifact.isa_reason.startswith("weights limited in pairs")
     assert (artifact.devices, artifact.batch_invariant) == (("cpu", "cuda"), False)
     assert [(file.path, file.size) for file in artifact.files] == [("onnx/graph", 5)]
     assert bench.describe(ONNX, ("onnx/graph",)).isa_reason is None

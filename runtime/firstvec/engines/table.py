@@ -133,8 +133,8 @@ INSTRUCTION_SETS = {
         sysctl="hw.optional.avx2_0",
         rank=1,
         weight_bits=7,
-        reason="7-bit weights: without VNNI, vpmaddubsw adds pairs of u8 x s8 products in int16, which 8-bit weights "
-        "overflow silently",
+        reason="weights limited in pairs: without VNNI, vpmaddubsw adds pairs of u8 x s8 products in int16, which "
+        "other 8-bit weights overflow silently",
     ),
     "avx512_vnni": InstructionSet(
         machines=_X86,

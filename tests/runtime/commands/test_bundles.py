@@ -57,7 +57,7 @@ def test_list_shows_a_broken_bundle_once(tiny_bundle: Path, firstvec: Fresh) -> 
 def test_inspect_shows_quality_and_reasons(bundle: Path, firstvec: Fresh) -> None:
     text = firstvec("inspect", "--model", "all-MiniLM-L6-v2").stdout
     assert "1110a243fdf4706b3f48f1d95db1a4f5529b4d41" in text
-    assert "avx2: 7-bit weights" in text
+    assert "avx2: weights limited in pairs" in text
     assert "enforced  max_abs_diff ≤ 1e-05" in text
     assert (
         "enforced  cosine_mean ≥ 0.995, cosine_min ≥ 0.97, neighbour_overlap ≥ 0.9, batch_cosine_min ≥ 0.9999" in text
