@@ -82,6 +82,7 @@ class OtherEnvironment:
         self,
         tiny_bundle: Path,
         *,
+        tests: Sequence[str] = ("tests/runtime",),
         without: Sequence[str] = (),
         warning_filter: str = "default",
     ) -> int:
@@ -89,6 +90,7 @@ class OtherEnvironment:
 
         Args:
             tiny_bundle: the tiny model's. The real model's lies in ``artifacts``.
+            tests: files and folders of tests.
             without: names of tests that do not fit the environment.
             warning_filter: of Python, for the tests and for the processes that they start.
         """
@@ -105,7 +107,7 @@ class OtherEnvironment:
                 chosen,
                 "-W",
                 warning_filter,
-                "tests/runtime",
+                *tests,
             ],
             capture_output=True,
             text=True,

@@ -53,7 +53,8 @@ def test_quantized_stays_below_100_mb(engine: str, bundle: Path, fresh: Fresh) -
 from firstvec import get_embedding_provider
 get_embedding_provider(strategy="quantized", artifact={artifact!r}).embed_query("text")
 # Not ru_maxrss, in which the peak of the process that started this one lives on.
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")))
+with open("/proc/self/status") as lines:
+    print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 """
     assert 20 <= int(fresh(code).stdout) / 1024 <= 100
 

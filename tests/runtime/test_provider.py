@@ -531,7 +531,8 @@ MEMORY = """
 import sys
 from firstvec import OptimizedEmbeddingLoader
 def resident():
-    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS:"))) / 1024
+    with open("/proc/self/status") as lines:
+        return int(next(line.split()[1] for line in lines if line.startswith("VmRSS:"))) / 1024
 provider = OptimizedEmbeddingLoader(sys.argv[1], output="buffer", artifact=sys.argv[3]).get_provider()
 texts = (f"text number {index} of very many" for index in range(int(sys.argv[2])))
 count = 0

@@ -46,7 +46,7 @@ def test_both_ways_into_onnxruntime_give_identical_vectors(artifact_id: str, qui
     direct = onnxruntime_c_api.open_session(options, entries)
     binding = onnxruntime_binding.open_session(options, entries)
     assert direct.kind == binding.kind == options.kind
-    ids = open_tokenizer(Manifest.read(bundle)).tokenize(evaluation_sentences())
+    ids = open_tokenizer(Manifest.read(bundle)).tokenize(evaluation_sentences()[::4])
     for start in range(0, len(ids), 32):
         rows = ids[start : start + 32]
         ours, theirs = np.asarray(direct.run(rows)), np.asarray(binding.run(rows))
