@@ -17,6 +17,7 @@ from firstvec.commands.output import print_artifacts, print_json, print_text
 from firstvec.errors import InputError
 
 if TYPE_CHECKING:
+    from firstvec_build.needs import Needs
     from firstvec_build.pipeline import BuildResult
 
 _Bundle = Annotated[
@@ -120,6 +121,10 @@ def build_model(
         ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Build even if nothing changed.")] = False,
+    ignore_memory: Annotated[
+        bool,
+        typer.Option("--ignore-memory", help="Build even if less memory is available than the build's estimate."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")] = False,
 ) -> None:
@@ -158,8 +163,10 @@ def build_model(
             dynamic_int8=dynamic_int8,
             strict=strict,
             force=force,
+            ignore_memory=ignore_memory,
             report_stage=display.begin,
             report_texts=display.count_texts,
+            report_needs=display.show_needs,
         )
         timings = None
         if result.rebuilt and not quiet:
@@ -350,6 +357,10 @@ class _StageDisplay:
         self._end()
         self._stage, self._texts = stage, 0
         self._progress.update(self._task, description=stage, completed=number, total=count)
+
+    def show_needs(self, needs: Needs) -> None:
+        """Show what the build needs."""
+        self._console.print(f"  needs about {needs}")
 
     def count_texts(self, count: int) -> None:
         """Show that the stage has encoded ``count`` more texts."""

@@ -26,6 +26,7 @@ from firstvec.errors import (
 )
 from firstvec.machine.profile import ResourceProfile
 from firstvec_build import memory, publishing, quality, source
+from firstvec_build.needs import Needs, check_memory, estimate, read_shape
 from firstvec_build.quality import Thresholds
 from firstvec_build.recipes import RECIPES, LeftOut, Recipe
 
@@ -74,8 +75,10 @@ def build(
     dynamic_int8: bool = False,
     strict: bool = False,
     force: bool = False,
+    ignore_memory: bool = False,
     report_stage: ReportStage = lambda _stage, _number, _count: None,
     report_texts: Callable[[int], None] = lambda _count: None,
+    report_needs: Callable[[Needs], None] = lambda _needs: None,
 ) -> BuildResult:
     """Build the bundle of ``model`` in the folder ``output``/NAME. If nothing changed, leave it as it is.
 
@@ -97,11 +100,14 @@ def build(
             without this artifact, and the manifest's ``left_out`` has the reason. An artifact that ``only`` names
             always stops the build, and so does a bundle without any artifact.
         force: build even if nothing changed.
+        ignore_memory: build even if less memory is available than the estimate.
         report_stage: called when a stage begins.
         report_texts: called in a stage, with a number of texts that were encoded.
+        report_needs: called with the estimate of memory and time, before the weights are loaded.
 
     Raises:
-        SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched.
+        SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched. One of
+            the reasons for BuildError is that the memory will not suffice.
         InputError: ``only`` names an unknown artifact, ``pooling`` is unknown, or ``name`` is no name of a bundle.
         MissingDependency: the toolchain is not installed.
     """
@@ -139,6 +145,12 @@ def build(
         # away.
         if (current := find_current()) is not None:
             return current
+        needs = estimate(
+            read_shape(origin, [*quality.evaluation_sentences(), *texts]), [recipe.artifact_id for recipe in recipes]
+        )
+        report_needs(needs)
+        if not ignore_memory:
+            check_memory(needs)
         report_stage("importing the toolchain", 1, count)
         # torch and sentence-transformers take six seconds to import. An unchanged bundle does not need these imports.
         from firstvec_build.workbench import Workbench

