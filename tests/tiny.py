@@ -46,6 +46,13 @@ def save_other_bert(folder: Path) -> Path:
     return _save(folder, transformers.BertModel(config), fast, "mean", True, seed=21, max_seq_length=64)
 
 
+def save_long_bert(folder: Path) -> Path:
+    """Save BERT of one layer and one head that takes 8,192 tokens."""
+    shape = _SHAPE | {"num_hidden_layers": 1, "num_attention_heads": 1}
+    config = transformers.BertConfig(vocab_size=500, max_position_embeddings=8192, **shape)
+    return _save(folder, transformers.BertModel(config), _make_wordpiece(), "mean", True, max_seq_length=8192)
+
+
 def save_smallest(folder: Path) -> Path:
     """Save BERT with four components in one layer. A test can flip every bit of so small a bundle."""
     shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 4}
@@ -74,12 +81,13 @@ def save_squeezebert(folder: Path) -> Path:
     return _save(folder, transformers.SqueezeBertModel(config), _make_wordpiece(), "mean", True)
 
 
-def save_roberta(folder: Path) -> Path:
+def save_roberta(folder: Path, *, tokens: int = 500) -> Path:
     """Save RoBERTa with byte-level BPE. Its positions start behind that of the padding."""
     config = transformers.RobertaConfig(
-        vocab_size=500, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **_SHAPE
+        vocab_size=tokens, max_position_embeddings=130, pad_token_id=1, type_vocab_size=1, **_SHAPE
     )
-    return _save(folder, transformers.RobertaModel(config), _make_byte_level_bpe(), "mean", True)
+    fast = _make_byte_level_bpe() if tokens == 500 else _make_fast(make_byte_pairs(tokens), _ROBERTA_SPECIALS)
+    return _save(folder, transformers.RobertaModel(config), fast, "mean", True)
 
 
 def save_albert(folder: Path) -> Path:
@@ -363,15 +371,28 @@ def save_xlm_roberta(folder: Path, *, pieces: int = 4000, hidden: int = 32, laye
 
 
 def make_byte_pairs(vocab_size: int = 3000) -> Tokenizer:
-    """Return a byte-level BPE tokenizer in RoBERTa's form: GPT-2's expression, ``<s> … </s>``."""
+    """Return a byte-level BPE tokenizer in RoBERTa's form: GPT-2's expression, ``<s> … </s>``.
+
+    The project's sentences give some thousand merges. The others are generated: each joins two tokens that exist.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=min(vocab_size, 3000),
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(evaluation_sentences(), trainer)
+    document = json.loads(tokenizer.to_str())
+    ids, merges, chance = document["model"]["vocab"], document["model"]["merges"], Random(0)
+    tokens = [*ids][5:]
+    while len(ids) < vocab_size:
+        left, right = chance.choice(tokens), chance.choice(tokens)
+        if len(left + right) <= 12 and not right.startswith("\u0120") and left + right not in ids:
+            ids[left + right] = len(ids)
+            merges.append([left, right])
+            tokens.append(left + right)
+    tokenizer = Tokenizer.from_str(json.dumps(document))
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     return tokenizer

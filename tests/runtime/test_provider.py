@@ -551,3 +551,37 @@ def test_encode_iter_holds_no_more_for_more_texts(artifact: str, tiny_built: Pat
     assert count == "60000"
     # Held, the other 50,000 texts and vectors of 32 components would take some 15 MB.
     assert float(grown) < 4
+
+
+LONG_TEXTS = """
+import sys
+from firstvec import OptimizedEmbeddingLoader
+provider = OptimizedEmbeddingLoader(sys.argv[1], output="buffer", artifact=sys.argv[2]).get_provider()
+texts = ["word " * 9000] * int(sys.argv[3]) + ["a short text"] * int(sys.argv[4])
+assert provider.encode(texts).shape == (len(texts), 32)
+with open("/proc/self/status") as lines:
+    print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+"""
+
+
+@pytest.fixture(scope="module")
+def long_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build a random BERT of one layer that takes 8,192 tokens."""
+    from firstvec_build.pipeline import build
+    from tests.tiny import save_long_bert
+
+    model = save_long_bert(tmp_path_factory.mktemp("models") / "long")
+    only = ["onnx-fp32", "native-fp32"]
+    return Path(build(str(model), tmp_path_factory.mktemp("bundles"), only=only).manifest.root)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("artifact", FP32)
+def test_texts_of_8192_tokens_share_no_batch(artifact: str, long_bundle: Path, fresh: Fresh) -> None:
+    alone, together = (
+        int(fresh(LONG_TEXTS, long_bundle, artifact, *counts).stdout) / 1024 for counts in ((1, 0), (3, 200))
+    )
+    # The scores of one text, 8,192² numbers, take 268 MB. In a batch with two more they would take 800 MB.
+    assert together < alone + 100
+    if artifact == "onnx-fp32":
+        assert alone > 268
