@@ -76,6 +76,7 @@ def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
         (["sts.py", "--sts", "no/such/file"], "no/such/file: cannot be read"),
         (["hand_over.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["signature.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (["families.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["warm.py", "--texts", "0"], "--rounds and --texts must be at least 1"),
         (["retrieval.py", "--passages", "10"], "--passages must be at least 20"),
         (["retrieval.py", "--bundle", "no/such/folder"], "firstvec.json: cannot be read"),
@@ -112,6 +113,16 @@ def test_warm_measures_both_artifacts(tiny_built: Path) -> None:
         assert figures[name]["Ctrl-C, longest wait, ms"] > 0
         assert "two threads ÷ one" in figures[name] or len(os.sched_getaffinity(0)) < 2
     assert len(figures["INT8"]["resident MB after each tenth of 100 texts"]) == 10
+
+
+def test_families_measures_each_beside_the_floor(tmp_path: Path) -> None:
+    table = tmp_path / "families.md"
+    done = run("benchmarks/families.py", "--only", "StaticEmbedding", "--rounds", 1, "--markdown", table)
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in table.read_text("utf-8").splitlines() if line.startswith("| ")]
+    assert rows[1].startswith("| StaticEmbedding | native | WordPiece | ")
+    assert rows[2].startswith("| import floor | – | – | ")
+    assert all(float(cell) > 0 for cell in rows[1].split("|")[4:9])
 
 
 def test_signature_measures_loads_with_and_without_a_signature(tiny_built: Path) -> None:

@@ -26,6 +26,8 @@ FAMILIES = {
     "static": ("StaticEmbedding", "potion, static-retrieval-mrl"),
 }
 """Name of a model in the tests → its family, and real models of that family."""
+TOKENIZERS = {"unigram": "Unigram", "byte_pairs": "byte pairs"}
+"""Family of tables in the manifest → how the page names it."""
 
 
 def row(name: str, manifest: Manifest) -> str:
@@ -35,4 +37,11 @@ def row(name: str, manifest: Manifest) -> str:
     portable = "yes" if "onnx-fp32" in ids else "no"
     int8 = "yes" if any(each.startswith("onnx-int8") for each in ids) else "no"
     native = ", ".join(name for name in ("fp32", "INT8") if f"native-{name.lower()}" in ids) or "no"
-    return f"| {family} | {examples} | {portable} | {int8} | {native} |"
+    return f"| {family} | {examples} | {portable} | {int8} | {native} | {find_quick_tokenizer(manifest)} |"
+
+
+def find_quick_tokenizer(manifest: Manifest) -> str:
+    """Return the family of the bundle's quick tokenizer, or ``no`` where the package tokenizes every text."""
+    if manifest.wordpiece is not None:
+        return "WordPiece"
+    return TOKENIZERS[manifest.quick_tokenizer.family] if manifest.quick_tokenizer is not None else "no"
