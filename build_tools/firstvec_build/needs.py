@@ -13,19 +13,12 @@ from firstvec.machine.limits import available_memory
 from firstvec_build.memory import most_texts
 from firstvec_build.source import Source, find_weights
 
-_TOOLCHAIN = 450_000_000
+_TOOLCHAIN = 460_000_000
 """Bytes of a process that has imported torch, sentence-transformers, onnx and onnxruntime."""
 _BATCH = 32
 """Most texts that are encoded together, by the reference and by the comparison with padding."""
-_ROWS = 2048
-"""Most rows of a product's input that calibration keeps."""
-_COPIES_OF_WEIGHTS = 4.0
-"""Copies of the weights at the peak of a build without ONNX: the model, and what is exported and opened again."""
-_COPIES_FOR_ONNX = 6.0
-"""Further copies while a graph is exported and fused: the exporter's own, and the graphs before and behind the fusion.
-What torch and onnx free then stays with the process."""
-_COPIES_FOR_INT8 = 3.0
-"""Further copies while INT8 is made of a graph."""
+_NATIVE_MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
+"""The native engine computes no other transformers."""
 _SPEED = 50e9
 """Operations that one core does in a second: about those of an Intel Xeon with AVX-512, at the texts' lengths."""
 _FIXED_SECONDS = 12.0
@@ -60,6 +53,8 @@ class Shape:
     layers: int
     heads: int
     intermediate: int
+    model_type: str
+    """As in config.json."""
     lengths: tuple[int, ...]
     """Tokens of each text that the build encodes, after truncation."""
 
@@ -93,6 +88,7 @@ def read_shape(source: Source, texts: Sequence[str]) -> Shape:
         layers=found["layers"],
         heads=found["heads"] or 1,
         intermediate=found["intermediate"] or 4 * found["hidden"],
+        model_type=str(config.get("model_type", "")),
         lengths=tuple(lengths),
     )
 
@@ -102,6 +98,8 @@ def estimate(shape: Shape, artifacts: Collection[str]) -> Needs:
 
     The factors are those of builds whose peaks were measured, stage by stage (docs/build.md).
     """
+    if shape.layers and shape.model_type not in _NATIVE_MODEL_TYPES:
+        artifacts = [name for name in artifacts if not name.startswith("native")]
     weights = 4 * shape.parameters
     longest = max(shape.lengths, default=1)
     texts = most_texts(longest, _BATCH)
@@ -109,17 +107,14 @@ def estimate(shape: Shape, artifacts: Collection[str]) -> Needs:
     wide = 4 * texts * longest * (2 * shape.intermediate + 6 * shape.hidden)
     # … and three copies of the scores (B, heads, T, T).
     scores = 3 * 4 * texts * shape.heads * longest**2 if shape.layers else 0
-    memory = _TOOLCHAIN + int(_COPIES_OF_WEIGHTS * weights) + wide + scores
-    if any(name.startswith("onnx") for name in artifacts):
-        memory += int(_COPIES_FOR_ONNX * weights)
-    onnx_int8 = native_int8 = 0
-    if any(name.startswith("onnx-int8") for name in artifacts):
-        inputs = shape.layers * (3 * shape.hidden + shape.intermediate)  # widths of all products' inputs
-        onnx_int8 = 4 * _ROWS * inputs + int(_COPIES_FOR_INT8 * weights)
-    if "native-int8" in artifacts:
-        # GPTQ's sums and the model, in float64.
-        native_int8 = 8 * shape.layers * (3 * shape.hidden**2 + shape.intermediate**2) + 2 * weights
-    memory += max(onnx_int8, native_int8)
+    batch = wide + scores
+    # The steps follow one another: TorchScript is written from copies in the memory; the reference is encoded; an ONNX
+    # artifact is measured beside the model.
+    steps = [4.7 * weights, weights + batch, 3 * weights + 0.7 * batch]
+    if "native-int8" in artifacts and shape.layers:
+        # The model and its file in float64, GPTQ's sums, and a smaller batch.
+        steps.append(8 * weights + 8 * shape.layers * (3 * shape.hidden**2 + shape.intermediate**2) + 0.3 * batch)
+    memory = _TOOLCHAIN + int(max(steps))
     return Needs(memory, _estimate_seconds(shape, artifacts))
 
 

@@ -17,7 +17,15 @@ from firstvec_build.recipes import RECIPES
 from firstvec_build.source import resolve
 from tests.conftest import Fresh
 
-MINILM = Shape(parameters=22_713_728, hidden=384, layers=6, heads=12, intermediate=1536, lengths=(256, *(52,) * 319))
+MINILM = Shape(
+    parameters=22_713_728,
+    hidden=384,
+    layers=6,
+    heads=12,
+    intermediate=1536,
+    model_type="bert",
+    lengths=(256, *(52,) * 319),
+)
 
 
 def test_shape_is_that_of_the_model(tiny_model: Path) -> None:
