@@ -46,11 +46,19 @@ def save_other_bert(folder: Path) -> Path:
     return _save(folder, transformers.BertModel(config), fast, "mean", True, seed=21, max_seq_length=64)
 
 
-def save_long_bert(folder: Path) -> Path:
-    """Save BERT of one layer and one head that takes 8,192 tokens."""
-    shape = _SHAPE | {"num_hidden_layers": 1, "num_attention_heads": 1}
+def save_long_bert(folder: Path, **changes: int) -> Path:
+    """Save BERT of one layer and one head that takes 8,192 tokens. ``changes`` go into the configuration."""
+    shape = _SHAPE | {"num_hidden_layers": 1, "num_attention_heads": 1} | changes
     config = transformers.BertConfig(vocab_size=500, max_position_embeddings=8192, **shape)
-    return _save(folder, transformers.BertModel(config), _make_wordpiece(), "mean", True, max_seq_length=8192)
+    return _save(
+        folder,
+        transformers.BertModel(config),
+        _make_wordpiece(),
+        "mean",
+        True,
+        max_seq_length=8192,
+        dim=shape["hidden_size"],
+    )
 
 
 def save_smallest(folder: Path) -> Path:
