@@ -25,7 +25,8 @@ from firstvec_build.quality import cosine
 from firstvec_build.source import resolve
 
 PEER = "sentence-transformers"
-STOCK = "stock dynamic INT8"
+STOCK = "stock dynamic INT8, per_channel=True"
+STOCK_DEFAULTS = "stock dynamic INT8, default options"
 Encode = Callable[[Sequence[str], int], Any]
 """Texts and batch size → vectors."""
 
@@ -145,17 +146,27 @@ def _stock_dynamic_int8(manifest: Manifest, scratch: Path) -> Encode:
     A column's scale is not the default of `quantize_dynamic`, and is closer to fp32 than the default.
     The session has default options.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    return _quantized_dynamically(manifest, scratch, per_channel=True)
 
-    quantized = scratch / "dynamic.onnx"
-    options = {"MatMulConstBOnly": True}
-    exported = _exported(manifest, scratch)
-    quantize_dynamic(exported, quantized, per_channel=True, weight_type=QuantType.QInt8, extra_options=options)
+
+def _stock_dynamic_int8_defaults(manifest: Manifest, scratch: Path) -> Encode:
+    """Open the export, quantized by onnxruntime's `quantize_dynamic` without any option.
+
+    The session has default options, too.
+    """
+    return _quantized_dynamically(manifest, scratch)
+
+
+def _quantized_dynamically(manifest: Manifest, scratch: Path, **options: Any) -> Encode:
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantized = scratch / f"dynamic{'-'.join(options)}.onnx"
+    quantize_dynamic(_exported(manifest, scratch), quantized, **options)
     return _onnxruntime(quantized, manifest)
 
 
 def _exported(manifest: Manifest, scratch: Path) -> Path:
-    """Return the graph as optimum exports it. The first call makes the file."""
+    """Return the graph as torch exports it. The first call makes the file."""
     from firstvec_build import reference
     from firstvec_build.exporters import onnx_graph
 
@@ -248,6 +259,7 @@ SUBJECTS = {
         Subject(PEER, _sentence_transformers),
         Subject("exported fp32", _exported_fp32),
         Subject(STOCK, _stock_dynamic_int8),
+        Subject(STOCK_DEFAULTS, _stock_dynamic_int8_defaults),
         _ours("firstvec fp32", "native-fp32", 0.9999),
         _ours("firstvec INT8", "native-int8", 0.97),
         _ours("firstvec fp32, onnxruntime", "onnx-fp32", 0.9999),
