@@ -328,7 +328,7 @@ def _accuracy(manifest: Manifest) -> Section:
         "MB": ("{:,.1f}", lambda each: each.size / 1e6),
         "cosine, mean": ("{:.5f}", lambda each: each.quality.cosine_mean),
         "cosine, 1st percentile": ("{:.5f}", lambda each: each.quality.cosine_p1),
-        "cosine, worst": ("{:.5f}", lambda each: each.quality.cosine_min),
+        "cosine, worst": ("{:.5f}", lambda each: each.quality.worst_cosine),
         "largest difference": ("{:.1e}", lambda each: each.quality.max_abs_diff),
         "same neighbors, %": ("{:.2f}", lambda each: 100 * each.quality.neighbour_overlap),
         "cosine, alone vs. in a batch": ("{:.6f}", lambda each: each.quality.batch_cosine_min),
@@ -342,7 +342,8 @@ def _accuracy(manifest: Manifest) -> Section:
     ]
     how = (
         "`firstvec build` ran each artifact on sentences and compared the vectors with those of "
-        "`SentenceTransformer.encode`. The figures come from the bundle's manifest."
+        "`SentenceTransformer.encode`. The worst cosine of INT8 is over odd texts, too. The figures come from the "
+        "bundle's manifest."
     )
     return Section("Accuracy", how, [Table("The artifacts of the bundle", columns, rows)])
 

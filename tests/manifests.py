@@ -76,6 +76,7 @@ def artifact(id_: str, format_: str, precision: str, engine: str, isa: str | Non
             "cosine_mean": 0.999,
             "cosine_min": 0.97,
             "cosine_p1": 0.98,
+            "odd_cosine_min": 0.93,
             "max_abs_diff": 0.01,
             "neighbour_overlap": 0.95,
             "batch_cosine_min": 1.0,

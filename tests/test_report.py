@@ -200,7 +200,7 @@ def test_every_figure_is_one_of_the_inputs(
     for artifact in Manifest.read(bundle).artifacts:
         shown, quality = artifacts[artifact.id], artifact.quality
         assert (shown["MB"], shown["cosine, mean"]) == (artifact.size / 1e6, quality.cosine_mean)
-        assert (shown["cosine, worst"], shown["measured with"]) == (quality.cosine_min, quality.measured_with)
+        assert (shown["cosine, worst"], shown["measured with"]) == (quality.worst_cosine, quality.measured_with)
     first = "first in a fresh process"
     assert tables["All operations"][1:] == [
         ["`Loader()`", "create", first, *map(pytest.approx, (762.5, 381.25, 1143.75, 1100)), "µs", 20, "0.6–1.1 ms"],

@@ -233,7 +233,7 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
     add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
     code, runtime = Path(__file__).parent, Path(firstvec.__file__).parent
     for folder, paths in (
-        (code, [*code.rglob("*.py"), *code.glob("data/sentences.json")]),
+        (code, [*code.rglob("*.py"), *code.glob("data/*.json")]),
         (runtime, [runtime / path for path in _RUNTIME_CODE]),
     ):
         for path in sorted(paths):

@@ -88,8 +88,19 @@ class Thresholds:
 
 def evaluation_sentences() -> list[str]:
     """Return the project's own sentences: short ones, truncated ones, code, accents, CJK, emoji, and the empty text."""
-    text = (resources.files("firstvec_build") / "data" / "sentences.json").read_text("utf-8")
-    return list(json.loads(text))
+    return _read_texts("sentences.json")
+
+
+def odd_texts() -> list[str]:
+    """Return texts that nobody expects, such as repeated characters, names of special tokens, and control characters.
+
+    Texts of one kind follow one another, so every second text has nearly the same kinds as the others.
+    """
+    return _read_texts("odd_texts.json")
+
+
+def _read_texts(name: str) -> list[str]:
+    return list(json.loads((resources.files("firstvec_build") / "data" / name).read_text("utf-8")))
 
 
 def read_corpus(path: Path) -> list[str]:
@@ -160,6 +171,7 @@ def measure(
     check: Callable[[Mapping[str, float]], None] = lambda _figures: None,
     report_texts: Callable[[int], None] = lambda _count: None,
     matryoshka_dims: Sequence[int] = (),
+    odd: tuple[list[str], Vectors] | None = None,
 ) -> Quality:
     """Compare an artifact, which the runtime itself runs, with the reference vectors of the same sentences.
 
@@ -176,6 +188,7 @@ def measure(
             raises ends the measurement.
         report_texts: called with the number of texts that were encoded.
         matryoshka_dims: the dimensions that the model is made to be cut to.
+        odd: odd texts, (M,), and their fp32 vectors, (M, D). None: they are not measured.
     """
     vectors = np.empty_like(reference)
     parts = -(-len(sentences) // _PART)
@@ -193,6 +206,10 @@ def measure(
         "neighbour_overlap": _round(neighbour_overlap(vectors, reference)),
     }
     check(cheap)
+    odd_cosine_min = None
+    if odd is not None:
+        odd_cosine_min = _round(cosine(provider.encode(odd[0]), odd[1]).min())
+        report_texts(len(odd[0]))
     some = sentences[:: -(-len(sentences) // _MOST_ALONE)]
     alone = np.stack([provider.encode(text) for text in some])
     together = np.empty_like(alone)
@@ -204,6 +221,7 @@ def measure(
         cosine_mean=cheap["cosine_mean"],
         cosine_min=cheap["cosine_min"],
         cosine_p1=cheap["cosine_p1"],
+        odd_cosine_min=odd_cosine_min,
         max_abs_diff=cheap["max_abs_diff"],
         neighbour_overlap=cheap["neighbour_overlap"],
         batch_cosine_min=_round(cosine(alone, together).min()),

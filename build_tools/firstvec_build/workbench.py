@@ -86,8 +86,10 @@ class Workbench:
         self._thresholds = thresholds
         self._labelled = labelled
         self._sentences = quality.evaluation_sentences()
+        self._odd_texts = quality.odd_texts()
         self.calibration_sentences = self._sentences[::2]
         """The sentences for calibration. The others show the quality on unseen texts."""
+        self._odd_reference: Vectors | None = None
         self._wordpiece = quick_tokenizer.write_vocabulary(tokenizer_json, folder, self._sentences)
         self._quick_tokenizer = quick_tokenizer.write_tables(tokenizer_json, folder, self._sentences)
         self._measured_on = [*self._sentences, *corpus]
@@ -125,9 +127,11 @@ class Workbench:
         self._fuses = False
 
     def calibrate(self) -> list[Product]:
-        """Return the graph's matrix products, with their inputs recorded over the calibration sentences."""
+        """Return the graph's matrix products, with their inputs recorded over the calibration texts."""
         if self._products is None:
-            token_ids = open_tokenizer(self._describe_folder()).tokenize(self.calibration_sentences)
+            # Odd texts reach values that no sentence reaches, and a fixed scale cuts them off.
+            texts = [*self.calibration_sentences, *self._odd_texts[::2]]
+            token_ids = open_tokenizer(self._describe_folder()).tokenize(texts)
             self._products = calibration.calibrate(self.make_graph(), token_ids, self.report_texts)
         return self._products
 
@@ -177,6 +181,11 @@ class Workbench:
         Raises:
             QualityError: the artifact misses a threshold.
         """
+        odd = None
+        if artifact.precision == "int8":
+            if self._odd_reference is None:
+                self._odd_reference = reference.encode(self.encoder, self._odd_texts, self.report_texts)
+            odd = self._odd_texts, self._odd_reference
         manifest = self._describe_folder()
         tokenizer = open_tokenizer(manifest)
         verified = verify_artifact(manifest, artifact)
@@ -202,6 +211,7 @@ class Workbench:
                 f"{artifact.engine} {ResourceProfile.detect().engine_version(artifact.engine)}",
                 self._labelled,
                 matryoshka_dims=self._matryoshka_dims,
+                odd=odd,
                 check=lambda figures: self._thresholds.check(artifact, figures),
                 report_texts=self.report_texts,
             )

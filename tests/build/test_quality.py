@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from firstvec_build.quality import (
     evaluation_sentences,
     measure,
     neighbour_overlap,
+    odd_texts,
     read_corpus,
     read_labelled_pairs,
     spearman,
@@ -225,6 +227,33 @@ def test_evaluation_sentences_are_of_many_lengths(bundle: Path) -> None:
     assert sum(length < 16 for length in lengths) >= 50
 
 
+def test_the_benchmark_of_odd_texts_has_none_of_the_builds_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    benchmark = importlib.import_module("odd_texts").odd_texts()
+    texts = odd_texts()
+    assert len(texts) == len(set(texts)) == 60
+    assert not {*texts} & {*evaluation_sentences(), *(text for each in benchmark.values() for text in each)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "belongs"),
+    [
+        ("a character many times", lambda text: len(text) > 10 and len(set(text)) == 1),
+        ("a word many times", lambda text: len(text.split()) > 10 and len(set(text.split())) == 1),
+        ("the name of a special token", lambda text: "[SEP]" in text or "[PAD]" in text or "[MASK]" in text),
+        ("control characters", lambda text: any(character < " " for character in text)),
+        (
+            "no ASCII",
+            lambda text: not text.isascii() and all(character > "~" or character == " " for character in text),
+        ),
+        ("one long word", lambda text: len(text) > 40 and text.isalnum() and len(set(text)) > 5),
+    ],
+)
+@pytest.mark.parametrize("half", [0, 1], ids=["calibrated", "unseen"])
+def test_each_half_of_the_odd_texts_holds(kind: str, belongs: Callable[[str], bool], half: int) -> None:
+    assert any(map(belongs, odd_texts()[half::2])), kind
+
+
 @pytest.mark.parametrize(
     ("kind", "belongs"),
     [
@@ -337,6 +366,25 @@ def test_measure_compares_with_the_reference(tiny_built: Path, labelled: Path) -
     assert found.spearman == pytest.approx(spearman(provider, read_labelled_pairs(labelled)), abs=1e-6)
 
 
+def test_odd_texts_have_a_figure_of_their_own(tiny_built: Path) -> None:
+    provider = load_full_precision(tiny_built)
+    sentences, odd = evaluation_sentences()[:12], odd_texts()[:12]
+    exact = provider.encode(odd)
+    vectors = exact.copy()
+    vectors[5] = exact[9]  # one odd text went wrong
+    seen: list[int] = []
+    found = measure(
+        *(provider, provider.encode, sentences, provider.encode(sentences), "a test"),
+        odd=(odd, vectors),
+        report_texts=seen.append,
+    )
+    assert found.odd_cosine_min == pytest.approx(float((exact[5] * exact[9]).sum()), abs=2e-6)
+    assert (found.cosine_min, found.sentences, sum(seen)) == (1.0, 12, 12 + 12 + 2 * 12)
+    assert found.worst_cosine == found.odd_cosine_min
+    without = measure(provider, provider.encode, sentences, provider.encode(sentences), "a test")
+    assert (without.odd_cosine_min, without.worst_cosine) == (None, 1.0)
+
+
 def test_difference_is_relative_to_the_length_of_the_reference(tiny_built: Path) -> None:
     provider = load_full_precision(tiny_built)
     sentences = evaluation_sentences()[:12]
@@ -356,6 +404,8 @@ def test_real_bundle_states_its_measured_quality(bundle: Path) -> None:
         assert artifact.batch_invariant
         assert artifact.quality.cosine_min <= artifact.quality.cosine_p1 <= artifact.quality.cosine_mean
         assert artifact.quality.sentences == 320
+        assert (artifact.quality.odd_cosine_min is None) == (artifact.precision == "fp32")
+        assert artifact.quality.worst_cosine > 0.96
         if artifact.precision == "fp32":
             assert artifact.quality.max_abs_diff <= 1e-5
             assert artifact.quality.batch_cosine_min >= 0.999999

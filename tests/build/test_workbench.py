@@ -13,7 +13,7 @@ from firstvec.bundle.manifest import Manifest
 from firstvec.engines.table import ENGINES
 from firstvec.errors import ExportError, QualityError
 from firstvec_build import source
-from firstvec_build.quality import Thresholds, evaluation_sentences
+from firstvec_build.quality import Thresholds, evaluation_sentences, odd_texts
 from firstvec_build.recipes import RECIPES
 from tests.tiny import ANY_INT8
 
@@ -58,7 +58,9 @@ def test_graph_is_exported_and_fused_once(bench: Workbench, monkeypatch: pytest.
     assert exported.parent == fused.parent == bench.scratch
 
 
-def test_calibration_sees_every_second_sentence_once(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_sees_every_second_sentence_and_odd_text_once(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from firstvec_build.int8 import calibration
 
     seen: list[Sequence[Sequence[int]]] = []
@@ -71,7 +73,7 @@ def test_calibration_sees_every_second_sentence_once(bench: Workbench, monkeypat
     monkeypatch.setattr(calibration, "calibrate", counted)
     assert bench.calibrate() is bench.calibrate()
     [token_ids] = seen
-    sentences = evaluation_sentences()[::2]
+    sentences = [*evaluation_sentences()[::2], *odd_texts()[::2]]
     expected = bench.encoder.tokenizer(sentences, truncation=True, max_length=128)["input_ids"]
     assert token_ids == expected
 

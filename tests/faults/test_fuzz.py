@@ -148,6 +148,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
             "sentences": draw(st.integers(1, 1 << 31)),
             "measured_with": draw(NAMES),
             "spearman": draw(st.floats(-100, 100)),
+            "odd_cosine_min": draw(st.none() | COSINES),
             "matryoshka": draw(st.none() | st.dictionaries(st.sampled_from(["8", "64"]), st.floats(0, 1))),
         }
         at_least = draw(

@@ -148,6 +148,8 @@ class Quality(_Parsed):
     """The worst of those cosines."""
     cosine_p1: float = _field("number", -1.0, 1.0)
     """Their first percentile: one cosine in a hundred is worse."""
+    odd_cosine_min: float | None = _optional(_field("number", -1.0, 1.0))
+    """Worst cosine over texts that nobody expects, such as repeated characters. An INT8 artifact states it."""
     max_abs_diff: float = _field("number", 0.0, float("inf"))
     """Largest absolute difference of any component to the reference."""
     neighbour_overlap: float = _field("number", 0.0, 1.0)
@@ -164,6 +166,11 @@ class Quality(_Parsed):
     """Dimension → `neighbour_overlap` of vectors that are cut to it, with the whole vectors of the reference."""
     thresholds: dict[str, float] = _field("numbers")
     """Metric → limit that the build enforced: `max_abs_diff` at most, the others at least."""
+
+    @property
+    def worst_cosine(self) -> float:
+        """The worst cosine over the evaluation sentences and, if they were measured, the odd texts."""
+        return self.cosine_min if self.odd_cosine_min is None else min(self.cosine_min, self.odd_cosine_min)
 
     def _check(self, item: CheckedObject) -> None:
         for metric, threshold in self.thresholds.items():

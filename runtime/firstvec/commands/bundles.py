@@ -78,6 +78,8 @@ def _artifact_rows(artifact: Artifact) -> list[list[str]]:
         f"{quality.cosine_p1:.4f}; of ten neighbours {quality.neighbour_overlap:.1%} the same; the same text alone "
         f"and in a padded batch: cosine ≥ {quality.batch_cosine_min:g}"
     )
+    if quality.odd_cosine_min is not None:
+        measured += f"; odd texts: cosine ≥ {quality.odd_cosine_min:.4f}"
     if quality.spearman is not None:
         measured += f"; Spearman {quality.spearman:.2f}"
     for dim, kept in (quality.matryoshka or {}).items():

@@ -31,6 +31,7 @@ OPTIONAL = {
     ("model", "default_prompt_name"),
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
     *(("artifacts", index, "quality", key) for index in range(3) for key in ("spearman", "matryoshka")),
+    *(("artifacts", index, "quality", "odd_cosine_min") for index in range(3)),
     ("wordpiece",),
     ("wordpiece", "tables"),
     ("quick_tokenizer",),
@@ -240,6 +241,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
         manifest.self_test,
         *(each for item in manifest.artifacts for each in (item.isa, item.isa_reason)),
         *(each for item in manifest.artifacts for each in (item.quality.spearman, item.quality.matryoshka)),
+        *(item.quality.odd_cosine_min for item in manifest.artifacts),
     ]
 
 
@@ -684,6 +686,7 @@ def test_control_characters_are_refused_in_names(place: Place, character: str) -
         ({"thresholds": {"cosine_mean": 0.9, "batch_cosine_min": 1.5}}, "batch_cosine_min", "below"),
         ({"thresholds": {"cosine_p1": 1}}, "cosine_p1", "below"),
         ({"thresholds": {"spearman": 82}}, "spearman", "below"),
+        ({"thresholds": {"odd_cosine_min": 0.94}}, "odd_cosine_min", "below"),
         (
             {"spearman": None, "thresholds": {"spearman": 82}},
             "spearman",
@@ -709,6 +712,11 @@ def test_an_artifact_that_misses_its_own_threshold_is_refused(changes: dict[str,
 )
 def test_thresholds_that_are_met_and_unknown_ones_are_accepted(thresholds: dict[str, float]) -> None:
     assert parse(changed((*QUALITY, "thresholds"), thresholds)).artifacts[2].quality.thresholds == thresholds
+
+
+@pytest.mark.parametrize(("odd", "worst"), [(None, 0.97), (0.93, 0.93), (0.98, 0.97)])
+def test_the_worst_cosine_is_that_of_sentences_and_odd_texts(odd: float | None, worst: float) -> None:
+    assert parse(changed((*QUALITY, "odd_cosine_min"), odd)).artifacts[2].quality.worst_cosine == worst
 
 
 def test_a_key_that_cannot_be_shown_is_not_shown() -> None:

@@ -79,6 +79,17 @@ def test_inspect_names_every_artifact_as_the_option_takes_it(tiny_built: Path, f
         assert artifact.id in lines  # the heading of its details
 
 
+def test_inspect_shows_the_worst_cosine_of_sentences_and_odd_texts(tiny_bundle: Path, firstvec: Fresh) -> None:
+    def worsen(document: dict[str, Any]) -> None:
+        document["artifacts"][0]["quality"]["odd_cosine_min"] = 0.125
+
+    edit_manifest(tiny_bundle, worsen)
+    text = firstvec("inspect", "-m", tiny_bundle).stdout
+    head, row = (line for line in text.splitlines() if " 0.1250 " in line or " worst " in line)
+    assert row.index("0.1250") + 6 == head.index("worst") + 5
+    assert "odd texts: cosine ≥ 0.1250" in text
+
+
 def test_inspect_prints_the_file_itself_as_json(tiny_bundle: Path, firstvec: Fresh) -> None:
     """A key that this firstvec does not know stays."""
     edit_manifest(tiny_bundle, lambda document: document.update(from_the_future={"x": 1}))
