@@ -78,7 +78,7 @@ def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
         return _read(folder)
     # Another firstvec, or another Python, may have other fields, and may write them in another form.
     identity = cache.identity_text(cache.file_identity(before))
-    note = cache.path_of("manifests", f"{identity}-{__version__}-{sys.hexversion:x}-3")
+    note = cache.path_of("manifests", f"{identity}-{__version__}-{sys.hexversion:x}-4")
     if (data := cache.read_note(note)) is not None:
         manifest = Manifest.from_plain(marshal.loads(data)).replace(path=path)
         return manifest.model.name, (manifest, b"")
