@@ -27,7 +27,8 @@ def test_build_writes_where_the_runtime_looks_and_prints_json(
     tiny_model: Path, firstvec: Fresh, tmp_path: Path
 ) -> None:
     home = {"FIRSTVEC_HOME": str(tmp_path / "home"), "FIRSTVEC_ARTIFACTS": ""}
-    command = ("build", tiny_model, "--only", "onnx-fp32", "--only", INT8_HERE)
+    # A random model of 32 components has many near neighbours.
+    command = ("build", tiny_model, "--only", "onnx-fp32", "--only", INT8_HERE, "--min-neighbour-overlap", "0.8")
     done = firstvec(*command, "--json", **home)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
