@@ -345,8 +345,9 @@ def test_stages_are_reported_with_their_number_and_the_count(tiny_model: Path, t
     assert [number for _, number, _ in calls] == list(range(6))
     assert {count for *_, count in calls} == {6}
     assert [what for what, *_ in calls][3:5] == ["building onnx-fp32", f"building {INT8_HERE}"]
-    # The reference; the sentences, and 40 of them alone and in batches; the calibration sentences, too.
-    assert list(texts.values()) == [320, 400, 560]
+    # The reference; the sentences, and 40 of them alone and in batches; for INT8 also 160 sentences and 30 odd texts
+    # for calibration, and 60 odd texts by the reference and by the artifact.
+    assert list(texts.values()) == [320, 400, 400 + 160 + 30 + 120]
 
 
 def test_labelled_set_gives_each_artifact_its_spearman(tiny_model: Path, output: Path, pairs: Path) -> None:
