@@ -333,7 +333,11 @@ def test_calls_leave_no_thread_and_no_memory(modules: dict[str, ModuleType], tin
     for _ in range(500):
         call()
     gc.collect()
-    assert len(os.listdir("/proc/self/task")) == threads
+    # The system may list a thread for a moment after the call has waited for its end.
+    ends = time.monotonic() + 5
+    while (found := len(os.listdir("/proc/self/task"))) > threads and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert found <= threads
     assert resident_pages() - pages < 500  # 2 MB: one vector of 64 KB left in each call would be 30 MB
 
 
