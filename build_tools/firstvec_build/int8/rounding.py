@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import solve_triangular
 
 Matrix = npt.NDArray[np.float64]
 Weights = TypeVar("Weights", npt.NDArray[np.float32], npt.NDArray[np.float64])
@@ -44,6 +43,8 @@ def round_with_compensation(
         limit_pairs: keep to `PAIR_LIMIT`.
         damping: this share of the mean of the Hessian's diagonal is added to the diagonal (GPTQ, section 3.3).
     """
+    from scipy.linalg import solve_triangular  # its library starts threads when it is loaded
+
     depth = rows.shape[1]
     order = np.argsort(-np.diag(hessian), kind="stable")
     rest = np.ascontiguousarray(rows.T[order])  # (depth, columns), because the steps below take channel after channel
