@@ -17,6 +17,13 @@
     │   └── ClosedError             the provider was closed
     ├── InputError                  an argument of the caller is not usable
     ├── MissingDependency           an optional package is not installed
+    ├── BulkError                   `firstvec embed` stopped; the shards that are done stay
+    │   ├── RowError                a row has no usable text
+    │   ├── InputChanged            an input file was changed while it was read
+    │   ├── JobChanged              the output was begun with another input, model or option
+    │   ├── OutputError             the output cannot be written
+    │   ├── OutputInUse             another run writes to this output
+    │   └── WorkerError             a worker process ended
     └── BuildError                  the bundle could not be built
         ├── SourceError             the model to build from
         ├── ExportError             TorchScript or ONNX export
@@ -208,6 +215,68 @@ class MissingDependency(FirstvecError):
         super().__init__(f"{what} needs {package}, which is not installed: pip install '{install}'")
         self.package = package
         self.install = install
+
+
+class BulkError(FirstvecError):
+    """A bulk run stopped. The shards that are done stay, and the same command goes on with the others."""
+
+
+class RowError(BulkError):
+    """A row has no usable text. ``file`` is the input, and ``row`` is counted from 0."""
+
+    def __init__(self, file: str, row: int, reason: str) -> None:
+        super().__init__(
+            f"{file}: row {row} (counted from 0) {reason}; repair the row, or pass over such rows with "
+            "--on-error skip or null"
+        )
+        self.file = file
+        self.row = row
+        self.reason = reason
+
+
+class InputChanged(BulkError):
+    """An input file was changed while it was read. ``path`` is the file."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(
+            f"{path}: {what} while it was read, so its rows may be of two versions; "
+            "let nobody write to it, and begin anew with --overwrite"
+        )
+        self.path = path
+
+
+class JobChanged(BulkError):
+    """The output was begun with another input, model or option. ``changes`` names what, was and is."""
+
+    def __init__(self, output: str, changes: Sequence[tuple[str, str, str]]) -> None:
+        found = "".join(f"\n  - {what}: was {was}, is {now}" for what, was, now in changes)
+        super().__init__(
+            f"{output} was begun with other inputs, another model or other options:{found}\n"
+            "Go on with what it was begun with, choose another --output, or begin anew with --overwrite."
+        )
+        self.output = output
+        self.changes = tuple(changes)
+
+
+class OutputError(BulkError):
+    """The output cannot be written: a full disk, a folder that was taken away. ``path`` is the file."""
+
+    def __init__(self, path: str, reason: str, hint: str) -> None:
+        super().__init__(f"{path}: {reason}; {hint}")
+        self.path = path
+        self.reason = reason
+
+
+class OutputInUse(BulkError):
+    """Another run writes to this output."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(f"{output}: another run writes there now; wait for its end, or choose another --output")
+        self.output = output
+
+
+class WorkerError(BulkError):
+    """A worker process ended, for example because the memory did not suffice."""
 
 
 class BuildError(FirstvecError):

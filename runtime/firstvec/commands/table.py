@@ -128,6 +128,57 @@ _ENCODE_OPTIONS = (
     _option("--document", "The texts are documents: put the model's prompt for documents before each."),
     _option("--prompt-name NAME", "Put this prompt of the model before each text; see `firstvec inspect`."),
 )
+_EMBED_OPTIONS = (
+    _option(
+        "INPUT",
+        "Files or patterns of files: .parquet, .jsonl, .csv, .txt, also with .gz or .zst; - for stdin.",
+        field="texts",
+        kind=list,
+    ),
+    _option(
+        "--output -o PLACE",
+        "A folder, which gets a file for each shard, or one file that ends with .parquet, .jsonl or .npy.",
+    ),
+    _MODEL,
+    *_CHOICE_OPTIONS,
+    _option("--text-column COLUMN", "Column of the texts.", default="text"),
+    _option("--id-column COLUMN", "Column that names a row; if left out, the output has the columns file and row."),
+    _option("--keep COLUMNS", "Other columns of the output, with commas between them."),
+    _option(
+        "--input-format FORMAT",
+        "If left out, the ending of each input decides; stdin has plain lines.",
+        choices=("parquet", "jsonl", "csv", "lines"),
+    ),
+    _option(
+        "--output-format FORMAT",
+        "Of the shards in a folder: parquet if left out.",
+        choices=("parquet", "jsonl", "npy"),
+    ),
+    _option(
+        "--dtype TYPE",
+        "Make vectors smaller: float16 has two bytes a component, int8 one, binary one bit.",
+        default="float32",
+        choices=("float32", "float16", "int8", "binary"),
+    ),
+    _option("--truncate-dim N", "Keep the first N components only (Matryoshka models).", kind=int, low=1),
+    _option("--normalize", "Scale vectors to unit length."),
+    _option("--query", "The texts are queries: put the model's prompt for queries before each."),
+    _option("--document", "The texts are documents: put the model's prompt for documents before each."),
+    _option("--prompt-name NAME", "Put this prompt of the model before each text; see `firstvec inspect`."),
+    _option(
+        "--on-error WHAT",
+        "A row without a usable text: fail stops the run, skip leaves the row out, null gives a null vector.",
+        default="fail",
+        choices=("fail", "skip", "null"),
+    ),
+    _option("--dedupe", "Compute the vector of equal texts of a shard once."),
+    _option("--workers N", "Processes that compute. They share the model's pages.", default=1, kind=int, low=1),
+    _option("--shard-rows N", "Rows of a shard.", default=10_000, kind=int, low=1),
+    _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
+    _option("--overwrite", "Begin anew: remove what earlier runs have written there."),
+    _option("--quiet -q", "Print errors only."),
+    _option("--json", "Print the summary as JSON, and no progress.", field="as_json"),
+)
 _VERIFY_OPTIONS = (
     _ANY_MODEL,
     _option(
@@ -144,6 +195,7 @@ COMMANDS = {
     name: Command(name=name, module=module, function=function, options=options)
     for name, module, function, options in (
         ("encode", "encode", "encode", _ENCODE_OPTIONS),
+        ("embed", "embed", "embed", _EMBED_OPTIONS),
         ("list", "bundles", "list_bundles", (_JSON,)),
         ("inspect", "bundles", "inspect", (_MODEL, _JSON)),
         ("explain", "explain", "explain", (_MODEL, _ANY_STRATEGY, *_CHOICE_OPTIONS, _JSON)),
