@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -61,6 +61,9 @@ bench-retrieval: artifacts  ## measure how many of the ten nearest passages stay
 	$(BIN)/python benchmarks/retrieval.py --bundle $(BUNDLE) --json build/benchmarks/retrieval.json \
 		--markdown build/benchmarks/retrieval.md
 
+bench-bulk: artifacts  ## measure firstvec embed: its speed beside encode, the memory of its workers, and its peers' (10 minutes)
+	$(BIN)/python benchmarks/bulk.py --bundle $(BUNDLE) --json build/benchmarks/bulk.json
+
 bench-odd-texts: artifacts  ## measure how close the vectors of odd texts are to full precision
 	$(BIN)/python benchmarks/odd_texts.py --bundle $(BUNDLE) --json build/benchmarks/odd-texts.json \
 		--markdown build/benchmarks/odd-texts.md
@@ -99,6 +102,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard runtime/native/*.[
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[build]' --group dev --group docs
+		--editable '.[build]' --group dev --group docs --group interop
 	@cat runtime/firstvec/_native.txt 2>/dev/null || true
 	touch $@

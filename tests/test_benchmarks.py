@@ -125,6 +125,19 @@ def test_families_measures_each_beside_the_floor(tmp_path: Path) -> None:
     assert all(float(cell) > 0 for cell in rows[1].split("|")[4:9])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="bulk.py needs Linux")
+def test_bulk_measures_the_speed_and_the_memory(tiny_built: Path) -> None:
+    done = run(
+        "benchmarks/bulk.py", "--bundle", tiny_built, "--rounds", 1, "--texts", 3000, "--workers", 1, 2, "--no-peers"
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    for name in ("INT8", "fp32"):
+        assert figures[name]["embed ÷ encode"] > 0
+        assert [each["workers"] for each in figures[name]["PSS"]] == [1, 2]
+        assert all(20 < each["MB"] < 2000 for each in figures[name]["PSS"])
+
+
 def test_signature_measures_loads_with_and_without_a_signature(tiny_built: Path) -> None:
     done = run("benchmarks/signature.py", "--bundle", tiny_built, "--rounds", 1)
     assert done.returncode == 0, done.stderr

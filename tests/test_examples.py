@@ -1,4 +1,4 @@
-"""The example application, as a user runs it: every command in a fresh process."""
+"""The example applications, as a user runs them: every command in a fresh process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -112,3 +115,30 @@ def test_help_loads_no_model() -> None:
     done = docsearch("--help", FIRSTVEC_ARTIFACTS="/nonexistent")
     assert done.returncode == 0
     assert "search" in done.stdout
+
+
+def test_vectors_of_a_data_set_are_searched_by_duckdb_and_by_sqlite_vec(bundle: Path, tmp_path: Path) -> None:
+    script = REPOSITORY / "examples/vectorsearch/vectorsearch.py"
+    environment = os.environ | {"FIRSTVEC_ARTIFACTS": str(bundle.parent)}
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=600, env=environment, cwd=tmp_path
+        )
+
+    assert run(script, "data", "all.parquet").returncode == 0
+    data = pq.read_table(tmp_path / "all.parquet")
+    some = data.filter(pc.is_in(data["topic"], pa.array(["while", "for", "import", "lambda", "assert"])))
+    pq.write_table(some, tmp_path / "docs.parquet")
+    missing = run(script, "duckdb", "vectors", "repeat a block of statements")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    done = run("-m", "firstvec", "embed", "docs.parquet", "-o", "vectors", "--id-column", "id", "--keep", "topic,text")
+    assert done.returncode == 0, done.stderr
+    found = []
+    for engine in ("duckdb", "sqlite", "sqlite"):
+        done = run(script, engine, "vectors", "an anonymous function in an expression", "--top", 2)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
+    assert "lambda: " in found[0].splitlines()[0]
+    assert found[0] == found[1] == found[2]
