@@ -206,17 +206,16 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 def test_memory_does_not_depend_on_the_number_of_rows(tmp_path: Path, tiny_built: Path, campaign: Campaign) -> None:
     """Ten times the shards in `make test`, and a hundred times in `make faults`: at most 5 % more memory."""
-    peaks = []
     counts = (20_000, campaign.size(100_000, 1_000_000))
     for rows in counts:
-        path = tmp_path / f"{rows}.txt"
-        path.write_text("".join(f"text number {row}\n" for row in range(rows)), "ascii")
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK, str(tiny_built), str(path), str(tmp_path / f"out{rows}")],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append(int(done.stdout) / 1024)
+        (tmp_path / f"{rows}.txt").write_text("".join(f"text number {row}\n" for row in range(rows)), "ascii")
+
+    def measure(rows: int, run: int) -> float:
+        paths = [str(tiny_built), str(tmp_path / f"{rows}.txt"), str(tmp_path / f"out-{rows}-{run}")]
+        done = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
+        return int(done.stdout) / 1024
+
+    # The smallest of three peaks, because chance decides how many shards lie in the memory at once.
+    peaks = [min(measure(rows, run) for run in range(3)) for rows in counts]
     assert peaks[1] <= 1.05 * peaks[0], peaks
     campaign.record("memory of embed", rows=list(counts), peak_mb=[round(peak, 1) for peak in peaks])
