@@ -277,8 +277,10 @@ def _lines(stream: Any, limit: int) -> Iterator[tuple[bytes, bool]]:
 
 
 def _read_lines(job: Job, stream: Any, source: Source) -> Iterator[TextRecord]:
-    if names := _kept_names(job):
-        raise InputError(f"{source.path}: plain lines have no column {names[0]!r}: leave --id-column and --keep out")
+    if names := [*_kept_names(job), *([job.text_column] if job.text_column != "text" else [])]:
+        raise InputError(
+            f"{source.path}: plain lines have no column {names[0]!r}: leave --text-column, --id-column and --keep out"
+        )
     for line, is_long in _lines(stream, _MAX_LINE_BYTES):
         value: object = line.removesuffix(b"\n").removesuffix(b"\r")
         if is_long:  # the cut may be inside of a character

@@ -123,6 +123,7 @@ def write_text(data: bytes) -> Callable[[Path], object]:
         ("a.csv", write_text(b"body,id\nx,1\n"), {}, "no column 'text', it has 'body', 'id': correct --text-column"),
         ("a.csv", write_text(b"text\nx\n"), {"keep": ["title"]}, "no column 'title'.*--keep"),
         ("a.txt", write_text(b"x\n"), {"keep": ["title"]}, "plain lines have no column 'title'"),
+        ("a.txt", write_text(b"x\n"), {"text_column": "title"}, "plain lines have no column 'title'"),
         ("a.parquet", write_text(b"PAR1 and no Parquet"), {}, r"a\.parquet cannot be read as parquet"),
         ("a.txt.gz", write_text(gzip.compress(os.urandom(9000))[:5000]), {}, "cannot be read as lines"),
         ("a.txt.zst", write_text(b"no zstd"), {}, "cannot be read as lines"),
