@@ -59,6 +59,7 @@ def test_the_schema_names_model_artifact_and_quality(tmp_path: Path, embed_tiny:
     assert (facts["embedding_dim"], facts["dtype"], facts["normalized"]) == (32, "float32", True)
 
 
+@pytest.mark.native
 def test_several_inputs_are_read_in_their_order(tmp_path: Path, vectors: np.ndarray, embed_tiny: Embed) -> None:
     for name, texts in (("b.jsonl", TEXTS[12:]), ("a1.jsonl", TEXTS[:6]), ("a2.jsonl", []), ("a3.jsonl", TEXTS[6:12])):
         write_jsonl(tmp_path / name, texts)
@@ -211,6 +212,7 @@ def test_workers_write_the_same_bytes(output: str, tmp_path: Path, embed_tiny: E
     assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
 
 
+@pytest.mark.native
 def test_a_changed_job_is_refused_with_what_changed(tmp_path: Path, embed_tiny: Embed) -> None:
     path = write_data_set(tmp_path / "a.jsonl")
     embed_tiny(path, tmp_path / "out")

@@ -30,6 +30,7 @@ def test_messages_come_whole_or_not_at_all() -> None:
             read_message(torn), read_message(torn)
 
 
+@pytest.mark.native
 def test_the_description_changes_with_whatever_decides_a_vector(tiny_bundle: Path) -> None:
     from tests.conftest import edit_manifest
 
