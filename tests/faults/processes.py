@@ -1,7 +1,8 @@
-"""Start fresh processes, send them a signal, and report how they ended."""
+"""Start fresh processes, send them a signal, and report how they ended; and processes that fork for each request."""
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -10,6 +11,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tests.conftest import REPOSITORY
 
 TIMEOUT = 120.0
 """Seconds after which a process counts as hanging. A loaded machine takes a hundredth of that."""
@@ -84,3 +88,52 @@ def has_crashed(ended: Ended) -> bool:
     return ended.code in (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE) or any(
         sign in ended.stderr for sign in ("Fatal Python error", "terminate called", "core dumped")
     )
+
+
+class Zygote:
+    """A process that imports once, and does each request in a forked child. It has a folder for its requests.
+
+    Args:
+        module: the module that serves requests, such as `tests.faults.zygote`.
+        folder: where only this process works.
+        cache: the runtime's cache.
+    """
+
+    def __init__(self, module: str, folder: Path, cache: Path) -> None:
+        self.folder = folder
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        quiet = {
+            "TOKENIZERS_PARALLELISM": "false",
+            # Arrow's allocator would start a thread when it is imported. pandas imports Arrow.
+            "JE_ARROW_MALLOC_CONF": "background_thread:false",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env=os.environ | single | quiet | {"FIRSTVEC_CACHE": str(cache)},
+        )
+        # A fork of a process with threads is not what a fresh process is.
+        assert self._read() == {"threads": 1}
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Do a request, and return its answer."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"root": str(self.folder)} | request) + "\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        found: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return found
+
+    def end(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
 import signal
@@ -17,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
 from tests.faults import tracer
 from tests.faults.conftest import Campaign
+from tests.faults.processes import Zygote
 from tests.runtime.bulk.conftest import TEXTS, files_of, write_data_set, write_jsonl
 
 OUTPUTS = {
@@ -31,50 +29,11 @@ OUTPUTS = {
 SHARD_ROWS = 4
 
 
-class Zygote:
-    """A process of `tests.faults.bulk_zygote`."""
-
-    def __init__(self, root: Path, cache: Path) -> None:
-        self.root = root
-        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.bulk_zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            # Arrow's allocator would start a thread when it is imported.
-            env=os.environ | single | {"FIRSTVEC_CACHE": str(cache), "JE_ARROW_MALLOC_CONF": "background_thread:false"},
-        )
-        assert self._read() == {"threads": 1}  # a fork of a process with threads is not what a fresh process is
-
-    def embed(self, inputs: Path, output: Path, options: dict[str, Any], **fault: Any) -> dict[str, Any]:
-        """Do a run, with a fault at one of its changes of a file."""
-        request = {"inputs": str(inputs), "output": str(output), "options": options, "root": str(self.root), **fault}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
-
-    def end(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     if reason := tracer.why_not():
         pytest.skip(reason)
-    found = Zygote(tmp_path_factory.mktemp("bulk"), tmp_path_factory.mktemp("cache"))
+    found = Zygote("tests.faults.bulk_zygote", tmp_path_factory.mktemp("bulk"), tmp_path_factory.mktemp("cache"))
     yield found
     found.end()
 
@@ -85,7 +44,7 @@ class Scenario:
     def __init__(self, zygote: Zygote, name: str, data: Path, model: Path) -> None:
         output, options = OUTPUTS[name]
         self.zygote, self.data = zygote, data
-        self.folder = zygote.root / "work"
+        self.folder = zygote.folder / "work"
         self.output = self.folder / output
         self.options = {"model": str(model), "shard_rows": SHARD_ROWS} | options
         self.begin()
@@ -101,7 +60,8 @@ class Scenario:
 
     def run(self, **fault: Any) -> dict[str, Any]:
         """Do a run."""
-        return self.zygote.embed(self.data, self.output, self.options, **fault)
+        request = {"inputs": str(self.data), "output": str(self.output), "options": self.options}
+        return self.zygote.ask(**request, **fault)
 
     def check_next(self, point: object) -> int:
         """Run the same command again, compare the bytes, and return how many shards it found done."""

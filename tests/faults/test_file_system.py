@@ -26,9 +26,10 @@ from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.manifest import Manifest
 from firstvec.errors import FirstvecError
 from firstvec_build import publishing
-from tests.conftest import REPOSITORY, Fresh
+from tests.conftest import Fresh
 from tests.faults import tracer
 from tests.faults.conftest import Campaign
+from tests.faults.processes import Zygote
 
 NAME = "tiny-bert"
 WORKERS = 2
@@ -36,51 +37,18 @@ SAMPLE = 25
 """After every so many points a next build runs, and the runtime loads the bundle. Each point verifies the files."""
 
 
-class Zygote:
-    """A process of `tests.faults.zygote`, and the folder in which only this process builds."""
-
-    def __init__(self, folder: Path, cache: Path) -> None:
-        self.folder = folder
-        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env=os.environ | single | {"TOKENIZERS_PARALLELISM": "false", "FIRSTVEC_CACHE": str(cache)},
-        )
-        # A fork of a process with threads is not what a fresh process is.
-        assert self._read() == {"threads": 1}
-
-    def ask(self, what: str, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"what": what, "root": str(self.folder)} | request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
-
-    def end(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def zygotes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, campaign: Campaign) -> Iterator[list[Zygote]]:
     if reason := tracer.why_not():
         pytest.skip(reason)
     cache = tmp_path_factory.mktemp("zygotes-cache")
-    found = [Zygote(tmp_path_factory.mktemp("output"), cache) for _ in range(campaign.size(1, WORKERS))]
+    found = [
+        Zygote("tests.faults.zygote", tmp_path_factory.mktemp("output"), cache)
+        for _ in range(campaign.size(1, WORKERS))
+    ]
     for zygote in found:
         # This build imports, once, everything that a build imports on its way.
-        outcome = zygote.ask("modules", model=str(tiny_model), output=str(zygote.folder / "warm"), only=[])
+        outcome = zygote.ask(what="modules", model=str(tiny_model), output=str(zygote.folder / "warm"), only=[])
         assert outcome["result"] == 1, outcome
         shutil.rmtree(zygote.folder / "warm")
     yield found
@@ -113,7 +81,7 @@ class Scenario:
 
     def run(self, zygote: Zygote, **fault: Any) -> dict[str, Any]:
         self.prepare(zygote)
-        return zygote.ask("build", output=str(zygote.folder), **self.request, **fault)
+        return zygote.ask(what="build", output=str(zygote.folder), **self.request, **fault)
 
     def inputs_found(self, zygote: Zygote) -> str | None:
         """Verify every file of the bundle, and return its digest of the inputs. None: there is no bundle."""
@@ -146,7 +114,7 @@ class Scenario:
         """Check that the bundle can be used, and that the next build succeeds and removes leftovers."""
         if (zygote.folder / NAME).exists():
             check_vector(zygote.folder / NAME)
-        following = zygote.ask("build", output=str(zygote.folder), **self.request)
+        following = zygote.ask(what="build", output=str(zygote.folder), **self.request)
         assert following["error"] is None, (point, following)
         assert self.inputs_found(zygote) == self.after, point
         # If there was nothing to do, the lock's file stays. It is empty and not held.
@@ -166,7 +134,7 @@ def previous(zygotes: list[Zygote], tiny_model: Path, tmp_path_factory: pytest.T
     """A folder with a bundle that the scenarios' builds replace, because it was built with another threshold."""
     folder = tmp_path_factory.mktemp("previous")
     request = {"model": str(tiny_model), "only": ["onnx-fp32"], "fp32_max_abs_diff": 2e-5}
-    outcome = zygotes[0].ask("build", output=str(folder), **request)
+    outcome = zygotes[0].ask(what="build", output=str(folder), **request)
     assert outcome["error"] is None, outcome
     return folder
 
@@ -313,7 +281,7 @@ def test_a_wheel_appears_whole_or_not_at_all(
     def pack(**injected: Any) -> dict[str, Any]:
         for path in zygote.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return zygote.ask("pack", bundle=str(previous / NAME), output=str(wheels), **injected)
+        return zygote.ask(what="pack", bundle=str(previous / NAME), output=str(wheels), **injected)
 
     whole = pack()
     content = Path(whole["result"]).read_bytes()
@@ -327,7 +295,7 @@ def test_a_wheel_appears_whole_or_not_at_all(
             assert outcome["status"] == -9
         elif outcome["error"] is not None:
             assert outcome["error"]["kinds"][0] == "BuildError", (point, outcome["error"])
-        following = zygote.ask("pack", bundle=str(previous / NAME), output=str(wheels))
+        following = zygote.ask(what="pack", bundle=str(previous / NAME), output=str(wheels))
         assert Path(following["result"]).read_bytes() == content
         assert [path.name for path in wheels.iterdir()] == [Path(following["result"]).name]
     campaign.record(f"{fault} of a wheel being packed", points=len(points), lost=0)
@@ -385,7 +353,7 @@ def test_builders_at_once_leave_one_whole_bundle(
         scenario.prepare(zygote)
         started = time.perf_counter()
         request = {"output": str(zygote.folder), "count": count, "no_locks": no_locks}
-        outcomes: Any = zygote.ask("crowd", **request, **scenario.request)
+        outcomes: Any = zygote.ask(what="crowd", **request, **scenario.request)
         assert [outcome["error"] for outcome in outcomes] == [None] * count
         rebuilt = sum(outcome["result"]["rebuilt"] for outcome in outcomes)
         assert (rebuilt == 1) is not no_locks
@@ -575,7 +543,7 @@ def test_a_model_whose_name_is_not_utf8_is_built_or_refused(
     for model in (not_utf8 / NAME, tmp_path / os.fsdecode(b"\xff\xfe")):
         shutil.copytree(tiny_model, model)
         output = tmp_path / "bundles"
-        outcome = zygotes[0].ask("build", model=str(model), output=str(output), only=["onnx-fp32"])
+        outcome = zygotes[0].ask(what="build", model=str(model), output=str(output), only=["onnx-fp32"])
         if outcome["error"] is not None:
             assert "BuildError" in outcome["error"]["kinds"], outcome["error"]
             assert not output.exists() or not list(output.iterdir())
@@ -591,7 +559,7 @@ def test_a_build_into_a_very_long_path_succeeds_or_is_refused(
     output = str(tmp_path)
     while len(output) < length - 1:
         output += "/" + "d" * min(200, length - len(output) - 1)
-    outcome = zygotes[0].ask("build", model=str(tiny_model), output=output, only=["onnx-fp32"])
+    outcome = zygotes[0].ask(what="build", model=str(tiny_model), output=output, only=["onnx-fp32"])
     if outcome["error"] is not None:
         assert outcome["error"]["kinds"][0] == "BuildError", outcome["error"]
         assert length > 1000
@@ -604,7 +572,7 @@ def test_a_model_with_a_very_long_name_is_built_or_refused(
     length: int, tiny_model: Path, zygotes: list[Zygote], tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(tiny_model, tmp_path / "models" / ("m" * length)))
-    outcome = zygotes[0].ask("build", model=str(model), output=str(tmp_path / "bundles"), only=["onnx-fp32"])
+    outcome = zygotes[0].ask(what="build", model=str(model), output=str(tmp_path / "bundles"), only=["onnx-fp32"])
     if outcome["error"] is not None:
         assert outcome["error"]["kinds"][0] == "BuildError", outcome["error"]
         assert length > 200
@@ -620,7 +588,7 @@ def other_built(zygotes: list[Zygote], tmp_path_factory: pytest.TempPathFactory)
 
     model = save_other_bert(tmp_path_factory.mktemp("other-models") / NAME)
     output = tmp_path_factory.mktemp("other")
-    outcome = zygotes[0].ask("build", model=str(model), output=str(output), only=["onnx-fp32"])
+    outcome = zygotes[0].ask(what="build", model=str(model), output=str(output), only=["onnx-fp32"])
     assert outcome["error"] is None, outcome
     return output / NAME
 

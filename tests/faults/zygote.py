@@ -77,8 +77,6 @@ def crowd(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Import the toolchain, write the number of threads, and serve."""
-    # pandas, which other libraries import where it is installed, imports pyarrow, and pyarrow starts a thread.
-    sys.modules["pyarrow"] = None  # type: ignore[assignment]
     from firstvec_build import quality, quick_tokenizer, workbench  # noqa: F401
     from tests.faults import tracer
 
