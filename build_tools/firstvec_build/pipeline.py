@@ -153,7 +153,8 @@ def build(
             check_memory(needs)
         report_stage("importing the toolchain", 1, count)
         # torch and sentence-transformers take six seconds to import. An unchanged bundle does not need these imports.
-        from firstvec_build.workbench import Workbench
+        with memory.without_collector():
+            from firstvec_build.workbench import Workbench
 
         with publishing.make_staging_folder(target) as folder:
             report_stage("encoding the reference", 2, count)

@@ -23,9 +23,9 @@ LabelledPairs = tuple[list[str], list[str], list[float]]
 """First sentences, second sentences, and the score of each pair."""
 
 _NEIGHBOURS = 10
-_BATCH = 20
+_BATCH = 12
 """So many sentences of mixed lengths are padded and run together, to see whether the batch changes a vector."""
-_MOST_ALONE = 40
+_MOST_ALONE = 24
 """At most this many texts are encoded alone and in padded batches, evenly spread over all texts."""
 _PART = 80
 """About this many texts are encoded between two reports of the progress."""

@@ -143,7 +143,10 @@ def _measure_int8(bench: Workbench, recipe: Recipe, quantized: Path) -> Artifact
     batch_invariant = not bench.dynamic_int8
     artifact = bench.describe(recipe, (name, f"{name}_data"), batch_invariant=batch_invariant)
     if recipe.isa in ResourceProfile.detect().isa:
-        return bench.measure(artifact)
+        return bench.remember(quantized, bench.measure(artifact))
+    if (same := bench.find_measured(quantized)) is not None:
+        how = f"{same.quality.measured_with}, {same.id} as a stand-in, whose graph is the same: no {recipe.isa} here"
+        return bench.take_over(artifact, same, how)
     # This CPU would run the artifact slowly, or compute wrong vectors. The exact twin gives the artifact's right
     # vectors on any CPU.
     quantization.write_exact_twin(quantized, bench.scratch / "twin.onnx")
@@ -151,7 +154,7 @@ def _measure_int8(bench: Workbench, recipe: Recipe, quantized: Path) -> Artifact
     onnx_graph.optimize(bench.scratch / "twin.onnx", bench.folder / twin)
     measured = bench.measure(bench.describe(recipe, (twin, f"{twin}_data"), batch_invariant=batch_invariant))
     how = f"{measured.quality.measured_with}, exact integer stand-in with unsigned weights: no {recipe.isa} here"
-    return artifact.replace(quality=measured.quality.replace(measured_with=how))
+    return bench.remember(quantized, artifact.replace(quality=measured.quality.replace(measured_with=how)))
 
 
 _RECIPES = (

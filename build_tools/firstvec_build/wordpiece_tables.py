@@ -13,6 +13,8 @@ from firstvec.text.wordpiece import Characters, LeaveToPackage
 _MAGIC, _BYTE_ORDER, _VERSION = b"firstwrd", 0x01020304, 1
 _HEADER = struct.Struct("<8s2IQ9I8I4I20x")
 _CODE_POINTS, _PAGE = 0x110000, 128
+_FIRST_UNASSIGNED, _BEHIND_UNASSIGNED = 0x40000, 0xE0000
+"""Planes 4 to 13, in which Unicode has assigned no code point. All become what the first one becomes."""
 _EMPTY = 0xFFFFFFFF
 _ITSELF, _NOTHING, _SPACE, _WORD, _LEAVE, _REPLACEMENT = range(6)
 _MOST_SPECIAL = 4
@@ -89,7 +91,7 @@ def _make_characters(rules: WordPiece) -> tuple[np.ndarray, np.ndarray, bytes]:
     table = Characters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
     entries = np.zeros(_CODE_POINTS, np.uint32)
     replacements, places = bytearray(), dict[bytes, int]()
-    for code in range(_CODE_POINTS):
+    for code in (*range(_FIRST_UNASSIGNED + 1), *range(_BEHIND_UNASSIGNED, _CODE_POINTS)):
         try:
             becomes = table[code] if not 0xD800 <= code < 0xE000 else None
         except LeaveToPackage:
@@ -109,5 +111,6 @@ def _make_characters(rules: WordPiece) -> tuple[np.ndarray, np.ndarray, bytes]:
                 places[text] = len(replacements)
                 replacements += text
             entries[code] = _REPLACEMENT | len(text) << 3 | places[text] << 9
+    entries[_FIRST_UNASSIGNED:_BEHIND_UNASSIGNED] = entries[_FIRST_UNASSIGNED]
     characters, pages = np.unique(entries.reshape(-1, _PAGE), axis=0, return_inverse=True)
     return pages.reshape(-1), characters, bytes(replacements)
