@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -64,6 +64,9 @@ bench-retrieval: artifacts  ## measure how many of the ten nearest passages stay
 bench-bulk: artifacts  ## measure firstvec embed: its speed beside encode, the memory of its workers, and its peers' (10 minutes)
 	$(BIN)/python benchmarks/bulk.py --bundle $(BUNDLE) --json build/benchmarks/bulk.json
 
+bench-ray: artifacts  ## measure an actor of Ray: its start, its memory, and two actors beside one (10 minutes)
+	$(BIN)/python benchmarks/ray_actors.py --bundle $(BUNDLE) --json build/benchmarks/ray.json
+
 bench-odd-texts: artifacts  ## measure how close the vectors of odd texts are to full precision
 	$(BIN)/python benchmarks/odd_texts.py --bundle $(BUNDLE) --json build/benchmarks/odd-texts.json \
 		--markdown build/benchmarks/odd-texts.md
@@ -102,6 +105,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard runtime/native/*.[
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[build]' --group dev --group docs --group interop
+		--editable '.[build,ray]' --group dev --group docs --group interop
 	@cat runtime/firstvec/_native.txt 2>/dev/null || true
 	touch $@

@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fresh import BUNDLE, environment
 from record import machine, write
 
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.bulk import embed
+from firstvec.bulk.checkpoint import Done
+from firstvec.bulk.inputs import find_sources
+from firstvec.bulk.job import make_job
+from firstvec.bulk.readers import read_shards
+from firstvec.bulk.rows import Rows
+from firstvec.bulk.shards import write_shard
+from firstvec.bulk.tables import embed_texts, schema_of
+from firstvec.bulk.worker import describe
 from firstvec_build.quality import evaluation_sentences
 from firstvec_build.source import resolve
 
@@ -80,6 +93,7 @@ def main() -> None:
                 **time_rounds(options.bundle, artifact, texts, path, options.rounds),
                 "PSS": [run_workers(options.bundle, artifact, path, each) for each in options.workers],
             }
+        figures["stages"] = measure_stages(options.bundle, texts[: options.texts], options.rounds)
         for package, program in PEERS.items() if not options.no_peers else ():
             if find_spec(package.replace("-", "_")) is None:
                 figures[package] = "not installed"
@@ -128,6 +142,55 @@ def time_rounds(bundle: Path, artifact: str, texts: list[str], path: Path, round
         # With the load of the model. Other programs on the machine change it little.
         "processor time, embed ÷ encode": round(median(works), 3),
     }
+
+
+def measure_stages(bundle: Path, texts: list[str], rounds: int) -> dict[str, Any]:
+    """Return what each step takes of one core: microseconds of processor time a text, and bytes of a vector's row.
+
+    Arithmetic about large data sets needs these rates (docs/bulk.md).
+    """
+    rows = len(texts)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "texts.parquet"
+        pq.write_table(pa.table({"id": range(rows), "text": texts}), path, row_group_size=10_000)
+        job = make_job(path, Path(scratch) / "out", id_column="id", shard_rows=10_000)
+        (source,) = find_sources(job.inputs, None)
+        loaded = {
+            name: OptimizedEmbeddingLoader(str(bundle.resolve()), "background", device="cpu", artifact=artifact)
+            for name, artifact in ARTIFACTS.items()
+        }
+        providers = {name: loader.get_provider() for name, loader in loaded.items()}
+        tokenizer = providers["INT8"]._tokenizer
+        vectors = providers["INT8"].encode(texts, output="buffer")
+        schema = schema_of(pa.schema([("id", pa.int64())]), describe(providers["INT8"]), "float32", None, False, "none")
+        os.makedirs(job.output)
+
+        def write_all() -> None:
+            column = embed_texts(texts, lambda _texts: vectors, schema[-1].type, dedupe=False, skip=False)
+            table = pa.table({"id": range(rows)})
+            shard = Rows(number=0, source=0, first=0, texts=texts, bad=[], cut=0, table=table, position=0)
+            write_shard(job, schema, shard, column)
+
+        steps: dict[str, Callable[[], object]] = {
+            "reading": lambda: [*read_shards(job, [source], None, Done())],
+            "tokenizing": lambda: tokenizer.tokenize(texts),
+            **{f"tokenizing and computing, {name}": partial(each.encode, texts) for name, each in providers.items()},
+            "writing": write_all,
+        }
+        found: dict[str, list[float]] = {name: [] for name in steps}
+        for number in range(rounds + 1):
+            for name, step in steps.items():
+                began = time.process_time()
+                step()
+                if number:
+                    found[name].append(1e6 * (time.process_time() - began) / rows)
+        size = os.path.getsize(Path(job.output) / "part-00000.parquet")
+        return {
+            "µs of one core a text": {name: round(median(values), 2) for name, values in found.items()},
+            "bytes of a row": round(size / rows),
+            "characters of a text, mean": round(sum(map(len, texts)) / rows),
+            "tokens of a text, mean": round(sum(map(len, tokenizer.tokenize(texts))) / rows, 1),
+        }
 
 
 def run_workers(bundle: Path, artifact: str, path: Path, workers: int) -> dict[str, Any]:

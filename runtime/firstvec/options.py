@@ -142,3 +142,9 @@ def _working_folder() -> str:
         return os.getcwd()
     except OSError:  # the working folder was deleted: a bundle with a relative path is not found
         return ""
+
+
+def is_ray_address(text: str) -> bool:
+    """Return whether ``text`` names a Ray cluster. ``local`` is a new one on this machine, ``auto`` a running one."""
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    return text in ("local", "auto") or (bool(host) and "/" not in host and port.isdigit())

@@ -118,18 +118,19 @@ def _stream(stream: Any) -> BinaryIO:
 
 
 def open_encoders(job: Job) -> list[Encoder]:
-    """Return ``job.workers`` encoders that have loaded the model.
+    """Return an encoder for each worker of the job. Each has loaded the model.
 
     Raises:
         WorkerError: the processes found different models, or one of them ended.
         FirstvecError: why a load failed.
     """
-    if job.workers == 1:
+    count = job.workers or 1
+    if count == 1:
         return [LocalEncoder(job)]
-    cores = max(1, usable_cores() // job.workers)
+    cores = max(1, usable_cores() // count)
     workers: list[WorkerEncoder] = []
     try:
-        for _ in range(job.workers):
+        for _ in range(count):
             workers.append(WorkerEncoder(job, cores))  # noqa: PERF401 - those that were started must be closed
         for worker in workers:
             worker.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from firstvec.errors import InputError
-from firstvec.options import DEFAULT_MODEL, Options, make_options
+from firstvec.options import DEFAULT_MODEL, Options, is_ray_address, make_options
 from firstvec.record import Record
 
 TYPE_CHECKING = False
@@ -46,7 +46,10 @@ class Job(Record):
     dedupe: bool
     shard_rows: int
     batch_size: int
-    workers: int
+    workers: int | None
+    """Processes that compute. None: this one, or as many as a cluster has processors."""
+    ray: str | None
+    """Address of a Ray cluster, or ``local`` for one on this machine. None: without Ray."""
     overwrite: bool
     options: Options
     """Which artifact is loaded."""
@@ -93,7 +96,8 @@ def make_job(
     prompt_name: str | None = None,
     on_error: str = "fail",
     dedupe: bool = False,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     shard_rows: int = DEFAULT_SHARD_ROWS,
     batch_size: int = 32,
     overwrite: bool = False,
@@ -125,8 +129,11 @@ def make_job(
         ("input_format", input_format or "lines", INPUT_FORMATS),
     ):
         _check_choice(name, value, choices)
-    for name, number in (("workers", workers), ("shard_rows", shard_rows), ("batch_size", batch_size)):
+    numbers = {"workers": 1 if workers is None else workers, "shard_rows": shard_rows, "batch_size": batch_size}
+    for name, number in numbers.items():
         _check_positive(name, number)
+    if ray is not None and not (isinstance(ray, str) and is_ray_address(ray)):
+        raise InputError(f"{ray!r} is no address of a Ray cluster: use local, auto, HOST:PORT or ray://HOST:PORT")
     if truncate_dim is not None:
         _check_positive("truncate_dim", truncate_dim)
     if query + document + (prompt_name is not None) > 1:
@@ -160,6 +167,7 @@ def make_job(
         shard_rows=shard_rows,
         batch_size=batch_size,
         workers=workers,
+        ray=ray,
         overwrite=bool(overwrite),
         # The session that runs fastest, from the first shard on: a hand-over in the middle could change bits.
         options=make_options(model, "background", output="buffer", **choice_options),

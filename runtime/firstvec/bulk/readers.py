@@ -21,7 +21,7 @@ from firstvec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from typing import Any
 
     from firstvec.bulk.checkpoint import Done
@@ -90,9 +90,43 @@ def read_shards(
         yield Rows(number=0, source=0, first=0, texts=[], bad=[], cut=0, table=table, position=0)
 
 
+def count_rows(job: Job, source: Source) -> int:
+    """Return how many rows a Parquet file has.
+
+    Raises:
+        InputError: it cannot be read, or lacks a column.
+    """
+    return int(_open_parquet(job, source).metadata.num_rows)
+
+
+def find_kept_schema(job: Job, source: Source) -> pa.Schema:
+    """Return names and types of the columns that are kept, as `read_shards` finds them in a Parquet file."""
+    names = _kept_names(job)
+    fields = [_open_parquet(job, source).schema_arrow.field(name) for name in names]
+    table = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in fields]).empty_table()
+    found: pa.Schema = (_add_places(table, "", 0, 0) if job.id_column is None else table).schema
+    return found
+
+
+def read_shard(job: Job, source: Source, index: int, kept: pa.Schema, first: int, number: int) -> Rows:
+    """Return the shard that begins at row ``first`` of a Parquet file. The errors are those of `read_shards`."""
+    shards = _shards_of(job, source, index, kept, first, number, None)
+    try:
+        return next(shards)
+    finally:
+        shards.close()
+
+
+def _open_parquet(job: Job, source: Source) -> pq.ParquetFile:
+    with _as_input_errors(source, -1):
+        opened = pq.ParquetFile(source.path)
+    _check_columns([job.text_column, *_kept_names(job)], opened.schema_arrow.names, source)
+    return opened
+
+
 def _shards_of(
     job: Job, source: Source, index: int, kept: pa.Schema | None, first: int, number: int, stdin: Any
-) -> Iterator[Rows]:
+) -> Generator[Rows, None, None]:
     """Yield the shards of one input from row ``first`` on, as it was found by `find_sources`."""
     file = (stdin or sys.stdin.buffer) if source.is_stdin else _open(source)
     # A descriptor of its own, because Arrow's decompression closes the file that it has read to its end.
@@ -140,7 +174,8 @@ def _as_input_errors(source: Source, descriptor: int) -> Iterator[None]:
     except (OSError, EOFError, ValueError, csv.Error, pa.ArrowException) as error:
         if isinstance(error, FirstvecError):
             raise
-        source.check_unchanged(descriptor)
+        if descriptor >= 0:
+            source.check_unchanged(descriptor)
         raise InputError(
             f"{source.path} cannot be read as {source.format} ({error}): repair the file, or give its --input-format"
         ) from error
@@ -196,13 +231,13 @@ def _join(pieces: list[pa.RecordBatch], names: Sequence[str], schema: pa.Schema,
     if not names:
         return pa.table({})
     table = pa.concat_tables(tables).combine_chunks()
-    fields = []
-    for field in table.schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        fields.append(pa.field(field.name, kind))
-    table = table.cast(pa.schema(fields))
+    table = table.cast(pa.schema([pa.field(field.name, _plain_type(field.type)) for field in table.schema]))
     table.validate(full=True)  # a string that is no UTF-8 would be found by the reader of the output
     return table
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 # --- Text formats ----------------------------------------------------------------------------------------------------

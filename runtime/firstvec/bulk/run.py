@@ -1,42 +1,43 @@
-"""One run: read, embed and write the shards that are missing, all three at once, and note each that is done."""
+"""One run: what earlier runs have done, the shards that are missing, and the summary."""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import signal
-import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing
 
 from firstvec.bulk.checkpoint import Checkpoint, Place, open_checkpoint, remove_leftovers
-from firstvec.bulk.encoders import open_encoders
 from firstvec.bulk.files import as_output_errors, digest_of, write_whole
 from firstvec.bulk.inputs import Source, find_sources
 from firstvec.bulk.job import Job, make_job
-from firstvec.bulk.progress import Progress, make_progress
-from firstvec.bulk.readers import End, read_shards
-from firstvec.bulk.rows import Rows
-from firstvec.bulk.tables import Embedded, embed_texts, output_table, schema_of, vector_type
+from firstvec.bulk.pipeline import Pipeline
+from firstvec.bulk.progress import make_progress
+from firstvec.bulk.shards import Shards
 from firstvec.bulk.writers import WRITERS
-from firstvec.errors import InputError, JobChanged, RowError
+from firstvec.errors import InputError, JobChanged
 from firstvec.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Any
+    from collections.abc import Sequence
+    from typing import Any, Protocol
 
     import pyarrow as pa
 
-    from firstvec.bulk.encoders import Encoder
+    class Workers(Protocol):
+        """Who does the shards that are missing."""
 
-LISTED_IN_SHARD = 20
-"""So many bad rows of a shard are listed in the checkpoint. All are counted."""
+        about: dict[str, Any]
+        """What `firstvec.bulk.worker.describe` says of the model."""
+
+        def work(self) -> bool:
+            """Do the shards that are missing. Return False if Ctrl-C has stopped the run before the last one."""
+
+        def close(self) -> None: ...
+
+
 LISTED = 100
 """So many bad rows are listed in the summary."""
-_POLL = 0.1
 
 
 class Summary(Record):
@@ -133,23 +134,17 @@ def _run(
     quiet: bool,
     stdin: Any,
 ) -> Summary:
-    identities = [source.identity() for source in sources]
     done_before, damaged = _check_files(place, checkpoint)
     with make_progress(sum(source.size for source in sources), quiet=quiet) as progress:
         if done_before:
             progress.say(f"{done_before} shards are done, and the run goes on with the others")
-        encoders = open_encoders(job)
-        about = json.loads(json.dumps(encoders[0].about))
-        pipeline = _Pipeline(job, sources, place, checkpoint, about, progress, encoders, stdin)
-        try:
-            checkpoint.check_job(identities, about, job.settings())
+        shards = Shards(job, sources, place, checkpoint, progress)
+        with closing(_open_workers(shards, stdin)) as workers:
+            shards.set_model(workers.about)
             loaded = time.perf_counter()
-            is_complete = checkpoint.done.complete or pipeline.work(identities)
-        finally:
-            for encoder in encoders:
-                encoder.close()
+            is_complete = checkpoint.done.complete or workers.work()
         if is_complete and not checkpoint.done.complete:
-            checkpoint.finish(_join(job, place, checkpoint, pipeline.schema) if job.single else None)
+            checkpoint.finish(_join(job, place, checkpoint, shards.schema) if job.single else None)
         if is_complete and job.single:
             _remove_shards(place)
     now = time.perf_counter()
@@ -163,6 +158,14 @@ def _run(
         seconds=round(now - began, 3),
         rows_per_second=round(progress.rows / max(now - loaded, 1e-3), 1),
     )
+
+
+def _open_workers(shards: Shards, stdin: Any) -> Workers:
+    if shards.job.ray is None:
+        return Pipeline(shards, stdin)
+    from firstvec.bulk.cluster import Cluster
+
+    return Cluster(shards)
 
 
 def _check_files(place: Place, checkpoint: Checkpoint) -> tuple[int, int]:
@@ -187,174 +190,6 @@ def _check_files(place: Place, checkpoint: Checkpoint) -> tuple[int, int]:
         done.complete = False
     remove_leftovers(place, known)
     return len(done.shards), damaged
-
-
-class _Pipeline:
-    """A thread reads, a thread for each encoder computes, and the calling thread writes."""
-
-    def __init__(
-        self,
-        job: Job,
-        sources: list[Source],
-        place: Place,
-        checkpoint: Checkpoint,
-        about: dict[str, Any],
-        progress: Progress,
-        encoders: list[Encoder],
-        stdin: Any,
-    ) -> None:
-        self._job, self._sources, self._place, self._checkpoint = job, sources, place, checkpoint
-        self._about, self._progress, self._encoders, self._stdin = about, progress, encoders, stdin
-        self._kind = vector_type(about, job.dtype, job.truncate_dim)
-        self.schema: pa.Schema | None = None
-        self._tasks: queue.Queue[Rows | None] = queue.Queue(1)
-        self._results: queue.Queue[tuple[Rows, Embedded] | End | BaseException | None] = queue.Queue(len(encoders))
-        self._stopping = threading.Event()
-        """Ctrl-C has come: what is computed now is written, and nothing else is begun."""
-        self._abandoned = threading.Event()
-        """An error has come, or the second Ctrl-C: nobody reads the queues any more."""
-
-    def work(self, identities: list[dict[str, Any]]) -> bool:
-        """Do the shards that are missing. Return False if Ctrl-C has stopped the run before the last one."""
-        if (kept := self._checkpoint.kept) is not None:
-            self._set_schema(kept)
-        threads = [threading.Thread(target=self._read, daemon=True)]
-        threads += [threading.Thread(target=self._compute, args=(each,), daemon=True) for each in self._encoders]
-        self._progress.begin_at(self._position_before())
-        ends: list[End] = []
-        try:
-            with self._stop_on_ctrl_c():
-                for thread in threads:
-                    thread.start()
-                left = len(self._encoders)
-                while left:
-                    result = self._results.get()
-                    if isinstance(result, BaseException):
-                        raise result
-                    if result is None:
-                        left -= 1
-                    elif isinstance(result, End):
-                        ends.append(result)
-                    else:
-                        self._write(*result, identities)
-                    if self._checkpoint.job is not None:  # the job is the first line
-                        for end in ends:
-                            self._checkpoint.add_end(end.source, end.rows, end.shards)
-                        ends.clear()
-        finally:
-            self._abandoned.set()
-        return not self._stopping.is_set() or self._has_all()
-
-    def _position_before(self) -> int:
-        done = self._checkpoint.done
-        return sum(source.size for index, source in enumerate(self._sources) if index in done.ends)
-
-    def _has_all(self) -> bool:
-        done = self._checkpoint.done
-        return all(done.ends.get(index) == done.beginning(index) for index in range(len(self._sources)))
-
-    def _set_schema(self, kept: pa.Schema) -> None:
-        job = self._job
-        self.schema = schema_of(kept, self._about, job.dtype, job.truncate_dim, job.normalize, job.prompt)
-
-    def _read(self) -> None:
-        job, checkpoint = self._job, self._checkpoint
-        try:
-            for item in read_shards(job, self._sources, checkpoint.kept, checkpoint.done, self._stdin):
-                if self._stopping.is_set():
-                    break
-                if isinstance(item, End):
-                    self._put(self._results, item)
-                    continue
-                if item.bad and job.on_error == "fail":
-                    row, reason = item.bad[0]
-                    raise RowError(self._sources[item.source].path, row, reason)
-                self._put(self._tasks, item)
-        except BaseException as error:
-            self._put(self._results, error)
-        for _ in self._encoders:
-            self._put(self._tasks, None)
-
-    def _compute(self, encoder: Encoder) -> None:
-        job = self._job
-        try:
-            while (rows := self._take_task()) is not None:
-                if self._stopping.is_set():
-                    continue
-                skip = job.on_error == "skip"
-                embedded = embed_texts(rows.texts, encoder.encode, self._kind, dedupe=job.dedupe, skip=skip)
-                self._put(self._results, (rows, embedded))
-        except BaseException as error:
-            self._put(self._results, error)
-        self._put(self._results, None)
-
-    def _take_task(self) -> Rows | None:
-        while not self._abandoned.is_set():
-            try:
-                return self._tasks.get(timeout=_POLL)
-            except queue.Empty:
-                pass
-        return None
-
-    def _put(self, items: queue.Queue[Any], item: object) -> None:
-        while not self._abandoned.is_set():
-            try:
-                return items.put(item, timeout=_POLL)
-            except queue.Full:
-                pass
-        return None
-
-    def _write(self, rows: Rows, embedded: Embedded, identities: list[dict[str, Any]]) -> None:
-        """Write a shard, and note that it is done."""
-        job, checkpoint = self._job, self._checkpoint
-        if self.schema is None:
-            self._set_schema(rows.table.schema)
-        checkpoint.begin(identities, self._about, job.settings(), rows.table.schema)
-        write, _ = WRITERS[job.output_format]
-        path = self._place.shard(rows.number)
-        assert self.schema is not None
-        table = output_table(rows.table, embedded, self.schema)
-        written = write_whole(path, lambda stream: write(stream, table))
-        entry = {
-            "shard": rows.number,
-            "file": os.path.basename(path),
-            "input": rows.source,
-            "first_row": rows.first,
-            "rows": len(rows.texts),
-            **written,
-            "embedded": len(rows.texts) - len(rows.bad),
-            "computed": embedded.computed,
-            "cut": rows.cut,
-            "bad": len(rows.bad),
-            "bad_rows": [list(each) for each in rows.bad[:LISTED_IN_SHARD]],
-        }
-        if self._sources[rows.source].is_stdin:
-            entry["texts_sha256"] = rows.digest()
-        checkpoint.add_shard(entry)
-        before = sum(source.size for source in self._sources[: rows.source])
-        self._progress.advance(len(rows.texts), before + rows.position)
-
-    @contextmanager
-    def _stop_on_ctrl_c(self) -> Iterator[None]:
-        """Let the first Ctrl-C finish the shards under way, and the second one end the run at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(_number: int, _frame: object) -> None:
-            self._stopping.set()
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._progress.say("Ctrl-C: the shards under way are finished first; press Ctrl-C again to end at once")
-
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.default_int_handler:  # the program has a handler of its own, or ignores Ctrl-C
-            yield
-            return
-        signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def _join(job: Job, place: Place, checkpoint: Checkpoint, schema: pa.Schema | None) -> dict[str, Any]:

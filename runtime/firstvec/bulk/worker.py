@@ -30,6 +30,23 @@ def load(options: Options) -> EmbeddingProvider[Any, Any]:
     return loader.get_provider(timeout=None)
 
 
+def load_with_cores(options: Options, cores: int) -> EmbeddingProvider[Any, Any]:
+    """Load with as many threads as this process's share of the cores. A session keeps the number that it finds.
+
+    The native engine asks for the number at its first run of several texts.
+    """
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        return load(options)
+    usable = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(usable)[:cores])
+    try:
+        provider = load(options)
+        provider.encode(["", ""])
+        return provider
+    finally:
+        os.sched_setaffinity(0, usable)
+
+
 def encode_with(provider: EmbeddingProvider[Any, Any], prompt: str, arguments: dict[str, Any]) -> Callable[..., Any]:
     """Return the function: texts → a buffer of their vectors. ``prompt`` is that of `firstvec.bulk.job.Job`."""
     if prompt.startswith("name:"):
@@ -98,7 +115,7 @@ def main() -> None:
     try:
         options, cores, prompt, arguments = _unpickle(read_message(questions))
         try:
-            provider = _load_with_cores(options, cores)
+            provider = load_with_cores(options, cores)
             encode = encode_with(provider, prompt, arguments)
             write_message(answers, ("ready", describe(provider)))
         except FirstvecError as error:
@@ -113,18 +130,6 @@ def main() -> None:
             write_message(answers, answer)
     except (EOFError, BrokenPipeError):
         os._exit(0)  # nobody waits for this process any more, and nothing is left to be written
-
-
-def _load_with_cores(options: Options, cores: int) -> EmbeddingProvider[Any, Any]:
-    """Load with as many threads as this process's share of the cores. A session keeps the number that it finds."""
-    if not hasattr(os, "sched_setaffinity"):  # macOS
-        return load(options)
-    usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(usable)[:cores])
-    try:
-        return load(options)
-    finally:
-        os.sched_setaffinity(0, usable)
 
 
 def _pickle(value: object) -> bytes:

@@ -7,7 +7,7 @@ import os
 import sys
 
 from firstvec import __version__
-from firstvec.commands.table import COMMANDS, parse
+from firstvec.commands.table import COMMANDS, parse, write_out
 from firstvec.errors import FirstvecError, InputError, MissingDependency, printable
 
 TYPE_CHECKING = False
@@ -61,6 +61,8 @@ def _run(arguments: list[str], stdout_is_closed: bool) -> int | None:
         print(f"firstvec {__version__}")
         return None
     command = COMMANDS.get(arguments[0]) if arguments else None
+    if command is not None:
+        arguments = [arguments[0], *write_out(command, arguments[1:])]
     values = parse(command, arguments[1:]) if command is not None else None
     if stdout_is_closed and not (values and values.get("output")):
         raise InputError("stdout is closed: redirect it, or give `encode` an --output FILE")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from math import inf
 
-from firstvec.options import DEFAULT_MODEL
+from firstvec.options import DEFAULT_MODEL, is_ray_address
 from firstvec.record import Record
 from firstvec.strategy import STRATEGIES
 
@@ -37,6 +37,10 @@ class Option(Record):
     low: float = 0
     high: float = inf
     """The numbers that are allowed. Infinity sets no limit."""
+    alone: str | None = None
+    """The value if the option stands alone. None: the option needs a value."""
+    is_value: Callable[[str], bool] | None = None
+    """Whether the next argument is the option's value, of an option that may stand alone."""
 
     def read(self, text: str) -> Any:
         """Return the value that ``text`` means.
@@ -172,7 +176,19 @@ _EMBED_OPTIONS = (
         choices=("fail", "skip", "null"),
     ),
     _option("--dedupe", "Compute the vector of equal texts of a shard once."),
-    _option("--workers N", "Processes that compute. They share the model's pages.", default=1, kind=int, low=1),
+    _option(
+        "--workers N",
+        "Processes that compute, and share the model's pages: 1 if left out, or with --ray one for each processor.",
+        kind=int,
+        low=1,
+    ),
+    _option(
+        "--ray ADDRESS",
+        "Compute on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Without an ADDRESS, a cluster is started on "
+        "this machine. Parquet only; all nodes need the bundle, and see inputs and output under the same paths.",
+        alone="local",
+        is_value=is_ray_address,
+    ),
     _option("--shard-rows N", "Rows of a shard.", default=10_000, kind=int, low=1),
     _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
     _option("--overwrite", "Begin anew: remove what earlier runs have written there."),
@@ -204,6 +220,20 @@ COMMANDS = {
     )
 }
 """Name → command."""
+
+
+def write_out(command: Command, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the value of each option that stands alone."""
+    alone = {name: option for option in command.options if option.alone is not None for name in option.names}
+    result = [*arguments]
+    for place, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        option = alone.get(argument)
+        following = arguments[place + 1] if place + 1 < len(arguments) else ""
+        if option is not None and option.is_value is not None and not option.is_value(following):
+            result[place] = f"{argument}={option.alone}"
+    return result
 
 
 def parse(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:

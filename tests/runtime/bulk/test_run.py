@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -203,15 +199,6 @@ def test_duplicates_are_computed_once(tmp_path: Path, vectors: np.ndarray, embed
     np.testing.assert_array_equal(read_vectors(tmp_path / "out"), expected)
 
 
-@pytest.mark.parametrize("output", ["out", "out.parquet"])
-def test_workers_write_the_same_bytes(output: str, tmp_path: Path, embed_tiny: Embed) -> None:
-    write_data_set(tmp_path / "a.jsonl")
-    for folder, workers in (("one", 1), ("three", 3)):
-        (tmp_path / folder).mkdir()
-        embed_tiny(tmp_path / "a.jsonl", tmp_path / folder / output, workers=workers)
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "three")
-
-
 @pytest.mark.native
 def test_a_changed_job_is_refused_with_what_changed(tmp_path: Path, embed_tiny: Embed) -> None:
     path = write_data_set(tmp_path / "a.jsonl")
@@ -282,58 +269,6 @@ def test_no_rows_give_one_empty_file(tmp_path: Path, embed_tiny: Embed) -> None:
         assert embed_tiny(tmp_path / "a.jsonl", tmp_path / name).shards_done_before == 1
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
     assert np.load(tmp_path / "out.npy").shape == (0, 32)
-
-
-def test_ctrl_c_finishes_the_shard(
-    tmp_path: Path, embed_tiny: Embed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_jsonl(tmp_path / "a.jsonl", TEXTS * 4)
-    embed_tiny(tmp_path / "a.jsonl", tmp_path / "whole")
-    real, written = run_module.write_whole, []
-
-    def write(path: str, *more: object) -> dict[str, object]:
-        written.append(path)
-        if len(written) == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(path, *more)  # type: ignore[arg-type]
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        monkeypatch.setattr(run_module, "write_whole", write)
-        with pytest.raises(KeyboardInterrupt):
-            embed_tiny(tmp_path / "a.jsonl", tmp_path / "out", quiet=False)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    stopped_with = len(written)
-    assert 3 <= stopped_with < 19
-    assert "press Ctrl-C again to end at once" in capsys.readouterr().err
-    summary = embed_tiny(tmp_path / "a.jsonl", tmp_path / "out")
-    assert summary.shards_done_before == stopped_with
-    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-
-
-def test_a_run_in_another_thread_leaves_the_signals_alone(tmp_path: Path, embed_tiny: Embed) -> None:
-    write_data_set(tmp_path / "a.jsonl")
-    before, found = signal.getsignal(signal.SIGINT), []
-    thread = threading.Thread(target=lambda: found.append(embed_tiny(tmp_path / "a.jsonl", tmp_path / "out")))
-    thread.start()
-    thread.join()
-    assert found[0].complete
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_no_thread_and_no_descriptor_is_left(tmp_path: Path, embed_tiny: Embed) -> None:
-    write_jsonl(tmp_path / "a.jsonl", [*TEXTS, None])
-    counts = []
-    for number in range(4):
-        with pytest.raises(RowError):
-            embed_tiny(tmp_path / "a.jsonl", tmp_path / f"failed{number}")
-        embed_tiny(tmp_path / "a.jsonl", tmp_path / f"done{number}", on_error="skip")
-        time.sleep(0.3)
-        gc.collect()  # a model that nobody refers to any more has open files until then
-        counts.append((threading.active_count(), len(os.listdir("/proc/self/fd"))))
-    assert counts[-1] == counts[1], counts
 
 
 def test_the_output_is_no_input(tmp_path: Path, embed_tiny: Embed) -> None:

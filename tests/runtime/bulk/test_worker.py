@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from firstvec.bulk.job import make_job
-from firstvec.bulk.worker import describe, load, read_message, write_message
+from firstvec.bulk.worker import describe, load, load_with_cores, read_message, write_message
+from firstvec.options import make_options
 from tests.conftest import Fresh
 
 
@@ -69,3 +71,12 @@ def test_a_worker_ends_with_its_stdin(tiny_built: Path) -> None:
     process.stdin.close()
     assert process.wait(30) == 0
     process.stdout.close()
+
+
+@pytest.mark.native
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="macOS has no affinity")
+def test_a_model_has_as_many_threads_as_it_was_given_cores(tiny_built: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    provider = load_with_cores(make_options(str(tiny_built), "background", output="buffer"), 1)
+    assert os.sched_getaffinity(0) == usable
+    assert provider._sessions._owned.session._options.threads == 1
