@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MOST_BLOCKS = 10_000
 """Ray Data holds a few kilobytes for each block of its input, so a block of a larger job has several shards."""
+_CONNECT_SECONDS = 5.0
 _ON_CTRL_C = "Ctrl-C: the run stops, and the next one does the shards under way; press Ctrl-C again to end at once"
 
 
@@ -288,6 +289,9 @@ def _connect(job: Job) -> bool:
         return False
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": job.workers or usable_cores()}
     try:
+        host, _, port = str(job.ray).removeprefix("ray://").rpartition(":")
+        if host:  # Ray itself tries a wrong address for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         with _silent_stderr():
             ray.init(job.ray, log_to_driver=False, logging_level=logging.ERROR, **(local if job.ray == "local" else {}))
     except Exception as error:  # Ray raises RuntimeError, ConnectionError, ValueError, and Exception itself

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from firstvec.bulk.job import make_job
 from tests.conftest import Fresh
 from tests.runtime.bulk.conftest import TEXTS, Embed, files_of, write_data_set
 
-pytest.importorskip("ray", reason="the extra ray is not installed")
-pytestmark = pytest.mark.native  # only the native engine promises the same bits
+pytestmark = [
+    pytest.mark.native,  # only the native engine promises the same bits
+    pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed"),
+]
 PROGRAM = Path(__file__).with_name("ray_cluster.py")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,8 @@ def test_wrong_use_is_a_typed_error_that_names_the_node(tiny_built: Path) -> Non
         Embedder(tiny_built)(pa.table({"text": pa.array([None], pa.string())}))
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
 def test_ray_data_gives_the_vectors_of_encode(tiny_built: Path, vectors: np.ndarray, fresh: Fresh) -> None:
-    pytest.importorskip("ray", reason="the extra ray is not installed")
     done = fresh(MAP_BATCHES, json.dumps([str(tiny_built), TEXTS, "/no/such/bundle"]), check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
