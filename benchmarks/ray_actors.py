@@ -139,7 +139,7 @@ def time_actor(kind: type[Any], arguments: list[str], batch: pa.Table) -> tuple[
 def measure_scaling(bundle: str, artifact: str, texts: list[str], rounds: int) -> dict[str, Any]:
     """Return texts a second of one and of two actors, without their start, and the median ratio of a round."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    tables = [pa.table({"text": texts[start : start + 1000]}) for start in range(0, len(texts), 1000)]
+    tables = [pa.table({"text": texts[start : start + 100]}) for start in range(0, len(texts), 100)]
     for number in range(rounds + 1):
         for count in rates:
             actors = [ray.remote(Firstvec).options(num_cpus=1).remote(bundle, artifact) for _ in range(count)]
