@@ -14,6 +14,7 @@ OF_NO_SINGLE_MODULE = {
     "build/test_architectures.py": "the whole build, for each architecture of artifacts/models.toml",
     "build/test_families.py": "the whole build, for small random models of each family",
     "build/test_quick_tables.py": "which tables of a tokenizer the build writes, and that a loader takes them",
+    "build/test_real_static.py": "the whole build, for a real table of embeddings",
     "build/test_refusals.py": "the whole build, for models that it refuses",
     "runtime/test_encode_like_sentence_transformers.py": "encode beside that of sentence-transformers",
     "runtime/test_fresh_process.py": "what a program imports, writes and waits for",
