@@ -185,15 +185,16 @@ def choose_cheap_scheme(product: Product, bits: int) -> Scheme:
 
     Smoothing costs a pass over X, (T, K), and splitting costs a pass over Y, (T, N). Only the cheaper one is tried.
     """
-    plain = measure_error(product, Scheme("plain"), bits)
+    sample = take_sample(product)
+    plain = measure_error(product, sample, Scheme("plain"), bits)
     inputs, outputs = product.weights.shape
     if inputs <= outputs:
         candidates = [
-            measure_error(product, Scheme("smooth", divisor=_make_divisor(product, strength)), bits)
+            measure_error(product, sample, Scheme("smooth", divisor=_make_divisor(product, strength)), bits)
             for strength in _STRENGTHS
         ]
     elif (outliers := _find_outliers(product)).size:
-        candidates = [measure_error(product, Scheme("split", outliers=outliers), bits)]
+        candidates = [measure_error(product, sample, Scheme("split", outliers=outliers), bits)]
     else:
         candidates = []
     best = min(candidates, key=lambda scheme: scheme.error, default=plain)
@@ -204,7 +205,8 @@ def split_and_smooth(product: Product, bits: int) -> Scheme:
     """Return the scheme that splits outliers off and smooths the other channels, with its error."""
     outliers = _find_outliers(product)
     divisor = _make_divisor(product, _STRENGTHS[-1], outliers)
-    return measure_error(product, Scheme("split and smooth", divisor=divisor, outliers=outliers), bits)
+    scheme = Scheme("split and smooth", divisor=divisor, outliers=outliers)
+    return measure_error(product, take_sample(product), scheme, bits)
 
 
 def _make_divisor(product: Product, strength: float, outliers: npt.NDArray[np.int64] | None = None) -> Floats:
@@ -225,17 +227,22 @@ def _find_outliers(product: Product) -> npt.NDArray[np.int64]:
     return np.sort(found).astype(np.int64)
 
 
-def measure_error(product: Product, scheme: Scheme, bits: int) -> Scheme:
-    """Return the scheme with its error on the calibration rows."""
-    quantized = quantize_product(product, scheme, bits)
+def take_sample(product: Product) -> tuple[Floats, Floats]:
+    """Return some of the calibration rows, (T, K), and their exact products, (T, N)."""
     rows = product.read_rows()
-    rows = rows[:: max(1, len(rows) // _ROWS)]
+    rows = np.ascontiguousarray(rows[:: max(1, len(rows) // _ROWS)])
+    return rows, rows @ product.weights
+
+
+def measure_error(product: Product, sample: tuple[Floats, Floats], scheme: Scheme, bits: int) -> Scheme:
+    """Return the scheme with its error on the rows that `take_sample` has returned."""
+    quantized = quantize_product(product, scheme, bits)
+    rows, exact = sample
     x = rows if scheme.divisor is None else rows / scheme.divisor
     steps = np.clip(np.rint(x / quantized.scale) + quantized.zero_point, 0, 255) - quantized.zero_point
     y = (steps * quantized.scale) @ (quantized.weights * quantized.weight_scales)
     if scheme.outliers.size:
         y += rows[:, scheme.outliers] @ product.weights[scheme.outliers]
-    exact = rows @ product.weights
     error = float(np.square(y - exact).mean() / max(float(np.square(exact).mean()), 1e-12))
     return replace(scheme, error=error)
 
