@@ -146,5 +146,5 @@ def _working_folder() -> str:
 
 def is_ray_address(text: str) -> bool:
     """Return whether ``text`` names a Ray cluster. ``local`` is a new one on this machine, ``auto`` a running one."""
-    host, _, port = text.removeprefix("ray://").rpartition(":")
+    host, _, port = text.rpartition(":")
     return text in ("local", "auto") or (bool(host) and "/" not in host and port.isdigit())

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import socket
-import threading
 import uuid
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
@@ -22,7 +22,6 @@ import pyarrow as pa
 from firstvec.bulk.checkpoint import Place
 from firstvec.bulk.embedder import load_on_node, name_node
 from firstvec.bulk.files import scratch_name
-from firstvec.bulk.interrupts import stop_on_ctrl_c
 from firstvec.bulk.pipeline import Pipeline
 from firstvec.bulk.readers import count_rows, find_kept_schema, read_shard
 from firstvec.bulk.shards import Shards, write_shard
@@ -42,7 +41,8 @@ if TYPE_CHECKING:
 _MOST_BLOCKS = 10_000
 """Ray Data holds a few kilobytes for each block of its input, so a block of a larger job has several shards."""
 _CONNECT_SECONDS = 5.0
-_ON_CTRL_C = "Ctrl-C: the run stops, and the next one does the shards under way; press Ctrl-C again to end at once"
+_REASON = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b.*: ")
+"""A line that names an exception. Ray's messages end with advice about Ray."""
 
 
 class Cluster:
@@ -80,18 +80,19 @@ class Cluster:
             with closing(Pipeline(shards)) as pipeline:
                 return pipeline.work()
         missing = _find_missing(shards, counts)
-        stopping = threading.Event()
+        first = next(source for source, rows in zip(shards.sources, counts, strict=True) if rows)
         kept = shards.checkpoint.kept
-        schema = shards.begin(find_kept_schema(job, shards.sources[0]) if kept is None else kept)
-        with stop_on_ctrl_c(stopping, shards.progress, _ON_CTRL_C):
+        kept = find_kept_schema(job, first) if kept is None else kept
+        schema = shards.find_schema(kept)
+        try:
             for entry in self._run(missing, schema) if missing else ():
                 self._check_written(entry)
                 source = shards.sources[entry["input"]]
                 done = entry["first_row"] + entry["rows"]
+                shards.begin(kept)
                 shards.add(entry, source.size * done // counts[entry["input"]])
-                if stopping.is_set():
-                    break
-        if _find_missing(shards, counts):
+        except KeyboardInterrupt:
+            shards.progress.say("Ctrl-C: the run stops, and the next one does the shards under way")
             return False
         for index, rows in enumerate(counts):
             shards.checkpoint.add_end(index, rows, -(-rows // job.shard_rows))
@@ -116,7 +117,10 @@ class Cluster:
         # Each node takes the artifact that this machine has chosen, or says that it cannot.
         job = shards.job.replace(options=shards.job.options.replace(artifact=self.about["artifact"]))
         arguments = (job, shards.sources, self.about, schema, os.getcwd())
-        actors = job.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        processors = int(ray.cluster_resources().get("CPU", 0))
+        if not processors:
+            raise WorkerError("the Ray cluster has no processor: start it, or a node of it, with at least one")
+        actors = job.workers or processors
         with _quiet_ray_data():
             dataset = ray.data.from_items(missing, override_num_blocks=min(len(missing), _MOST_BLOCKS)).map_batches(
                 ShardActor,
@@ -135,9 +139,8 @@ class Cluster:
                             raise entry
                         yield entry
             except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[-1]
                 raise WorkerError(
-                    f"the Ray cluster could not go on ({reason}); the shards that are done stay: "
+                    f"the Ray cluster could not go on ({_find_reason(error)}); the shards that are done stay: "
                     "run the same command again"
                 ) from error
 
@@ -205,7 +208,7 @@ class ShardActor:
         if len(rows.texts) != expected:
             raise InputError(
                 f"{path}: the {expected} rows from {first} on have too many characters for one shard: "
-                "take fewer --shard-rows"
+                "begin anew with --overwrite and fewer --shard-rows"
             )
         if rows.bad and job.on_error == "fail":
             row, reason = rows.bad[0]
@@ -236,6 +239,12 @@ def _find_missing(shards: Shards, counts: list[int]) -> list[dict[str, int]]:
             "go on without --ray, or begin anew with --overwrite and fewer --shard-rows"
         )
     return [each for each in planned if (each["source"], each["first"]) not in done]
+
+
+def _find_reason(error: Exception) -> str:
+    """Return the line of Ray's message that says what happened."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return next((line for line in reversed(lines) if _REASON.match(line)), lines[0])
 
 
 def _explain_difference(expected: dict[str, Any], found: dict[str, Any]) -> WorkerError:
@@ -285,11 +294,16 @@ def _connect(job: Job) -> bool:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the C++ part, which writes to stderr
     import ray
 
+    host, _, port = str(job.ray).rpartition(":")
     if ray.is_initialized():
+        address = ray.get_runtime_context().gcs_address
+        if host and address != job.ray:
+            raise InputError(
+                f"this program is connected to the Ray cluster {address}, and not to {job.ray}: name that one"
+            )
         return False
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": job.workers or usable_cores()}
     try:
-        host, _, port = str(job.ray).removeprefix("ray://").rpartition(":")
         if host:  # Ray itself tries a wrong address for minutes
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         with _silent_stderr():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
+from inspect import signature
 
 import pyarrow as pa
 
@@ -34,7 +35,8 @@ class Embedder:
         dataset.map_batches(
             firstvec.ray.Embedder,
             fn_constructor_kwargs={"model": "all-MiniLM-L6-v2", "enable_quantization": True},
-            batch_format="pyarrow", batch_size=1024, concurrency=(1, 8), num_cpus=1,
+            batch_format="pyarrow", batch_size=1024, num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=8),
         )
 
     Args:
@@ -46,6 +48,7 @@ class Embedder:
         device, enable_quantization, min_quality, require_signature: as of `firstvec.get_embedding_provider`.
 
     Raises:
+        InputError: an option is unknown, or its value is not usable.
         FirstvecError: why the model cannot be loaded on this node. The message begins with the node.
     """
 
@@ -70,8 +73,14 @@ class Embedder:
             require_signature=require_signature,
             artifact=artifact,
         )
+        try:
+            signature(embed_table).bind(None, None, **table_options)
+        except TypeError as error:
+            raise InputError(f"Embedder {error}: see firstvec.bulk.embed_table for its options") from error
         self._table_options = table_options
         self._provider = load_on_node(options)
+        columns = {table_options.get("text_column", "text"), *(table_options.get("keep") or ())}
+        self(pa.table({name: pa.array([], pa.string()) for name in columns}))  # checks the values of the options
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Return the table with its vectors.
@@ -110,7 +119,10 @@ def _assigned_cores() -> int:
     ray: Any = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return usable_cores()
-    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    try:
+        assigned = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    except AssertionError:  # this program is connected to a cluster, and is no actor
+        return usable_cores()
     return usable_cores() if assigned is None else max(1, math.ceil(assigned))
 
 

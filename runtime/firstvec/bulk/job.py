@@ -133,7 +133,7 @@ def make_job(
     for name, number in numbers.items():
         _check_positive(name, number)
     if ray is not None and not (isinstance(ray, str) and is_ray_address(ray)):
-        raise InputError(f"{ray!r} is no address of a Ray cluster: use local, auto, HOST:PORT or ray://HOST:PORT")
+        raise InputError(f"{ray!r} is no address of a Ray cluster: use local, auto or HOST:PORT")
     if truncate_dim is not None:
         _check_positive("truncate_dim", truncate_dim)
     if query + document + (prompt_name is not None) > 1:

@@ -102,7 +102,8 @@ def count_rows(job: Job, source: Source) -> int:
 def find_kept_schema(job: Job, source: Source) -> pa.Schema:
     """Return names and types of the columns that are kept, as `read_shards` finds them in a Parquet file."""
     names = _kept_names(job)
-    fields = [_open_parquet(job, source).schema_arrow.field(name) for name in names]
+    found_there = _open_parquet(job, source).schema_arrow
+    fields = [found_there.field(name) for name in names]
     table = pa.schema([pa.field(field.name, _plain_type(field.type)) for field in fields]).empty_table()
     found: pa.Schema = (_add_places(table, "", 0, 0) if job.id_column is None else table).schema
     return found

@@ -80,17 +80,21 @@ class Shards:
         self._about = json.loads(json.dumps(about))
         self.checkpoint.check_job(self._identities(), self._about, self.job.settings())
         if (kept := self.checkpoint.kept) is not None:
-            self._set_schema(kept)
+            self.schema = self.find_schema(kept)
         done = self.checkpoint.done
         self.progress.begin_at(sum(source.size for index, source in enumerate(self.sources) if index in done.ends))
 
     def begin(self, kept: pa.Schema) -> pa.Schema:
         """Note the job, if no earlier run has, and return the schema of the output."""
         if self.schema is None:
-            self._set_schema(kept)
+            self.schema = self.find_schema(kept)
         self.checkpoint.begin(self._identities(), self._about, self.job.settings(), kept)
-        assert self.schema is not None
         return self.schema
+
+    def find_schema(self, kept: pa.Schema) -> pa.Schema:
+        """Return the schema of the output for the columns that are kept."""
+        job = self.job
+        return schema_of(kept, self._about, job.dtype, job.truncate_dim, job.normalize, job.prompt)
 
     def add(self, entry: dict[str, Any], position: int) -> None:
         """Note that a shard is done, and that its input was read to ``position``."""
@@ -105,7 +109,3 @@ class Shards:
 
     def _identities(self) -> list[dict[str, Any]]:
         return [source.identity() for source in self.sources]
-
-    def _set_schema(self, kept: pa.Schema) -> None:
-        job = self.job
-        self.schema = schema_of(kept, self._about, job.dtype, job.truncate_dim, job.normalize, job.prompt)

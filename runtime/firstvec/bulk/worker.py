@@ -38,7 +38,9 @@ def load_with_cores(options: Options, cores: int) -> EmbeddingProvider[Any, Any]
     if not hasattr(os, "sched_setaffinity"):  # macOS
         return load(options)
     usable = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(usable)[:cores])
+    # Processes that start together should not load on the same core.
+    cores_in_turn = sorted(usable, key=lambda core: ((core - os.getpid()) % len(usable), core))
+    os.sched_setaffinity(0, cores_in_turn[:cores])
     try:
         provider = load(options)
         provider.encode(["", ""])

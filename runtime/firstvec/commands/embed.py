@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext, redirect_stdout
 
 from firstvec.commands.output import print_json, print_text
 from firstvec.errors import InputError, MissingDependency, printable
@@ -42,7 +43,9 @@ def embed(
         raise MissingDependency("`firstvec embed`", "pyarrow", "firstvec[bulk]") from error
     columns = tuple(name.strip() for name in keep.split(",")) if keep else ()
     job = make_job(texts, output, keep=columns, **options)
-    summary = run(job, quiet=quiet or as_json)
+    # Ray writes what happens to its processes to stdout, which is for the summary.
+    with redirect_stdout(sys.stderr) if job.ray is not None else nullcontext():
+        summary = run(job, quiet=quiet or as_json)
     if as_json:
         print_json(summary.to_dict())
     elif not quiet:

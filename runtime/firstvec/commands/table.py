@@ -184,7 +184,7 @@ _EMBED_OPTIONS = (
     ),
     _option(
         "--ray ADDRESS",
-        "Compute on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Without an ADDRESS, a cluster is started on "
+        "Compute on a Ray cluster: auto or HOST:PORT. Without an ADDRESS, a cluster is started on "
         "this machine. Parquet only; all nodes need the bundle, and see inputs and output under the same paths.",
         alone="local",
         is_value=is_ray_address,

@@ -27,6 +27,7 @@ from firstvec.ray import Embedder
 
 bundle, texts, missing = json.loads(sys.argv[1])
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+assert Embedder(bundle)(pyarrow.table({"text": texts})).num_rows == len(texts)  # in a program, not in an actor
 table = pyarrow.table({"id": range(len(texts)), "text": texts})
 
 def embed(table, cpus=1, **options):
@@ -81,10 +82,14 @@ def test_wrong_use_is_a_typed_error_that_names_the_node(tiny_built: Path) -> Non
     assert (type(copy), str(copy), copy.name) == (BundleNotFound, str(missing.value), "no-such")
     with pytest.raises(NoCompatibleArtifact, match="arm64"):
         Embedder(tiny_built, artifact="onnx-int8-arm64")
+    with pytest.raises(InputError, match="unexpected keyword argument 'modle'"):
+        Embedder(tiny_built, modle="x")
+    with pytest.raises(InputError, match=r"^on the node .*: unknown dtype 'int9'"):
+        Embedder(tiny_built, dtype="int9")
     with pytest.raises(InputError, match='batch_format="pyarrow"'):
         Embedder(tiny_built)({"text": np.array(TEXTS)})  # type: ignore[arg-type]
     with pytest.raises(RowError, match=r"^on the node .*: the table: row 0"):
-        Embedder(tiny_built)(pa.table({"text": pa.array([None], pa.string())}))
+        Embedder(tiny_built, text_column="body")(pa.table({"body": pa.array([None], pa.string())}))
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
