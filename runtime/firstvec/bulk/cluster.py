@@ -19,7 +19,7 @@ from itertools import count
 
 import pyarrow as pa
 
-from firstvec.bulk.checkpoint import Place
+from firstvec.bulk.checkpoint import Place, remove_leftovers
 from firstvec.bulk.embedder import load_on_node, name_node
 from firstvec.bulk.files import scratch_name
 from firstvec.bulk.pipeline import Pipeline
@@ -96,6 +96,8 @@ class Cluster:
             return False
         for index, rows in enumerate(counts):
             shards.checkpoint.add_end(index, rows, -(-rows // job.shard_rows))
+        known = {os.path.join(shards.place.shards, entry["file"]) for entry in shards.checkpoint.done.shards.values()}
+        remove_leftovers(shards.place, known)  # of actors that were killed
         return True
 
     def close(self) -> None:

@@ -63,5 +63,5 @@ def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> Non
 def test_settings_are_all_options_that_decide_the_bytes() -> None:
     """An option is either one of the settings, or its effect is compared in another way, or it changes no byte."""
     elsewhere = {"inputs", "output", "single", "options"}
-    without_effect = {"workers", "overwrite"}
+    without_effect = {"workers", "ray", "overwrite"}
     assert {*Job._fields} == {*make_job("a.jsonl", "out").settings()} | elsewhere | without_effect
