@@ -41,11 +41,14 @@ class Embedder:
 
     Args:
         model: name of a bundle, or the path of its folder. Each node of the cluster needs it.
-        table_options: ``text_column``, ``keep``, ``dtype``, ``truncate_dim``, ``normalize``, ``query``, ``document``,
-            ``prompt_name``, ``on_error``, ``dedupe`` and ``batch_size`` of `firstvec.bulk.embed_table`.
+        device: as of `firstvec.get_embedding_provider`.
+        enable_quantization: as there.
+        min_quality: as there.
+        require_signature: as there.
         artifact: the one artifact that may be taken. A node that cannot run it raises an error. Without it, nodes with
             other instruction sets may take other artifacts, whose vectors differ.
-        device, enable_quantization, min_quality, require_signature: as of `firstvec.get_embedding_provider`.
+        table_options: ``text_column``, ``keep``, ``dtype``, ``truncate_dim``, ``normalize``, ``query``, ``document``,
+            ``prompt_name``, ``on_error``, ``dedupe`` and ``batch_size`` of `firstvec.bulk.embed_table`.
 
     Raises:
         InputError: an option is unknown, or its value is not usable.
