@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,6 +91,7 @@ def test_wrong_use_is_a_typed_error_that_names_the_node(tiny_built: Path) -> Non
         Embedder(tiny_built, text_column="body")(pa.table({"body": pa.array([None], pa.string())}))
 
 
+@pytest.mark.native
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
 def test_ray_data_gives_the_vectors_of_encode(tiny_built: Path, vectors: np.ndarray, fresh: Fresh) -> None:
     done = fresh(MAP_BATCHES, json.dumps([str(tiny_built), TEXTS, "/no/such/bundle"]), check=False)
@@ -109,4 +109,3 @@ def test_ray_data_gives_the_vectors_of_encode(tiny_built: Path, vectors: np.ndar
 
 def test_importing_it_imports_no_ray(fresh: Fresh) -> None:
     fresh("import sys, firstvec.ray; assert 'ray' not in sys.modules, sys.modules['ray']")
-    assert "ray" not in sys.modules
