@@ -146,7 +146,7 @@ NOT_ASKED_FOR = {
 def test_the_runtime_imports_only_its_declared_dependencies() -> None:
     """A package that the runtime imports stands in its dependencies or in the extra for it."""
     given = project()["project"]
-    extras = ("bulk", "cli", "torch", "verify", "sign", "otel")
+    extras = ("bulk", "ray", "cli", "torch", "verify", "sign", "otel")
     lists = [given["dependencies"], *(given["optional-dependencies"][extra] for extra in extras)]
     asked = {canonicalize_name(Requirement(each).name).replace("-", "_") for group in lists for each in group}
     imported = third_party(REPOSITORY / "runtime" / "firstvec")
