@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
 
-from firstvec_build.memory import most_texts, split_into_batches
+from firstvec_build.memory import most_texts, split_into_batches, without_collector
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,16 @@ def test_every_text_is_in_one_batch_and_the_longest_come_first() -> None:
 
 def test_no_text_makes_no_batch() -> None:
     assert [*split_into_batches([], 16)] == []
+
+
+def test_what_is_imported_is_never_looked_at_again() -> None:
+    assert gc.isenabled()
+    with without_collector():
+        assert not gc.isenabled()
+        kept = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= len(kept)
+    with pytest.raises(ImportError), without_collector():
+        raise ImportError
+    assert gc.isenabled()
+    gc.unfreeze()
