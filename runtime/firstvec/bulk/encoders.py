@@ -9,6 +9,7 @@ import sys
 from firstvec.bulk.worker import describe, encode_with, load, read_message, write_message
 from firstvec.errors import WorkerError
 from firstvec.machine.limits import usable_cores
+from firstvec.process.threads import Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class LocalEncoder:
 
     def close(self) -> None:
         """Let later calls raise ClosedError."""
-        self._provider.close()
+        # In a thread, because Python loses a Ctrl-C that comes while a destructor frees the session, and prints it.
+        Task(self._provider.close).result()
 
 
 _CODE = "import sys; sys.path[:] = {path!r}; from firstvec.bulk.worker import main; main()"

@@ -1,0 +1,1 @@
+"""Adapters: one small file for each framework. docs/integrations.md has an example of each."""
