@@ -34,6 +34,8 @@ else:
 class OptimizedEmbeddingLoader(Generic[Row, Rows]):
     """Loads one model by one strategy. Constructing it loads nothing, and never raises for an unknown model.
 
+    A loader pickles as its options. The copy loads at its own first use.
+
     Args:
         model_name: name of a bundle (``organization/model`` or ``model``), or the path of a bundle's folder. Relative
             paths, those of ``FIRSTVEC_ARTIFACTS`` too, are seen from where the process is now, wherever it goes.
@@ -107,6 +109,10 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         self._lock = ProcessLock()
         self._load: Load | None = None
         self._is_for_all = False
+
+    def __reduce__(self) -> Any:
+        """Pickle the options. The copy, in another process or here, has loaded nothing yet."""
+        return _make_loader, (type(self), self._options)
 
     @property
     def model_name(self) -> str:
@@ -287,6 +293,15 @@ class OptimizedEmbeddingLoader(Generic[Row, Rows]):
         return load
 
 
+def _make_loader(
+    kind: type[OptimizedEmbeddingLoader[Any, Any]], options: Options
+) -> OptimizedEmbeddingLoader[Any, Any]:
+    """Make a loader of options that were checked before."""
+    loader = kind.__new__(kind)
+    loader._set_up(options)
+    return loader
+
+
 class _ProcessLoaders:
     """The loaders that the functions of this module share in a process: one for each model and options."""
 
@@ -324,8 +339,7 @@ class _ProcessLoaders:
                 if fits and _mean_same_model(loader._options, options):
                     break
             else:
-                loader = OptimizedEmbeddingLoader.__new__(OptimizedEmbeddingLoader)
-                loader._set_up(options)
+                loader = _make_loader(OptimizedEmbeddingLoader, options)
                 self._loaders.append(loader)
             loader._is_for_all = loader._is_for_all or is_for_all
             return loader

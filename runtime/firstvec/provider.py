@@ -24,7 +24,7 @@ from firstvec.vectors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, Literal, TypedDict, overload
 
     import numpy as np
@@ -86,6 +86,8 @@ _TOKENS_WITHOUT_PADDING = 16_384
 class EmbeddingProvider(Generic[Row, Rows]):
     """A loaded model. Safe to use from several threads, and in a forked child, which opens a session of its own.
 
+    A provider pickles as the options of its load: the other process loads the model again when it unpickles.
+
     `firstvec.OptimizedEmbeddingLoader` makes it. The types `Row` and `Rows` are those of one vector and of several:
     arrays, lists of floats, or memoryviews of float32, as the loader's ``output`` says.
     """
@@ -98,6 +100,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         tokenizer: Tokenizer,
         sessions: SessionInUse,
         output: str = "numpy",
+        load_again: tuple[Callable[..., EmbeddingProvider[Any, Any]], tuple[Any, ...]] | None = None,
     ) -> None:
         self.manifest = manifest
         self.artifact = artifact
@@ -105,7 +108,15 @@ class EmbeddingProvider(Generic[Row, Rows]):
         self._tokenizer = tokenizer
         self._sessions = sessions
         self._output = output
+        self._load_again = load_again  # a function and its arguments, for a copy
         self._ranges_data: bytes | None = None
+
+    def __reduce__(self) -> Any:
+        """Pickle the options of the load. The copy, in another process or here, loads the model again."""
+        self._sessions.lease()  # raises ClosedError
+        if self._load_again is None:
+            raise TypeError("this provider was made by hand, so nothing says how to load it again")
+        return self._load_again
 
     @property
     def embedding_dim(self) -> int:

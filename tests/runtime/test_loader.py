@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 
 from firstvec import (
     BundleNotFound,
+    ClosedError,
     InputError,
     LoadingStrategy,
     OptimizedEmbeddingLoader,
@@ -568,3 +573,61 @@ assert get_embedding_provider("model-b", output="list").embed_query("text") == e
 
 def test_a_forked_child_has_the_loaders_of_its_parent(models: Path, fresh: Fresh) -> None:
     fresh(FORKED)
+
+
+# Copies
+
+_USE_THE_COPY = """
+import pickle, sys
+copy = pickle.load(sys.stdin.buffer)
+provider = copy.get_provider() if hasattr(copy, "get_provider") else copy
+print(provider.artifact.id, provider.embed_query("one", "buffer").tobytes().hex())
+"""
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_loader_is_copied_as_its_options(
+    copied: Callable[[Any], Any], tiny_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_built.parent)
+    loader = OptimizedEmbeddingLoader("./tiny-bert", "quantized", output="list")
+    loader.get_provider()
+    monkeypatch.chdir("/")
+    other = copied(loader)
+    assert (type(other), other._options) == (OptimizedEmbeddingLoader, loader._options)
+    assert not other.is_loaded()
+    assert other.get_provider() is not loader.get_provider()
+    assert other.get_provider().embed_query("one") == loader.get_provider().embed_query("one")
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_provider_is_copied_by_a_load_of_its_own(copied: Callable[[Any], Any], tiny_built: Path) -> None:
+    provider = OptimizedEmbeddingLoader(str(tiny_built), "quantized", output="list").get_provider()
+    other = copied(provider)
+    provider.close()
+    assert other.artifact.id == provider.artifact.id
+    assert len(other.embed_query("one")) == provider.embedding_dim
+    with pytest.raises(ClosedError):
+        copied(provider)
+
+
+@pytest.mark.parametrize("kind", ["loader", "provider"])
+def test_another_process_opens_a_session_of_its_own(kind: str, tiny_built: Path, tmp_path: Path) -> None:
+    loader = OptimizedEmbeddingLoader(str(tiny_built), "quantized")
+    provider = loader.get_provider()
+    done = subprocess.run(
+        [sys.executable, "-c", _USE_THE_COPY],
+        input=pickle.dumps(loader if kind == "loader" else provider),
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    expected = provider.embed_query("one", "buffer").tobytes().hex()
+    assert done.stdout.decode().split() == [provider.artifact.id, expected]
+
+
+def test_a_copy_of_a_provider_whose_bundle_is_gone_raises_the_error_of_its_load(tiny_bundle: Path) -> None:
+    pickled = pickle.dumps(OptimizedEmbeddingLoader(str(tiny_bundle)).get_provider())
+    shutil.rmtree(tiny_bundle)
+    with pytest.raises(BundleNotFound, match="tiny-bert"):
+        pickle.loads(pickled)

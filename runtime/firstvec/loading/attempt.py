@@ -220,8 +220,9 @@ class Load:
             from firstvec.loading.hand_over import HandOver
 
             sessions.hand_over = HandOver(sessions, verified, strategy.hand_over_after, trace)
+        again = (load_again, (self._options,))
         output = self._options.output
-        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output)
+        return EmbeddingProvider(manifest, verified.artifact, verified.device, tokenizer, sessions, output, again)
 
     def _choose(self) -> Chosen:
         """Find the bundle, and choose the artifact. The others that could be taken are judged when they are needed."""
@@ -341,6 +342,15 @@ class Load:
 
         tell(self, self._watch)
         self._watch = None
+
+
+def load_again(options: Options) -> EmbeddingProvider[Any, Any]:
+    """Load a model that a process has loaded with these options, for a copy of its provider. Raise why it fails."""
+    from firstvec.machine.profile import ResourceProfile
+
+    load = Load(options, ResourceProfile.detect())
+    load.start()
+    return load.result(None)
 
 
 def _may_start_early() -> bool:
