@@ -215,13 +215,18 @@ def test_missing_headers_of_python_are_named(tmp_path: Path, nowhere: dict[str, 
     assert requirements(**nowhere) == []
 
 
-def test_without_the_engine_the_tests_of_the_runtime_pass(bundle: Path, tiny_built: Path, tmp_path: Path) -> None:
+def test_without_the_engine_the_tests_of_the_runtime_pass(
+    bundle: Path, tiny_built: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """A second run of the runtime's tests, with a pure wheel. The tests of the native engine are skipped there."""
     wheel, _ = build_wheel(tmp_path, FIRSTVEC_NATIVE="off")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     # These rooms do the same with and without the engine.
-    ignored = [f"--ignore=tests/runtime/{each}" for each in ("bundle", "machine", "process", "text/test_wordpiece.py")]
+    rooms = ["bundle", "machine", "process", "text/test_wordpiece.py"]
+    if not request.config.getoption("--faults"):  # these use the engine through a provider only, and take minutes
+        rooms += ["bulk", "integrations", "commands/test_embed.py", "commands/test_bench.py", "test_compat.py"]
+    ignored = [f"--ignore=tests/runtime/{each}" for each in rooms]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *ignored, "tests/runtime"],
         capture_output=True,
