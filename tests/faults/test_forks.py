@@ -175,9 +175,20 @@ from firstvec import get_embedding_provider, preload_embeddings
 
 def serve(listener):
     "Answer each line of text with a line of JSON, in a worker."
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    ended = waiting = False
+    def end(*_):
+        "An exit while an answer is written would write the answer again, to a client that has gone."
+        nonlocal ended
+        ended = True
+        if waiting:
+            sys.exit(0)
+    signal.signal(signal.SIGTERM, end)
     while True:
+        waiting = True
+        if ended:
+            sys.exit(0)
         connection, _ = listener.accept()
+        waiting = False
         with connection, connection.makefile("rw") as stream:
             text = stream.readline().strip()
             if text == "crash":
