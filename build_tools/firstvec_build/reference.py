@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,13 @@ from firstvec_build.memory import split_into_batches
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.source import Source, find_code
 
+_OWN_CONFIGS = "sentence_*_config.json"
+"""sentence-transformers' own configuration of a transformer. Old models have another family's name than ``bert``."""
 _SUPPORT_FILES = (
     "config.json",
     "config_sentence_transformers.json",
     "modules.json",
-    "sentence_bert_config.json",
+    _OWN_CONFIGS,
     "special_tokens_map.json",
     "tokenizer_config.json",
     "*/config.json",
@@ -216,6 +219,12 @@ def describe_model(model: SentenceTransformer, source: Source) -> Model:
             f"{source.name}: max_seq_length is {length}, and the model has positions for {positions} tokens only; "
             f"write at most {positions} into its sentence_bert_config.json"
         )
+    if _truncation_side(model) != "right":
+        raise ExportError(
+            f"{source.name}: the tokenizer cuts the beginning of a long text off, and the runtime cuts the end off; if "
+            'the vectors of long texts may change, let it truncate on the right ("truncation_side" in '
+            'tokenizer_config.json, "direction" in tokenizer.json)'
+        )
     if is_static(model):
         architecture, pooling_mode, pad_token_id = "StaticEmbedding", "mean", 0
     else:
@@ -236,6 +245,13 @@ def describe_model(model: SentenceTransformer, source: Source) -> Model:
         prompts=dict(model.prompts or {}),
         default_prompt_name=model.default_prompt_name,
     )
+
+
+def _truncation_side(model: SentenceTransformer) -> str:
+    """Return on which side a long text loses its tokens: ``left`` or ``right``."""
+    if is_static(model):
+        return str((model.tokenizer.truncation or {}).get("direction", "right")).lower()
+    return str(model.tokenizer.truncation_side)
 
 
 def _count_positions(transformer: torch.nn.Module) -> int | None:
@@ -283,7 +299,11 @@ def make_tokenizer_json(model: SentenceTransformer) -> str:
 def write_support_files(model: SentenceTransformer, source: Source, folder: Path) -> list[Path]:
     """Write the files with which other libraries load the bundle's folder, and return their relative paths.
 
-    The files are copied from the source. For a plain transformers model, sentence-transformers' own are written.
+    The files are copied from the source. For a plain transformers model, sentence-transformers' own are written. Files
+    that state a length are changed, so that other libraries truncate where the model does.
+
+    Raises:
+        SourceError: the tokenizer_config.json is no JSON object.
     """
     paths = find_support_files(source)
     if is_static(model):
@@ -291,9 +311,15 @@ def write_support_files(model: SentenceTransformer, source: Source, folder: Path
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path / path, folder / path)
-    if source.pooling is None:
-        return paths
-    modules = []
+    if source.pooling is not None:
+        paths += _write_modules(model, folder)
+    paths += _write_length(model, source, folder, paths)
+    return sorted({*paths}, key=str)
+
+
+def _write_modules(model: SentenceTransformer, folder: Path) -> list[Path]:
+    """Write sentence-transformers' configuration of each module, and return the relative paths."""
+    modules, paths = [], [Path("modules.json")]
     for number, module in enumerate(model):
         kind = type(module)
         place = f"{number}_{kind.__name__}" if number else ""
@@ -304,7 +330,40 @@ def write_support_files(model: SentenceTransformer, source: Source, folder: Path
         module.save_config(str(folder / place))
         paths.append(Path(place, module.config_file_name))
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", "utf-8")
-    return sorted({*paths, Path("modules.json")}, key=str)
+    return paths
+
+
+def _write_length(model: SentenceTransformer, source: Source, folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """State ``max_seq_length`` in the files by which other libraries truncate, and return their relative paths.
+
+    transformers and fastembed read tokenizer_config.json only, and that of all-MiniLM-L6-v2 states 512 tokens where the
+    model truncates at 256. A file that states the model's length keeps its bytes.
+    """
+    length = int(model.max_seq_length or 0)
+    keys = {Path("tokenizer_config.json"): "model_max_length"}
+    if is_static(model):  # sentence-transformers takes the length of a StaticEmbedding from tokenizer.json
+        keys = {path: key for path, key in keys.items() if path in paths}
+    else:
+        own = [path for path in paths if path.match(_OWN_CONFIGS)] or [Path("sentence_bert_config.json")]
+        keys |= dict.fromkeys(own, "max_seq_length")
+    for path, key in keys.items():
+        known = _read_object(folder / path, source.path / path) if path in paths else {}
+        stated = known | {key: length}
+        if key == "model_max_length" and "max_length" in known:
+            stated["max_length"] = length  # fastembed takes the smaller one of the two
+        if stated != known:
+            (folder / path).write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
+    return [*keys]
+
+
+def _read_object(copy: Path, origin: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(copy.read_text("utf-8"))
+        if not isinstance(document, dict):
+            raise ValueError(f"it holds a {type(document).__name__}")
+    except ValueError as error:
+        raise SourceError(f"{origin}: is no JSON object: {error}; repair the file, or remove it") from error
+    return document
 
 
 def find_support_files(source: Source) -> list[Path]:
