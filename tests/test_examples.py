@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -142,3 +143,29 @@ def test_vectors_of_a_data_set_are_searched_by_duckdb_and_by_sqlite_vec(bundle: 
         found.append(done.stdout)
     assert "lambda: " in found[0].splitlines()[0]
     assert found[0] == found[1] == found[2]
+    # The table is there now. `import sqlite_vec` would import numpy, which takes longer than the first vector.
+    done = run("-X", "importtime", script, "sqlite", "vectors", "an anonymous function in an expression", "--top", 2)
+    assert (done.returncode, done.stdout) == (0, found[0])
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"firstvec", "apsw"} <= imported
+    assert not imported & {"numpy", "pyarrow", "sqlite_vec"}
+
+
+def test_the_pattern_for_a_command_line_imports_no_numpy(bundle: Path) -> None:
+    """The program of docs/command-line.md. `tests/test_docs.py` runs it, too, and does not see what it imports."""
+    page = (REPOSITORY / "docs" / "command-line.md").read_text("utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | {"FIRSTVEC_ARTIFACTS": str(bundle.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "To get a new password, open the page Account.\n"
+    assert done.stdout.strip() in page
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"firstvec", "typer"} <= imported
+    assert not imported & {"numpy", "rich", "onnxruntime", "tokenizers"}

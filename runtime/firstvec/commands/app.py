@@ -6,15 +6,17 @@ the group ``firstvec.commands``: a function that takes the typer app. `firstvec 
 
 from __future__ import annotations
 
+from copy import copy
 from importlib.metadata import entry_points
-from inspect import Parameter, Signature, cleandoc
+from inspect import Parameter, Signature, cleandoc, signature
 from math import inf
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from firstvec import __version__
-from firstvec.commands.table import COMMANDS
+from firstvec.commands.completion import COMPLETIONS
+from firstvec.commands.table import COMMANDS, same_value
 from firstvec.errors import FirstvecError
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ def make_app(arguments: Sequence[str] = ()) -> typer.Typer:
         name="firstvec",
         help="Sentence embeddings that start instantly, on the artifact that fits the machine.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -62,43 +63,110 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+def also_positional(function: Callable[..., Any], field: str) -> Callable[..., Any]:
+    """Let typer take the value of one of the function's options without the option's name, too.
+
+    An option without a default is demanded in one of the two ways.
+
+    Args:
+        function: a function that typer can read.
+        field: name of the parameter. Its annotation has a `typer.Option` with a help text and a metavar.
+    """
+    parameters = dict(signature(function, eval_str=True).parameters)
+    parameter = parameters[field]
+    kind, option = get_args(parameter.annotation)
+    is_needed = parameter.default is Parameter.empty
+    passes_context = "context" in parameters
+    place = f"{field}_argument"
+    argument = typer.Argument(
+        metavar=option.metavar, help=option.help, show_default=False, autocompletion=option.autocompletion
+    )
+    option = copy(option)
+    option.help = f"The same as the argument {option.metavar}."
+
+    def call(context: typer.Context, **values: Any) -> None:
+        word = values.pop(place)
+        if word is not None:
+            source = context.get_parameter_source(field)
+            is_named = source is not None and source.name == "COMMANDLINE"
+            values[field] = same_value(values[field] if is_named else word, word, option.metavar)
+        elif is_needed and values[field] is None:
+            raise typer.BadParameter(f"{option.metavar} is missing. {argument.help}")
+        function(**({"context": context} if passes_context else {}), **values)
+
+    parameters["context"] = Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters[field] = parameter.replace(
+        default=None if is_needed else parameter.default, annotation=Annotated[kind | None, option]
+    )
+    parameters[place] = Parameter(
+        place, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, argument]
+    )
+    _describe(call, function.__doc__, [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters.values()])
+    return call
+
+
+def _describe(function: Callable[..., Any], description: str | None, parameters: Sequence[Parameter]) -> None:
+    """Give a function the help text and the parameters that typer reads."""
+    function.__doc__ = description
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    function.__signature__ = Signature([*parameters])  # type: ignore[attr-defined]
+
+
 def _function(command: Command, arguments: Sequence[str]) -> Callable[..., None]:
     """Return a function that typer can read: its signature has one parameter for each option of the command."""
     function = command.load()
+    named_places = [option for option in command.options if option.is_positional]
 
     def call(context: typer.Context, **values: Any) -> None:
         if found := context.args:
-            hint = f"`firstvec {command.name}` takes options only"
-            if any(option.field == "model" for option in command.options):
-                hint = f"To name a bundle, use --model: firstvec {command.name} --model NAME"
-            plural = "s" if len(found) > 1 else ""
-            raise typer.BadParameter(f"unexpected argument{plural} {', '.join(map(repr, found))}. {hint}")
-        if "texts" in values:
-            values["texts"] = tuple(values["texts"] or ())
-            values["texts_are_literal"] = "--" in arguments
+            takes = "".join(f"one {option.metavar} and " for option in named_places)
+            names = f"argument{'s' if len(found) > 1 else ''} {', '.join(map(repr, found))}"
+            raise typer.BadParameter(f"unexpected {names}. `firstvec {command.name}` takes {takes}options only")
+        for option in command.options:
+            if option.kind is list:
+                values |= {option.field: (*(values[option.field] or ()),), "texts_are_literal": "--" in arguments}
         if code := function(**values):
             raise typer.Exit(code)
 
-    parameters = [Parameter("context", Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+    parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
     parameters += [
         Parameter(option.field, Parameter.KEYWORD_ONLY, default=option.default, annotation=_annotation(option))
         for option in command.options
     ]
     # Typer keeps the line ends within a paragraph.
-    call.__doc__ = "\n\n".join(" ".join(lines.split()) for lines in cleandoc(function.__doc__ or "").split("\n\n"))
-    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    return call
+    paragraphs = cleandoc(function.__doc__ or "").split("\n\n")
+    _describe(call, "\n\n".join(" ".join(lines.split()) for lines in paragraphs), parameters)
+    result: Callable[..., None] = call
+    for option in named_places:
+        result = also_positional(result, option.field)
+    return result
 
 
 def _annotation(option: Option) -> Any:
     kind: Any = Literal[option.choices] if option.choices else list[str] if option.kind is list else option.kind
     kind = kind | None if option.default is None else kind
+    settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar}
+    if option.completion is not None:
+        settings["autocompletion"] = completer(option.completion)
     if not option.names:
-        return Annotated[kind, typer.Argument(help=option.help, metavar=option.metavar)]
-    settings: dict[str, Any] = {"help": option.help, "metavar": option.metavar, "show_default": option.kind is not bool}
+        return Annotated[kind, typer.Argument(**settings)]
+    settings["show_default"] = option.kind is not bool
     if option.choices:
         settings |= {"help": f"{option.help} One of {', '.join(option.choices)}.", "case_sensitive": False}
     elif option.kind in (int, float):
         settings |= {"min": option.low, "max": option.high if option.high < inf else None}
     return Annotated[kind, typer.Option(*option.names, **settings)]
+
+
+def completer(completion: str) -> Callable[..., list[str]]:
+    """Return what typer calls to complete a value: a key of `firstvec.commands.completion.COMPLETIONS`."""
+    complete = COMPLETIONS[completion]
+
+    def call(context: typer.Context, incomplete: str) -> list[str]:
+        given = {**context.params}
+        if "model_argument" in given and given["model_argument"] is None and context.args:
+            # typer has not read the positional arguments, because the last option has no value yet.
+            given["model_argument"] = context.args[0]
+        return complete(given, incomplete)
+
+    return call

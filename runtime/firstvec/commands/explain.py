@@ -20,8 +20,12 @@ if TYPE_CHECKING:
     from firstvec.options import Options
 
 
-def explain(model: str, strategy: str | None, as_json: bool, **choice_options: Any) -> None:
-    """Show which artifact each strategy takes on this machine, and why not the others. Loads nothing."""
+def explain(model: str, strategy: str | None, html: str | None, as_json: bool, **choice_options: Any) -> None:
+    """Show which artifact each strategy takes on this machine, and why not the others.
+
+    Loads nothing, but with --html: the page shows how long each different choice takes to its first vector, so each is
+    loaded in some fresh processes.
+    """
     options = make_options(model, **choice_options)
     manifest = store.find_bundle(model, options.require_signature, options.working_folder)
     profile = ResourceProfile.detect()
@@ -33,6 +37,10 @@ def explain(model: str, strategy: str | None, as_json: bool, **choice_options: A
             if strategy:
                 raise
             choices[name] = {"error": str(error)}
+    if html is not None:
+        from firstvec.commands import encode, page
+
+        encode.write_result(page.draw(page.describe(manifest, profile, options, choices)), html, "--html")
     if as_json:
         print_json({"machine": str(profile), "strategies": choices, "left_out": manifest.left_out or {}})
         return
@@ -43,6 +51,8 @@ def explain(model: str, strategy: str | None, as_json: bool, **choice_options: A
     for rows, names in names_of.items():
         print_text(f"\n{', '.join(names)}")
         print_table(rows, indent="  ")
+    if html is not None:
+        print_text(f"\nThe page is in {html}")
 
 
 def _choose(manifest: Manifest, profile: ResourceProfile, options: Options) -> dict[str, Any]:
@@ -54,6 +64,7 @@ def _choose(manifest: Manifest, profile: ResourceProfile, options: Options) -> d
     kind = "quick-start" if is_quick else "throughput"
     return {
         **choice.to_values(),
+        "session": kind,
         "verified_before": all(integrity.is_remembered(manifest.root, file) for file in artifact.files),
         "self_test_passed_before": self_test.is_remembered(manifest, artifact, choice.device, version, kind),
     }

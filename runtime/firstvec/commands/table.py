@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from math import inf
 
+from firstvec.errors import InputError
 from firstvec.options import DEFAULT_MODEL, is_ray_address
 from firstvec.record import Record
 from firstvec.strategy import STRATEGIES
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Option(Record):
-    """An option, a flag, or the texts of a command."""
+    """An option, a flag, or a positional argument of a command."""
 
     names: tuple[str, ...]
-    """For example ``--model`` and ``-m``. Empty: the arguments that are no options."""
+    """For example ``--model`` and ``-m``. Empty: a positional argument that has no option's name."""
     field: str
     """Key of the value that the command's function gets."""
     metavar: str | None
@@ -41,6 +42,10 @@ class Option(Record):
     """The value if the option stands alone. None: the option needs a value."""
     is_value: Callable[[str], bool] | None = None
     """Whether the next argument is the option's value, of an option that may stand alone."""
+    is_positional: bool = False
+    """Whether the value may stand without a name, too: ``explain X`` is ``explain --model X``."""
+    completion: str | None = None
+    """What a shell offers for the value: ``bundles`` or ``artifacts``. None: the choices, or files."""
 
     def read(self, text: str) -> Any:
         """Return the value that ``text`` means.
@@ -73,6 +78,10 @@ class Command(Record):
         function: Callable[..., int | None] = getattr(import_module(f"firstvec.commands.{self.module}"), self.function)
         return function
 
+    def positionals(self) -> list[Option]:
+        """Return the options whose values may stand without a name, in the order in which they take arguments."""
+        return [option for option in self.options if option.is_positional or not option.names]
+
 
 def _option(usage: str, help_text: str, field: str = "", **more: Any) -> Option:
     """Return the option that a usage text writes so: ``--model -m MODEL``. Without the MODEL it is a flag."""
@@ -83,8 +92,14 @@ def _option(usage: str, help_text: str, field: str = "", **more: Any) -> Option:
     return Option(names=names, field=field, metavar=metavar, help=help_text, **settings)
 
 
-_MODEL = _option("--model -m MODEL", "Name of a bundle, or the path of its folder.", default=DEFAULT_MODEL)
-_ANY_MODEL = _MODEL.replace(default=None, help="Name of a bundle, or the path of its folder; all bundles if left out.")
+_MODEL = _option(
+    "--model -m MODEL", "Name of a bundle, or the path of its folder.", default=DEFAULT_MODEL, completion="bundles"
+)
+# Of the commands that have no other positional argument.
+_BUNDLE = _MODEL.replace(is_positional=True)
+_ANY_BUNDLE = _BUNDLE.replace(
+    default=None, help="Name of a bundle, or the path of its folder; all bundles if left out."
+)
 _STRATEGY = _option(
     "--strategy -s STRATEGY",
     "When the model is loaded and which artifact is taken: quantized takes INT8, cached takes full precision.",
@@ -104,7 +119,7 @@ _CHOICE_OPTIONS = (
         high=1.0,
     ),
     _option("--require-signature KEY", "Public key (PEM) that must have signed the bundle."),
-    _option("--artifact ID", "Take this artifact only; see `firstvec inspect`."),
+    _option("--artifact ID", "Take this artifact only; see `firstvec inspect`.", completion="artifacts"),
 )
 _JSON = _option("--json", "Print JSON.", field="as_json")
 
@@ -113,13 +128,15 @@ _ENCODE_OPTIONS = (
     *(_MODEL, _STRATEGY, *_CHOICE_OPTIONS),
     _option(
         "--format -f FORMAT",
-        "npy is an array, text is one line for each vector. If left out, the ending of --output decides, "
-        "and json is the default.",
+        "jsonl is an object a line, csv has the text and a column for each component, npy is an array, text is a line "
+        "for each vector. If left out, the ending of --output decides, and json is the default.",
         field="form",
-        choices=("json", "npy", "text"),
+        choices=("json", "jsonl", "csv", "npy", "text"),
     ),
     _option(
-        "--output -o FILE", "Write to this file, and not to stdout. The endings .json, .npy and .txt choose the format."
+        "--output -o FILE",
+        "Write to this file, and not to stdout. The endings .json, .jsonl, .ndjson, .csv, .npy and .txt choose the "
+        "format.",
     ),
     _option("--batch-size N", "Texts per run.", default=32, kind=int, low=1),
     _option(
@@ -195,8 +212,15 @@ _EMBED_OPTIONS = (
     _option("--quiet -q", "Print errors only."),
     _option("--json", "Print the summary as JSON, and no progress.", field="as_json"),
 )
+_SIMILAR_OPTIONS = (
+    _option("QUERY", "What to look for. The model's prompt for queries is put before it.", field="query"),
+    _option("FILE", "Files of text, or - for stdin. If left out, stdin is read.", field="files", kind=list),
+    *(_MODEL, _STRATEGY, *_CHOICE_OPTIONS),
+    _option("--top -k N", "How many lines to print.", default=10, kind=int, low=1),
+    _JSON,
+)
 _VERIFY_OPTIONS = (
-    _ANY_MODEL,
+    _ANY_BUNDLE,
     _option(
         "--public-key KEY",
         "Public key (PEM) that must have signed the bundle. model-signing's own verifier is asked, too, if it is "
@@ -205,18 +229,35 @@ _VERIFY_OPTIONS = (
     _option("--strict", "Nothing else may lie in the folder, and no symbolic link."),
     _JSON,
 )
+_HTML = _option(
+    "--html FILE", "Write a page with pictures, too: the choice, the first vector (measured now), and the quality."
+)
 _QUICK = _option("--quick", "Do not run the artifacts' self-tests.")
+_BENCH_OPTIONS = (
+    _BUNDLE,
+    _option("--texts FILE", "Texts to measure with, one a line, or - for stdin.", field="texts_file"),
+    _option("--rounds N", "Fresh processes of each program.", default=10, kind=int, low=1),
+    _ANY_STRATEGY.replace(help="Measure this strategy only; all strategies if left out."),
+    _option(
+        "--reference MODEL",
+        "Folder of the original model, or its name in the cache of the Hugging Face hub, for sentence-transformers.",
+    ),
+    _option("--quiet -q", "Print no progress."),
+    _JSON,
+)
 
 COMMANDS = {
     name: Command(name=name, module=module, function=function, options=options)
     for name, module, function, options in (
         ("encode", "encode", "encode", _ENCODE_OPTIONS),
+        ("similar", "similar", "similar", _SIMILAR_OPTIONS),
         ("embed", "embed", "embed", _EMBED_OPTIONS),
         ("list", "bundles", "list_bundles", (_JSON,)),
-        ("inspect", "bundles", "inspect", (_MODEL, _JSON)),
-        ("explain", "explain", "explain", (_MODEL, _ANY_STRATEGY, *_CHOICE_OPTIONS, _JSON)),
+        ("inspect", "bundles", "inspect", (_BUNDLE, _JSON)),
+        ("explain", "explain", "explain", (_BUNDLE, _ANY_STRATEGY, *_CHOICE_OPTIONS, _HTML, _JSON)),
         ("verify", "verify", "verify", _VERIFY_OPTIONS),
-        ("doctor", "doctor", "doctor", (_ANY_MODEL, _QUICK, _JSON)),
+        ("doctor", "doctor", "doctor", (_ANY_BUNDLE, _QUICK, _JSON)),
+        ("bench", "bench", "bench", _BENCH_OPTIONS),
     )
 }
 """Name → command."""
@@ -237,25 +278,45 @@ def write_out(command: Command, arguments: Sequence[str]) -> list[str]:
 
 
 def parse(command: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
-    """Return what the command's function gets, or None if the arguments are not plain enough to be sure of."""
-    values = {option.field: option.default for option in command.options}
+    """Return what the command's function gets, or None if the arguments are not plain enough to be sure of.
+
+    Raises:
+        InputError: a value is given twice, by its name and without, and the two differ.
+    """
     named = {name: option for option in command.options for name in option.names}
-    texts: list[str] = []
+    given: dict[str, Any] = {}
+    words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == "--":
-            texts += rest
+            words += rest
         elif not argument.startswith("-") or argument == "-":
-            texts.append(argument)
+            words.append(argument)
         else:
             name, equals, text = argument.partition("=")
             option = named.get(name)
             if option is None or (equals and (option.kind is bool or not name.startswith("--"))):
                 return None
             try:
-                values[option.field] = option.kind is bool or option.read(text if equals else next(rest))
+                given[option.field] = option.kind is bool or option.read(text if equals else next(rest))
             except (ValueError, StopIteration):
                 return None
-    if "texts" in values:
-        return values | {"texts": tuple(texts), "texts_are_literal": "--" in arguments}
-    return None if texts else values
+    for option in command.positionals():
+        if option.kind is list:
+            given |= {option.field: (*words,), "texts_are_literal": "--" in arguments}
+            words = []
+        elif words:
+            word = words.pop(0)
+            given[option.field] = same_value(given.get(option.field, word), word, option.metavar)
+    return None if words else {option.field: option.default for option in command.options} | given
+
+
+def same_value(named: str, word: str, metavar: str | None) -> str:
+    """Return the value that an option has by its name, and also without its name.
+
+    Raises:
+        InputError: the two values differ.
+    """
+    if named != word:
+        raise InputError(f"{metavar} is given twice, as {word!r} and as {named!r}: give one of them")
+    return word

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,3 +42,24 @@ def bare(firstvec: Fresh, tmp_path_factory: pytest.TempPathFactory) -> Fresh:
         return firstvec(*arguments, **options, PYTHONPATH=str(site))
 
     return run
+
+
+def on_a_terminal(arguments: list[object], typed: bytes) -> tuple[int, str]:
+    """Run `firstvec` on a terminal and type. Returns the exit code and what the terminal shows."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(PROGRAM, ["firstvec", *map(str, arguments)])
+    shown = b""
+    try:
+        os.write(terminal, typed)
+        end = time.monotonic() + 300
+        while time.monotonic() < end and select.select([terminal], [], [], 300)[0]:
+            data = os.read(terminal, 1 << 16)
+            if not data:
+                break
+            shown += data
+    except OSError:
+        pass  # Linux reports the end of the other side as an error
+    finally:
+        os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
-import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,7 @@ import pytest
 
 from firstvec import OptimizedEmbeddingLoader
 from tests.conftest import Fresh, edit_manifest
-from tests.runtime.commands.conftest import PROGRAM, Shell
+from tests.runtime.commands.conftest import Shell, on_a_terminal
 
 
 @pytest.fixture
@@ -147,27 +144,6 @@ def test_what_is_no_file_is_a_text(tiny_built: Path, shell: Shell, tmp_path: Pat
     assert len(json.loads(shell("cd $2; $F encode -m $1 a.csv b", tiny_built, tmp_path).stdout)["vectors"]) == 2
 
 
-def on_a_terminal(arguments: list[object], typed: bytes) -> tuple[int, str]:
-    """Run `firstvec` on a terminal and type. Returns the exit code and what the terminal shows."""
-    process, terminal = pty.fork()
-    if process == 0:
-        os.execv(PROGRAM, ["firstvec", *map(str, arguments)])
-    shown = b""
-    try:
-        os.write(terminal, typed)
-        end = time.monotonic() + 300
-        while time.monotonic() < end and select.select([terminal], [], [], 300)[0]:
-            data = os.read(terminal, 1 << 16)
-            if not data:
-                break
-            shown += data
-    except OSError:
-        pass  # Linux reports the end of the other side as an error
-    finally:
-        os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode()
-
-
 def test_a_forgotten_text_does_not_wait_at_a_terminal(tiny_built: Path) -> None:
     code, shown = on_a_terminal(["encode", "-m", tiny_built], b"")
     assert code == 1
@@ -218,10 +194,76 @@ def test_npy_goes_to_a_file_and_to_a_pipe(
     np.testing.assert_array_equal(np.load(io.BytesIO(piped.stdout)), vectors)
 
 
+ODD_TEXTS = [
+    *('say "hi", twice', "two\nlines", "", "ä, ü and 雪", "  spaces  ", "=1+1", "NA", "a\r\nb", "1.5", "it's, \\ \t")
+]
+OPENED = """
+import csv, duckdb, json, pandas, polars, sys
+
+def read(path):
+    table = pandas.read_csv(path + ".csv", keep_default_na=False, dtype={"text": str})
+    yield "pandas csv", table["text"].tolist(), table.drop(columns="text").to_numpy().tolist()
+    table = pandas.read_json(path + ".jsonl", lines=True, dtype={"text": str})
+    yield "pandas jsonl", table["text"].tolist(), table["vector"].tolist()
+    table = polars.read_csv(path + ".csv", schema_overrides={"text": polars.String})
+    yield "polars csv", table["text"].to_list(), table.drop("text").to_numpy().tolist()
+    table = polars.read_ndjson(path + ".jsonl")
+    yield "polars jsonl", table["text"].to_list(), table["vector"].to_list()
+    rows = duckdb.execute("SELECT * FROM read_csv(?, types={'text': 'VARCHAR'})", [path + ".csv"]).fetchall()
+    yield "duckdb csv", [row[0] for row in rows], [row[1:] for row in rows]
+    rows = duckdb.execute("SELECT text, vector FROM read_json(?)", [path + ".jsonl"]).fetchall()
+    yield "duckdb jsonl", [row[0] for row in rows], [row[1] for row in rows]
+    with open(path + ".csv", newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["text", *(f"v{index}" for index in range(len(rows[0]) - 1))]
+    yield "csv", [row[0] for row in rows], [[*map(float, row[1:])] for row in rows]
+    rows = [json.loads(line) for line in open(path + ".jsonl", encoding="utf-8")]
+    yield "jsonl", [row["text"] for row in rows], [row["vector"] for row in rows]
+
+print(json.dumps([[*read(path)] for path in sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(
+    any(find_spec(name) is None for name in ("pandas", "polars", "duckdb")), reason="the group interop is not installed"
+)
+def test_tables_are_read_by_the_programs_that_people_have(
+    tiny_built: Path, tmp_path: Path, firstvec: Fresh, fresh: Fresh
+) -> None:
+    precisions = ("float32", "int8", "binary")
+    expected = []
+    for precision in precisions:
+        options = ["-m", tiny_built, "--precision", precision]
+        for ending in ("csv", "jsonl"):
+            done = firstvec("encode", *options, "-o", tmp_path / f"{precision}.{ending}", "--", *ODD_TEXTS)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        expected.append(json.loads(firstvec("encode", *options, "--", *ODD_TEXTS).stdout)["vectors"])
+    found = json.loads(fresh(OPENED, *(tmp_path / precision for precision in precisions)).stdout)
+    for precision, programs, vectors in zip(precisions, found, expected, strict=True):
+        assert len(programs) == 8
+        for program, texts, read in programs:
+            assert [text or "" for text in texts] == ODD_TEXTS, program  # some read an empty text as a missing one
+            np.testing.assert_allclose(read, vectors, rtol=0, atol=1e-7, err_msg=program)
+        numbers = (tmp_path / f"{precision}.csv").read_text().splitlines()[-1].rpartition('",')[2]
+        assert ("." in numbers) is (precision == "float32")
+
+
+def test_a_table_has_a_row_for_each_line_of_stdin(tiny_built: Path, firstvec: Fresh) -> None:
+    for form in ("csv", "jsonl"):
+        lines = firstvec("encode", "-m", tiny_built, "-f", form, "-", stdin='one\n\n"two"\n').stdout.splitlines()
+        if form == "csv":
+            assert [line.split(",")[0] for line in lines] == ["text", '"one"', '""', '"""two"""']
+            assert {line.count(",") for line in lines} == {32}
+        else:
+            assert [json.loads(line)["text"] for line in lines] == ["one", "", '"two"']
+            assert {len(json.loads(line)["vector"]) for line in lines} == {32}
+
+
 def form_of(data: bytes) -> str:
-    if data.startswith(b"\x93NUMPY"):
-        return "npy"
-    return "json" if data.startswith(b"{") else "text"
+    for beginning, form in ((b"\x93NUMPY", "npy"), (b"text,v0,", "csv"), (b'{"text": ', "jsonl"), (b"{", "json")):
+        if data.startswith(beginning):
+            return form
+    return "text"
 
 
 @pytest.mark.parametrize(
@@ -231,6 +273,10 @@ def form_of(data: bytes) -> str:
         ("x.NPY", None, "npy"),
         ("x.txt", None, "text"),
         ("x.json", None, "json"),
+        ("x.jsonl", None, "jsonl"),
+        ("x.ndjson", None, "jsonl"),
+        ("x.csv", None, "csv"),
+        ("x.CSV", None, "csv"),
         ("x", None, "json"),
         ("x.out", None, "json"),
         (".npy", None, "json"),
@@ -238,6 +284,8 @@ def form_of(data: bytes) -> str:
         ("x.txt", "json", "json"),
         ("x.json", "npy", "npy"),
         ("x.csv", "text", "text"),
+        ("x.json", "JSONL", "jsonl"),
+        ("x.tsv", "csv", "csv"),
         ("x.parquet", "npy", "npy"),
     ],
 )
@@ -252,14 +300,14 @@ def test_the_ending_of_the_output_chooses_the_format_unless_it_is_given(
 
 
 @pytest.mark.parametrize(
-    "ending", ["parquet", "csv", "PARQUET", "jsonl", "npz", "pkl", "json.gz", "safetensors", "zip"]
+    "ending", ["parquet", "PARQUET", "tsv", "npz", "pkl", "json.gz", "csv.zst", "safetensors", "zip"]
 )
 def test_an_ending_of_another_format_is_refused_before_the_model_is_looked_for(
     ending: str, tmp_path: Path, firstvec: Fresh
 ) -> None:
     done = firstvec("encode", "-m", "no/such", "-o", tmp_path / f"x.{ending}", "one")
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"encode writes json, npy and text, and not {ending.lower().rpartition('.')[2]}" in done.stderr
+    assert f"encode writes json, jsonl, csv, npy and text, and not {ending.lower().rpartition('.')[2]}" in done.stderr
     assert "choose another --output, or give the --format" in done.stderr
     assert "no/such" not in done.stderr
     assert [*tmp_path.glob("x*")] == []
@@ -293,7 +341,9 @@ def test_an_argument_that_is_not_utf8_is_named(tiny_built: Path, shell: Shell) -
     assert "text 1: has a lone surrogate" in done.stderr
 
 
-@pytest.mark.parametrize(("form", "numpy"), [("json", False), ("text", False), ("npy", True)])
+@pytest.mark.parametrize(
+    ("form", "numpy"), [("json", False), ("jsonl", False), ("csv", False), ("text", False), ("npy", True)]
+)
 def test_only_what_is_needed_is_imported(
     form: str, numpy: bool, tiny_built: Path, tmp_path: Path, fresh: Fresh
 ) -> None:
@@ -301,10 +351,11 @@ def test_only_what_is_needed_is_imported(
 import sys
 from firstvec.commands.main import main
 main(["encode", "-m", sys.argv[1], "-f", sys.argv[2], "-o", sys.argv[3], "text"])
-print(sorted({"typer", "rich", "click", "numpy", "tokenizers", "onnxruntime", "argparse", "enum"} & set(sys.modules)))
+print(sorted({"typer", "rich", "click", "numpy", "csv", "json", "re", "enum", "argparse"} & set(sys.modules)))
 """
     imported = fresh(code, tiny_built, form, tmp_path / "vectors").stdout
     assert ("numpy" in imported, "typer" in imported, "rich" in imported) == (numpy, False, False)
+    assert numpy or imported == "[]\n"
     assert (tmp_path / "vectors").stat().st_size > 32 * 4
 
 

@@ -79,6 +79,8 @@ def test_a_terminal_with_ascii_only_is_no_error(command: str, bundle: Path, firs
         (["encode", "--artifact", "onnx-fp64", "--model", "{tiny}", "text"], "onnx-fp64"),
         (["encode", "--model", "", "text"], "is not a name or a path"),
         (["inspect", "--model", "no/such"], "no/such"),
+        (["inspect", "no/such"], "no/such"),
+        (["inspect", "one", "--model", "two"], "MODEL is given twice"),
         (["explain", "--model", "no/such"], "no/such"),
         (["verify", "--model", "no/such"], "no/such"),
         (["doctor", "--model", "no/such"], "no/such"),
@@ -137,13 +139,17 @@ def test_a_wrong_argument_reaches_the_terminal_as_text(arguments: list[str], fir
 
 
 @pytest.mark.native
-# Not `embed`, because pyarrow alone needs more addresses.
-@pytest.mark.parametrize("command", [*(name for name in NAMES if name != "embed"), "encode --artifact onnx-fp32"])
+# Not `embed` and `bench`, because pyarrow and numpy alone need more addresses.
+@pytest.mark.parametrize(
+    "command", [*(name for name in NAMES if name not in ("embed", "bench")), "encode --artifact onnx-fp32"]
+)
 def test_too_little_memory_for_the_libraries_is_one_message(command: str, tiny_built: Path) -> None:
     """Whatever cannot be imported or made under a limit of addresses (`ulimit -v`), there is no traceback."""
     name, *options = command.split()
     model = ["-m", str(tiny_built), *options]
-    arguments = {"list": [], "doctor": [*model, "--quick"], "encode": [*model, "text"]}.get(name, model)
+    texts = ["text", *([str(tiny_built / "config.json")] if name == "similar" else [])]
+    arguments = {"list": [], "doctor": [*model, "--quick"]}.get(name, model)
+    arguments = [*arguments, *(texts if name in ("encode", "similar") else [])]
     messages = 0
     for megabytes in (25, 40, 60, 90, 130, 200):
         limited = f"ulimit -v {megabytes * 1024}; exec {shlex.join([PROGRAM, name, *arguments])}"
@@ -229,6 +235,8 @@ def test_plain_use_works_without_the_extra_cli(tiny_built: Path, tmp_path: Path,
         (["list"], "tiny-bert"),
         (["inspect", *model], "onnx-fp32"),
         (["explain", *model, "-s", "lazy", "--enable-quantization"], "native-int8"),
+        (["explain", tiny_built, "-s", "lazy", "--enable-quantization"], "native-int8"),
+        (["similar", *model, "-k", "1", "text", tiny_built / "config.json"], f"  {tiny_built}/config.json:"),
         (["verify", *model, "--strict"], "onnx/model.onnx_data"),
         (["doctor", "--quick", f"--model={tiny_built}"], "native-fp32"),
         (["encode", *model, "--artifact", "onnx-fp32", "text"], '"artifact": "onnx-fp32"'),
@@ -251,7 +259,7 @@ def test_a_typed_error_needs_no_extra(bare: Fresh) -> None:
     "arguments",
     [
         *([], ["--help"], ["-h"], ["build"], ["wheel", "--model", "x"], ["nonsense"], ["--nonsense"]),
-        *(["list", "--nonsense"], ["list", "--help"], ["explain", "all-MiniLM-L6-v2"], ["encode", "-s", "fast", "x"]),
+        *(["list", "--nonsense"], ["list", "--help"], ["explain", "one", "two"], ["encode", "-s", "fast", "x"]),
     ],
     ids=" ".join,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from firstvec.commands import app as app_module
 from firstvec.commands.app import make_app
+from firstvec.commands.completion import COMPLETIONS
 from firstvec.commands.table import COMMANDS, Command, Option, parse
+from firstvec.errors import InputError
 from firstvec.options import make_options
 
 OPTIONS = [
@@ -43,6 +46,15 @@ def pass_by_typer(command: str, arguments: list[str]) -> dict[str, Any] | None:
     return values
 
 
+def parse_or_message(parser: Callable[..., Any], *arguments: Any) -> dict[str, Any] | str | None:
+    """What a parser returns, or the message of its error."""
+    try:
+        found: dict[str, Any] | None = parser(*arguments)
+    except InputError as error:
+        return str(error)
+    return found
+
+
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether names, values and their types are the same. 1, 1.0 and True are equal in Python."""
     return one == other and all(repr(one[name]) == repr(other[name]) for name in one)
@@ -70,16 +82,29 @@ PLAIN = [
     ["encode", "-m", "-h", "one"],
     ["encode", "-o", "\udcff.json", "\udcff"],
     ["encode", "--batch-size", "+007", "--min-quality=1e-3", "x"],
+    ["encode", "-f", "JSONL", "--format=csv", "x"],
+    ["similar"],
+    ["similar", "query"],
+    ["similar", "query", "a.txt", "-", "b.txt", "-k", "3", "--json"],
+    ["similar", "-k", "3", "", "--top=4", "", "-m", "model"],
+    ["similar", "--", "-query", "--", "-file"],
     ["list"],
     ["list", "--json"],
     ["list", "--"],
     ["inspect", "--model", "model", "--json"],
     ["inspect", "-m", ""],
+    ["inspect", "model", "--json"],
+    ["inspect", ""],
+    ["explain", "model", "--model", "model"],
+    ["explain", "--model=other", "model", "-m", "model"],
+    ["explain", "--", "-model"],
     ["explain", "-s", "Lazy", "-m", "model", "--min-quality=.5"],
     ["explain", "--device", "cuda:1", "--enable-quantization", "--artifact=x", "--json"],
     ["verify"],
     ["verify", "--strict", "--public-key", "key.pub", "--json", "--model=x"],
+    ["verify", "-"],
     ["doctor", "--quick", "--model", "x", "--json"],
+    ["doctor", "./model", "--quick"],
 ]
 
 
@@ -119,13 +144,13 @@ def test_what_is_parsed_is_what_typer_passes(line: list[str]) -> None:
         ["list", "here"],
         ["list", "-m", "model"],
         ["list", "--json=yes"],
-        ["inspect", "model"],
-        ["explain", "model"],
-        ["explain", "--", "model"],
+        ["inspect", "one", "two"],
+        ["explain", "one", "--", "two"],
         ["explain", "--strategy"],
-        ["verify", "-"],
-        ["doctor", "model"],
-        ["doctor", ""],
+        ["verify", "-", "-"],
+        ["doctor", "", ""],
+        ["similar", "query", "--top", "0"],
+        ["similar", "query", "-k"],
     ],
     ids=lambda line: " ".join(line)[:40],
 )
@@ -169,18 +194,45 @@ def lines() -> st.SearchStrategy[tuple[str, list[str]]]:
     return st.sampled_from([*COMMANDS]).flatmap(lambda name: st.tuples(st.just(name), arguments(COMMANDS[name])))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["inspect", "one", "--model", "two"],
+        ["explain", "-m", "two", "one", "--json"],
+        ["verify", "--model=", "one"],
+        ["doctor", "", "--model=one"],
+        ["doctor", "one", "--model", "one", "-m", "all-MiniLM-L6-v2"],
+        ["inspect", "one", "--model", "all-MiniLM-L6-v2"],
+    ],
+    ids=" ".join,
+)
+def test_two_names_of_a_bundle_are_an_error_of_both_parsers(line: list[str]) -> None:
+    command, *arguments = line
+    with pytest.raises(InputError, match=r"MODEL is given twice, as '.*' and as '.*': give one of them") as quick:
+        parse(COMMANDS[command], arguments)
+    with pytest.raises(InputError) as full:
+        pass_by_typer(command, arguments)
+    assert str(quick.value) == str(full.value)
+
+
 @settings(max_examples=400, deadline=None)
 @given(lines())
 @example(("encode", ["-s", "bac\u212aground"]))
 @example(("encode", ["--batch-size", "7.0"]))
 @example(("encode", ["--min-quality", "-0"]))
 @example(("encode", ["-m", "--", "--", "x"]))
+@example(("explain", ["one", "-m", "two"]))
+@example(("explain", ["one", "-m", "one", "--strategy"]))
 def test_whatever_is_parsed_is_what_typer_passes(line: tuple[str, list[str]]) -> None:
     command, arguments = line
-    quick = parse(COMMANDS[command], arguments)
+    quick = parse_or_message(parse, COMMANDS[command], arguments)
     if quick is None:
         return
-    full = pass_by_typer(command, arguments)
+    full = parse_or_message(pass_by_typer, command, arguments)
+    if isinstance(quick, str):
+        assert full == quick
+        return
+    assert not isinstance(full, str)
     assert full is not None, "the quick parser accepts what typer refuses"
     assert same(quick, full), (quick, full)
 
@@ -189,7 +241,7 @@ def test_whatever_is_parsed_is_what_typer_passes(line: tuple[str, list[str]]) ->
 def test_a_command_gets_every_option_that_its_function_takes(command: Command) -> None:
     taken = inspect.signature(command.load()).parameters
     fields = {option.field for option in command.options}
-    if command.name in ("encode", "embed"):
+    if any(option.kind is list for option in command.options):
         fields.add("texts_are_literal")
     named = {name for name, each in taken.items() if each.kind is not each.VAR_KEYWORD}
     assert named <= fields
@@ -212,15 +264,18 @@ def test_an_option_is_declared_whole(command: Command, option: Option) -> None:
     assert option.help.endswith(".")
     assert (option.metavar is None) is (option.kind is bool)
     assert all(name.startswith("--") for name in option.names[:1])
+    assert option.completion is None or option.completion in COMPLETIONS
+    assert not option.is_positional or (option.kind is str and not option.choices)
     if option.choices:
         assert all(choice == choice.lower() for choice in option.choices)
         assert option.default is None or option.default in option.choices
 
 
 def test_every_command_about_a_bundle_names_it_the_same_way() -> None:
-    named = {
-        name: [option.names for option in command.options if option.field == "model"]
-        for name, command in COMMANDS.items()
-    }
-    assert named.pop("list") == []
-    assert {*map(tuple, named.values())} == {(("--model", "-m"),)}
+    for name, command in COMMANDS.items():
+        models = [option for option in command.options if option.field == "model"]
+        assert [option.names for option in models] == ([] if name == "list" else [("--model", "-m")])
+        # Where no texts and no files stand, the name of a bundle may stand.
+        has_others = any(not option.names for option in command.options)
+        assert all(option.is_positional is not has_others for option in models)
+        assert len(command.positionals()) > 0 or name == "list"
