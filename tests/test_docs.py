@@ -217,6 +217,9 @@ def test_blocks_run(chain: Chain, folder: Path, bundle: Path) -> None:
 def run(command: list[str], folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment |= {
+        # Hosts of the adapters would send telemetry.
+        "ANONYMIZED_TELEMETRY": "False",
+        "HAYSTACK_TELEMETRY_ENABLED": "False",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder / "home"),
         "FIRSTVEC_ARTIFACTS": str(folder / "artifacts"),
