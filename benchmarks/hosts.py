@@ -46,8 +46,8 @@ IMPORT = "import only"
 INT8 = "firstvec, INT8"
 # In the environment of the tests, Chroma's jsonschema imports a package of import-linter, which takes a second.
 CHROMA = 'import sys; sys.modules["rfc3987_syntax"] = None\nimport chromadb\n'
-LANGCHAIN = "import langchain_core.embeddings\n"
-LLAMA_INDEX = "import llama_index.core.base.embeddings.base\n"
+LANGCHAIN = "from langchain_core.embeddings import Embeddings\n"
+LLAMA_INDEX = "from llama_index.core.base.embeddings.base import BaseEmbedding\n"
 HAYSTACK = "import haystack\n"
 
 PROGRAMS = (
@@ -138,7 +138,7 @@ PROGRAMS = (
         "fastembed",
         "from fastembed import TextEmbedding\n"
         "from fastembed.common.model_description import ModelSource, PoolingType\n"
-        "TextEmbedding.add_custom_model(model='local/model', pooling=PoolingType.MEAN, normalization=True, "
+        "TextEmbedding.add_custom_model(model='local/model', pooling=PoolingType.DISABLED, normalization=False, "
         "sources=ModelSource(hf='local/model'), dim=384, model_file='onnx/model.onnx', "
         "additional_files=['onnx/model.onnx_data'])\n"
         "model = TextEmbedding('local/model', specific_model_path={bundle!r})\n"

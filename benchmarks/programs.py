@@ -116,7 +116,7 @@ from fastembed import TextEmbedding
 from fastembed.common.model_description import ModelSource, PoolingType
 now = stage("import fastembed", now)
 TextEmbedding.add_custom_model(
-    model="local/model", pooling=PoolingType.MEAN, normalization=True, sources=ModelSource(hf="local/model"),
+    model="local/model", pooling=PoolingType.DISABLED, normalization=False, sources=ModelSource(hf="local/model"),
     dim=384, model_file="onnx/model.onnx", additional_files=["onnx/model.onnx_data"],
 )
 model = TextEmbedding("local/model", specific_model_path={bundle!r})

@@ -208,8 +208,8 @@ def _fastembed_fp32(manifest: Manifest, scratch: Path) -> Encode:
 
     TextEmbedding.add_custom_model(
         model="local/model",
-        pooling=PoolingType.MEAN,
-        normalization=True,
+        pooling=PoolingType.DISABLED,
+        normalization=False,
         sources=ModelSource(hf="local/model"),
         dim=manifest.model.embedding_dim,
         model_file="onnx/model.onnx",

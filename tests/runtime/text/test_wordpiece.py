@@ -70,11 +70,14 @@ def test_every_character_there_is(lowercase: bool, strip_accents: bool, rules: W
     assert len(EVERY_CHARACTER) - left > 230_000
 
 
-def test_a_million_generated_texts(quick: QuickTokenizer, package: tokenizers.Tokenizer, vocabulary: str) -> None:
+def test_generated_texts(
+    quick: QuickTokenizer, package: tokenizers.Tokenizer, vocabulary: str, request: pytest.FixtureRequest
+) -> None:
+    count = 1_000_000 if request.config.getoption("--faults") else 200_000
     source = random.Random(20261123)
     words = vocabulary.split("\n")[:-1]
     taken = 0
-    while taken < 1_000_000:
+    while taken < count:
         taken += 50_000 - compare(quick, package, list(generate_texts(50_000, source, words)))
 
 
