@@ -136,8 +136,15 @@ class SentenceTransformer:
         require_signature: str | os.PathLike[str] | None = None,
         artifact: str | None = None,
     ) -> None:
-        if model_name_or_path is None or modules is not None:
+        if modules is not None:
             raise NotImplementedError(f"modules: {_MODULES}")
+        if model_name_or_path is None:
+            raise InputError("model_name_or_path is missing: give the name of a bundle, or the path of its folder")
+        if truncate_dim is not None and not (type(truncate_dim) is int and truncate_dim > 0):
+            raise InputError(f"truncate_dim {truncate_dim!r} is not a positive integer")
+        for name, value in (("prompts", prompts), ("model_kwargs", model_kwargs)):
+            if value is not None and not hasattr(value, "items"):
+                raise InputError(f"{name} {value!r} is not a dict")
         if token is not None and use_auth_token is not None:
             raise InputError(
                 "Both `token` and `use_auth_token` are specified. Please only specify the `token` argument."

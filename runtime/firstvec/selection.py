@@ -172,7 +172,7 @@ def _not_taken(artifact: Artifact, manifest: Manifest, options: Options, takes: 
     elif is_unasked_int8 and "fp32" in _known_precisions(manifest):
         return "precision: int8, taken only with enable_quantization=True or strategy QUANTIZED"
     if options.min_quality is not None and artifact.quality.cosine_min < options.min_quality:
-        return f"quality: cosine_min {artifact.quality.cosine_min:g} < min_quality {options.min_quality:g}"
+        return f"quality: cosine_min {artifact.quality.cosine_min:.6g} < min_quality {options.min_quality}"
     return None
 
 
@@ -238,7 +238,12 @@ def _hint(precisions: set[str], options: Options, takes: str, rejected: list[tup
     if options.device not in (None, "cpu"):
         return "Leave the device out, or choose cpu."
     if options.artifact is not None:
+        names = [name for name, _ in rejected]
+        if options.artifact not in names:
+            return f"The bundle has no artifact {options.artifact!r}: it has {', '.join(names)}."
         return "Leave the artifact out: the strategy then chooses one."
+    if any(reason.startswith("quality:") for _, reason in rejected):
+        return "Lower min_quality, or leave it out."
     if any(reason.startswith("memory:") for _, reason in rejected):
         return "Give the process more memory, or allow INT8 (strategy QUANTIZED)."
     if takes == "full" and precisions == {"int8"}:

@@ -138,14 +138,13 @@ def test_build_for_a_user_without_a_home_asks_for_an_output(tiny_model: Path, tm
 
 
 @pytest.mark.parametrize("command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",)])
-def test_shipping_commands_take_the_bundle_as_a_required_option(
-    command: tuple[str, ...], tiny_built: Path, firstvec: Fresh
-) -> None:
+def test_shipping_commands_demand_a_bundle(command: tuple[str, ...], firstvec: Fresh) -> None:
     missing = firstvec(*command)
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert "Missing option '--model'" in missing.stderr
-    positional = firstvec(*command, tiny_built)
-    assert (positional.returncode, positional.stdout) == (2, "")
+    assert "MODEL is missing" in missing.stderr
+    twice = firstvec(*command, "one", "--model", "another")
+    assert (twice.returncode, twice.stdout) == (1, "")
+    assert "MODEL is given twice, as 'one' and as 'another'" in twice.stderr
 
 
 def test_wheel_packs_a_bundle(tiny_built: Path, firstvec: Fresh, tmp_path: Path) -> None:

@@ -436,7 +436,6 @@ def test_calls_that_would_be_wrong(call: Callable[[Any], Any], reason: str, tiny
     ("options", "reason"),
     [
         ({"modules": []}, "modules: the weights are in files"),
-        ({"model_name_or_path": None}, "modules: the weights are in files"),
         ({"revision": "main"}, "revision 'main': the bundle was built from revision"),
         ({"processor_kwargs": {"model_max_length": 64}}, r"processor_kwargs \['model_max_length'\]"),
         ({"tokenizer_kwargs": {"padding_side": "left"}}, r"tokenizer_kwargs \['padding_side'\]"),

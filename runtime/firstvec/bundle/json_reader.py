@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 
 from firstvec.errors import ManifestError, excerpt
 
@@ -88,6 +89,13 @@ def _load(text: str) -> Any:
         document, end = make_scanner(_Strict)(text, begin)  # type: ignore[arg-type]
     except StopIteration as error:
         raise ValueError(f"a value is expected at character {error.value}") from None
+    except SystemError:
+        # The scanner raises the error of json.decoder, and fails if nobody has imported that module.
+        if "json.decoder" in sys.modules:
+            raise
+        import json.decoder  # noqa: F401
+
+        return _load(text)
     if text[end:].strip(_WHITE_SPACE):
         raise ValueError(f"extra data at character {end}")
     return document

@@ -49,12 +49,17 @@ def encode(
     The texts are the arguments. Without an argument, or with the argument -, the texts are the lines of stdin.
     Every argument behind -- is a text, even if it begins with a dash or is the name of a file.
     """
+    output = None if output == "-" else output
     form = form or _form_of(output)
     if query + document + (prompt_name is not None) > 1:
         raise InputError("--query, --document and --prompt-name name different prompts: give one of them")
     if form == "npy" and output is None and sys.stdout.isatty():
         raise InputError("npy is binary and stdout is a terminal: add --output FILE, or redirect stdout")
     reads_stdin = not texts or ((*texts,) == ("-",) and not texts_are_literal)
+    if len(texts) > 1 and "-" in texts and not texts_are_literal:
+        raise InputError(
+            "- stands for stdin, and other texts are given: give one of them, or -- before a text that is -"
+        )
     if len(texts) == 1 and not texts_are_literal:
         _refuse_file(texts[0])
     loader: OptimizedEmbeddingLoader[Any, Any] = OptimizedEmbeddingLoader(
@@ -105,7 +110,7 @@ def _stdin_lines(*, waits_for_terminal: bool) -> list[str]:
         return []
     try:
         # str.splitlines() would also split at U+2028 and other characters that a text may hold.
-        lines = sys.stdin.buffer.read().decode("utf-8").split("\n")
+        lines = sys.stdin.buffer.read().decode("utf-8").removeprefix("\ufeff").split("\n")
         return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
     except UnicodeDecodeError as error:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from firstvec.bundle import integrity, store
 from firstvec.commands.output import print_json, print_table, print_text
 from firstvec.engines.table import ENGINES
-from firstvec.errors import NoCompatibleArtifact
+from firstvec.errors import InputError, NoCompatibleArtifact
 from firstvec.loading import self_test
 from firstvec.machine.profile import ResourceProfile
 from firstvec.options import make_options
@@ -37,6 +37,8 @@ def explain(model: str, strategy: str | None, html: str | None, as_json: bool, *
             if strategy:
                 raise
             choices[name] = {"error": str(error)}
+    if html == "-":
+        raise InputError("--html writes a file beside the text on stdout: name a file, and not -")
     if html is not None:
         from firstvec.commands import encode, page
 

@@ -47,6 +47,8 @@ def similar(
     """
     if query is None or not query.strip():
         raise InputError("the query is missing or empty: firstvec similar QUERY FILE")
+    if query == _STDIN and not texts_are_literal:
+        raise InputError("the first argument is the query, and - stands for stdin: firstvec similar QUERY -")
     if not texts_are_literal and is_file_name(query):
         import shlex
 

@@ -50,20 +50,29 @@ def register(
         raise InputError(f"{type(connection).__name__} is not a connection of duckdb")
     if find_spec("pyarrow") is None:
         raise MissingDependency("a function for DuckDB", "pyarrow", "firstvec[duckdb]")
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise InputError(f"name {name!r} is not the name of a function: letters, digits and _ only")
     loader = OptimizedEmbeddingLoader.get_instance(model, strategy, output="buffer", **options)
     dim = loader.get_embedding_dim_fast()
     if dim is None:
         loader.choose()  # raises the reason
-    for function, method in ((name, "encode_document"), (f"{name}_query", "encode_query")):
-        connection.create_function(
-            function,
-            _make_function(loader, method),
-            ["VARCHAR"],
-            f"FLOAT[{dim}]",
-            type="arrow",
-            # The same text has the same vector, so a call with constants is computed once for a statement.
-            side_effects=False,
-        )
+    registered: list[str] = []
+    try:
+        for function, method in ((name, "encode_document"), (f"{name}_query", "encode_query")):
+            connection.create_function(
+                function,
+                _make_function(loader, method),
+                ["VARCHAR"],
+                f"FLOAT[{dim}]",
+                type="arrow",
+                # The same text has the same vector, so a call with constants is computed once for a statement.
+                side_effects=False,
+            )
+            registered.append(function)
+    except Exception:
+        for function in registered:
+            connection.remove_function(function)
+        raise
 
 
 def _make_function(loader: OptimizedEmbeddingLoader[Any, Any], method: str) -> Callable[[Any], Any]:

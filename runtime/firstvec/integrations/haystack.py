@@ -13,6 +13,7 @@ from typing import Any
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.core.serialization import allow_deserialization_module
 
+from firstvec.errors import InputError
 from firstvec.loader import OptimizedEmbeddingLoader
 from firstvec.options import DEFAULT_MODEL
 
@@ -316,12 +317,25 @@ _TEXT_PARAMETERS = (
     *("strategy", "enable_quantization", "min_quality", "require_signature", "artifact"),
 )
 _DOCUMENT_PARAMETERS = (*_TEXT_PARAMETERS, "meta_fields_to_embed", "embedding_separator")
+_KINDS = {
+    "prefix": str,
+    "suffix": str,
+    "progress_bar": bool,
+    "normalize_embeddings": bool,
+    "meta_fields_to_embed": list,
+    "embedding_separator": str,
+}
 
 
 def _make_loader(
     embedder: FirstvecTextEmbedder | FirstvecDocumentEmbedder,
 ) -> OptimizedEmbeddingLoader[Floats, list[Floats]]:
-    """Make the loader of a component, and let its arguments be values that YAML has."""
+    """Check a component's arguments, make its loader, and let the arguments be values that YAML has."""
+    for name, value in vars(embedder).items():
+        if (kind := _KINDS.get(name)) is not None and not isinstance(value, kind):
+            raise InputError(f"{name} {value!r} is not a {kind.__name__}")
+        if name in ("batch_size", "truncate_dim") and value is not None and not (type(value) is int and value > 0):
+            raise InputError(f"{name} {value!r} is not a positive integer")
     device: Any = embedder.device
     loader = OptimizedEmbeddingLoader(
         embedder.model,

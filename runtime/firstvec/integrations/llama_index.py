@@ -14,6 +14,8 @@ from firstvec.strategy import strategy_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from firstvec.provider import EmbeddingProvider, Floats
 
 
@@ -74,6 +76,21 @@ class FirstvecEmbedding(BaseEmbedding):
             require_signature=self.require_signature,
             artifact=self.artifact,
         )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> FirstvecEmbedding:
+        """Return a copy. A copy with other options has a loader of its own.
+
+        Args:
+            update: option → value.
+            deep: copy what the fields hold, too.
+
+        Raises:
+            InputError: an option is not usable.
+        """
+        copy: FirstvecEmbedding = super().model_copy(update=update, deep=deep)
+        if update:
+            copy.model_post_init(None)
+        return copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Failure:
-    """Why the last failed call of a connection's functions failed: ``error``, or None.
+    """Why the last call of a connection's functions failed: ``error``, or None if the call did not fail.
 
     Python's ``sqlite3`` reports every error of a function as ``OperationalError: user-defined function raised
     exception``, and drops the error itself.
@@ -73,6 +73,11 @@ def register(
         loader.start_loading()  # a load that has failed is tried again
         return loader.get_provider(timeout=None)
 
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise InputError(f"name {name!r} is not the name of a function: letters, digits and _ only")
+    taken = "SELECT name FROM pragma_function_list WHERE builtin AND name IN (?, ?)"
+    for (known,) in connection.execute(taken, (name.lower(), f"{name}_query".lower())):
+        raise InputError(f"name {name!r}: SQLite has a function {known} of its own; choose another name")
     failure = Failure()
     for function, call, count in (
         (name, lambda text: load().embed_chunk(text), 1),
@@ -90,6 +95,7 @@ def register(
 
 def _guard(call: Callable[..., Any], failure: Failure) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
+        failure.error = None
         if None in arguments:
             return None
         try:

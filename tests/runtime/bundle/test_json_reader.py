@@ -424,3 +424,16 @@ def test_versions_are_compared_as_numbers(version: str, limit: str, expected: bo
 )
 def test_a_number_is_a_short_run_of_ascii_digits(text: str, expected: bool) -> None:
     assert is_number(text) is expected
+
+
+@pytest.mark.parametrize("text", ["{", '{"model": ', "[1,2", '{"a" 1}'])
+def test_a_document_that_is_cut_off_is_refused_where_nobody_has_imported_json(text: str, fresh: Fresh) -> None:
+    done = fresh(
+        "import sys\nfrom firstvec.bundle.json_reader import parse_object\nfrom firstvec.errors import ManifestError\n"
+        "assert 'json' not in sys.modules\n"
+        "try:\n    parse_object(sys.argv[1].encode(), 'a.json')\n"
+        "except ManifestError as error:\n    print(error)",
+        text,
+    )
+    assert "a.json" in done.stdout
+    assert "JSON" in done.stdout

@@ -105,9 +105,17 @@ def test_behind_two_dashes_every_argument_is_a_text(
         np.testing.assert_allclose(json.loads(done.stdout)["vectors"], [vector_of(tiny_built, text)], atol=1e-6)
 
 
-def test_a_dash_beside_other_texts_is_a_text(tiny_built: Path, firstvec: Fresh) -> None:
+def test_a_dash_beside_other_texts_is_refused(tiny_built: Path, firstvec: Fresh) -> None:
     done = firstvec("encode", "-m", tiny_built, "-", "one", stdin="other\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "- stands for stdin, and other texts are given" in done.stderr
+    done = firstvec("encode", "-m", tiny_built, "--", "-", "one", stdin="other\n")
     np.testing.assert_allclose(json.loads(done.stdout)["vectors"][0], vector_of(tiny_built, "-"), atol=1e-6)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("encode", "-m", tiny_built, "-f", "jsonl", "-o", "-", stdin="\ufeffone\n")
+    assert json.loads(done.stdout)["text"] == "one"
 
 
 @pytest.mark.parametrize("name", ["a.csv", "./notes", "b c.txt", "it's.txt"])

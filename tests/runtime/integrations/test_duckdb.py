@@ -189,3 +189,32 @@ except MissingDependency as error:
 def test_the_documented_program_prints_what_is_documented(bundle: Path, fresh: Fresh) -> None:
     (index,) = [index for index, (language, _) in enumerate(BLOCKS) if language == "python"]
     assert fresh(BLOCKS[index][1]).stdout == BLOCKS[index + 1][1]
+
+
+def test_a_name_that_cannot_be_registered_leaves_no_function(tiny_built: Path, fresh: Fresh) -> None:
+    code = """
+import sys
+import duckdb
+from firstvec import InputError
+from firstvec.integrations.duckdb import register
+
+connection = duckdb.connect()
+for name in ("", "a b;", 5):
+    try:
+        register(connection, sys.argv[1], name=name)
+    except InputError as error:
+        assert "is not the name of a function" in str(error)
+    else:
+        raise AssertionError(name)
+connection.create_function("m_query", lambda text: text, ["VARCHAR"], "VARCHAR")
+try:
+    register(connection, sys.argv[1], name="m")
+except duckdb.Error as error:
+    assert "m_query" in str(error)
+else:
+    raise AssertionError("m_query was replaced")
+connection.remove_function("m_query")
+register(connection, sys.argv[1], name="m")
+print(len(connection.execute("SELECT m('a cat')").fetchone()[0]))
+"""
+    assert fresh(code, tiny_built).stdout == "32\n"

@@ -46,6 +46,25 @@ print(*sorted({{*sys.modules}} - before))
     assert fresh(code, **QUIET).stdout == "firstvec.enums firstvec.integrations firstvec.integrations.haystack\n"
 
 
+def test_an_argument_that_is_not_usable_is_refused_by_the_constructor(fresh: Fresh) -> None:
+    code = f"""{_QUICK}
+from firstvec import InputError
+from firstvec.integrations.haystack import FirstvecDocumentEmbedder
+
+for arguments in (
+    dict(prefix=5), dict(suffix=5), dict(embedding_separator=5), dict(meta_fields_to_embed="body"), dict(batch_size=0),
+    dict(truncate_dim=0), dict(truncate_dim="x"), dict(normalize_embeddings="no"), dict(progress_bar=1),
+):
+    try:
+        FirstvecDocumentEmbedder(**arguments)
+    except InputError as error:
+        assert str(error).startswith(*arguments), error
+    else:
+        raise AssertionError(arguments)
+"""
+    fresh(code, **QUIET)
+
+
 _WRITE = """
 from haystack import Pipeline
 from haystack.components.retrievers.in_memory import InMemoryEmbeddingRetriever
@@ -300,7 +319,7 @@ for text in (None, 3, b"text", ["text"], Document(content="text"), "\\udcff"):
 refused(asyncio.run, texts.run_async(None))
 print(len(texts.run("")["embedding"]))
 for options in ({"truncate_dim": 0}, {"prefix": 3}):
-    refused(FirstvecTextEmbedder(model=tiny, **options).run, "text")
+    refused(lambda: FirstvecTextEmbedder(model=tiny, **options))
 
 print("-- documents")
 documents = FirstvecDocumentEmbedder(model=tiny, progress_bar=False)
@@ -310,7 +329,7 @@ for given in (None, 3, "text", good, (good,), [None], [good, None], [good, "text
     refused(documents.run, given)
 refused(asyncio.run, documents.run_async([None]))
 print(documents.run([]), asyncio.run(documents.run_async([])))
-refused(FirstvecDocumentEmbedder(model=tiny, batch_size=0, progress_bar=False).run, [good])
+refused(lambda: FirstvecDocumentEmbedder(model=tiny, batch_size=0, progress_bar=False))
 
 print("-- pipelines")
 
@@ -372,7 +391,7 @@ InputError: text 0: has a lone surrogate '\\udcff' at character 0; decode the so
 TypeError: FirstvecTextEmbedder takes a str, not NoneType. FirstvecDocumentEmbedder takes documents
 32
 InputError: truncate_dim 0 is not a positive integer
-InputError: prompt 3 is not a str
+InputError: prefix 3 is not a str
 -- documents
 TypeError: FirstvecDocumentEmbedder takes a list of Document, not NoneType. FirstvecTextEmbedder takes a str
 TypeError: FirstvecDocumentEmbedder takes a list of Document, not int. FirstvecTextEmbedder takes a str

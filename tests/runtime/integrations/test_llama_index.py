@@ -50,6 +50,26 @@ print(*sorted({*sys.modules} - before))
     assert fresh(code).stdout == "firstvec.integrations firstvec.integrations.llama_index\n"
 
 
+def test_a_copy_with_other_options_has_a_model_of_its_own(tiny_built: Path, fresh: Fresh) -> None:
+    code = """
+import sys
+from firstvec import InputError, OptimizedEmbeddingLoader
+from firstvec.integrations.llama_index import FirstvecEmbedding
+
+fp32 = FirstvecEmbedding(model_name=sys.argv[1])
+before = fp32.get_query_embedding("a cat")
+int8 = fp32.model_copy(update={"strategy": "quantized"})
+expected = OptimizedEmbeddingLoader(sys.argv[1], "quantized", output="list").get_provider().embed_query("a cat")
+assert int8.get_query_embedding("a cat") == expected != before == fp32.get_query_embedding("a cat")
+assert fp32.model_copy().get_query_embedding("a cat") == before
+try:
+    fp32.model_copy(update={"strategy": "soon"})
+except InputError as error:
+    print(error)
+"""
+    assert "soon" in fresh(code, tiny_built).stdout
+
+
 _BUILD = (
     _OFFLINE
     + """

@@ -169,6 +169,24 @@ def test_a_provider_that_somebody_closed_is_loaded_again(tiny_built: Path, conne
     assert one(connection, "SELECT embed('x')") == vector
 
 
+@pytest.mark.parametrize("name", ["", "a b;", "1st", 5, "length", "LENGTH"])
+def test_a_name_that_is_no_name_of_a_new_function_is_refused(
+    name: object, tiny_built: Path, connection: sqlite3.Connection
+) -> None:
+    with pytest.raises(InputError, match="name"):
+        register(connection, str(tiny_built), name=name)  # type: ignore[arg-type]
+    assert one(connection, "SELECT length('four')") == 4
+
+
+def test_a_success_forgets_the_error_before_it(tiny_built: Path, connection: sqlite3.Connection) -> None:
+    failure = register(connection, str(tiny_built))
+    with pytest.raises(sqlite3.OperationalError):
+        connection.execute("SELECT embed(5)")
+    assert isinstance(failure.error, InputError)
+    one(connection, "SELECT length(embed('x'))")
+    assert failure.error is None
+
+
 def test_arguments_of_register_are_checked(tiny_built: Path, connection: sqlite3.Connection) -> None:
     with pytest.raises(InputError, match="str is not a connection"):
         register("file.db", str(tiny_built))
