@@ -608,3 +608,18 @@ def test_the_program_of_the_page_prints_what_the_page_says(bundle: Path, fresh: 
     blocks = dict(re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL))
     without_torch = 'import sys; sys.modules["torch"] = None\n'  # tests/test_docs.py runs it with torch
     assert fresh(without_torch + blocks["python"]).stdout == blocks["text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"truncate_dim": 0}, "truncate_dim 0 is not a positive integer"),
+        ({"truncate_dim": "x"}, "truncate_dim 'x' is not a positive integer"),
+        ({"prompts": "abc"}, "prompts 'abc' is not a dict"),
+        ({"model_kwargs": 5}, "model_kwargs 5 is not a dict"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing: give the name of a bundle"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused(options: dict[str, Any], reason: str, tiny_built: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        compat.SentenceTransformer(**{"model_name_or_path": str(tiny_built), **options})

@@ -87,3 +87,15 @@ def test_the_options_of_the_choice_are_those_of_encode(tiny_built: Path, firstve
         values = json.loads(firstvec("explain", "-m", tiny_built, *options, "-s", "lazy", "--json").stdout)
         done = json.loads(firstvec("encode", "-m", tiny_built, *options, "text").stdout)
         assert values["strategies"]["lazy"]["artifact"] == done["artifact"], options
+
+
+def test_an_artifact_that_the_bundle_has_not_is_named_with_those_it_has(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("explain", tiny_built, "-s", "lazy", "--artifact", "nope")
+    assert done.returncode == 1
+    assert "The bundle has no artifact 'nope': it has torchscript-fp32, onnx-fp32, native-fp32" in done.stderr
+
+
+def test_a_page_is_not_written_among_the_text(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("explain", tiny_built, "--html", "-")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--html writes a file beside the text on stdout" in done.stderr

@@ -372,3 +372,9 @@ def test_it_works_without_the_extra_cli(tiny_built: Path, notes: Path, bare: Fre
     done = bare("similar", "-m", tiny_built, "query", notes)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 4
+
+
+def test_a_dash_is_no_query(tiny_built: Path, firstvec: Fresh) -> None:
+    done = firstvec("similar", "-", "-m", tiny_built, stdin="a line\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the first argument is the query, and - stands for stdin" in done.stderr
