@@ -217,6 +217,16 @@ def sentence_transformer() -> Any:
         return SentenceTransformer(str(resolve().path), device="cpu")
 
 
+@pytest.fixture(scope="session")
+def reference_vectors(sentence_transformer: Any) -> Any:
+    """Compute the vectors of the evaluation sentences in sentence-transformers once, because that takes 17 s."""
+    from firstvec_build.quality import evaluation_sentences
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sentence_transformer.encode(evaluation_sentences())
+
+
 def _as_installed() -> dict[str, str]:
     """Return the environment, in which bytecode is cached as it is for an installed app."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
