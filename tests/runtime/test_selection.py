@@ -520,7 +520,10 @@ def test_the_artifact_that_is_asked_for_is_taken_whatever_the_strategy_takes(str
 @pytest.mark.parametrize(
     ("id_", "hint"),
     [
-        ("another", "The bundle has no artifact 'another': it has torchscript, onnx, int8-vnni, int8-avx2."),
+        (
+            "another",
+            "The bundle has no artifact 'another': it has torchscript, onnx, int8-avx2, int8-vnni, int8-arm64.",
+        ),
         ("int8-vnni", "Leave the artifact out: the strategy then chooses one."),
     ],
 )

@@ -169,7 +169,8 @@ def test_runs_on_a_cluster_are_those_of_one_process(
     runs.append(([str(small)], str(tmp_path / "wrong3"), {}))  # a run that has failed at once binds nobody
     common = {"model": str(tiny_built), "shard_rows": 5}
     jobs = json.dumps([(inputs, output, common | options) for inputs, output, options in runs])
-    results = json.loads(fresh(IN_ONE_PROGRAM, jobs, nodes.address).stdout)
+    printed = fresh(IN_ONE_PROGRAM, jobs, nodes.address).stdout.splitlines()
+    results = json.loads(printed[-1])  # Ray may print before that
     summaries = dict(zip(good, results, strict=False))
     assert [summaries[name]["shards"] for name in good] == [17, 17, 12, 4, 1, 12]
     assert results.pop()["rows"] == 23
