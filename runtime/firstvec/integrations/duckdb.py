@@ -69,7 +69,7 @@ def register(
                 side_effects=False,
             )
             registered.append(function)
-    except Exception:
+    except Exception:  # whatever DuckDB raises, it is raised again: one function without the other would stay
         for function in registered:
             connection.remove_function(function)
         raise
