@@ -233,8 +233,10 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
             add(path.relative_to(origin.path).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
     code, runtime = Path(__file__).parent, Path(firstvec.__file__).parent
+    # The command line, and what ships a bundle that was built, decide nothing about the bundle's bytes.
+    decides = (path for path in code.rglob("*.py") if path.relative_to(code).parts[0] not in ("cli.py", "shipping"))
     for folder, paths in (
-        (code, [*code.rglob("*.py"), *code.glob("data/*.json")]),
+        (code, [*decides, *code.glob("data/*.json")]),
         (runtime, [runtime / path for path in _RUNTIME_CODE]),
     ):
         for path in sorted(paths):

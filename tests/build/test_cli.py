@@ -1,21 +1,18 @@
-"""The commands of the toolchain: `firstvec build`, `wheel`, `sign` and `sbom`."""
+"""The command `firstvec build`."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from firstvec.bundle.manifest import Manifest
-from firstvec_build.shipping.sbom import make_sbom
 from firstvec_build.shipping.signing import sign
 from tests.build.conftest import INT8_HERE
 from tests.conftest import Fresh
-from tests.keys import SIGNATURE, Pair, make_keys, peer_accepts
+from tests.keys import Pair, make_keys
 
 
 @pytest.fixture(scope="module")
@@ -135,150 +132,3 @@ def test_build_for_a_user_without_a_home_asks_for_an_output(tiny_model: Path, tm
     assert done.stderr == "error: this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME\n"
     fresh(WITHOUT_HOME, tiny_model, "--output", tmp_path, "--only", "onnx-fp32", "--quiet")
     assert Manifest.read(tmp_path / "tiny-bert").model.name == "tiny-bert"
-
-
-@pytest.mark.parametrize("command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",)])
-def test_shipping_commands_demand_a_bundle(command: tuple[str, ...], firstvec: Fresh) -> None:
-    missing = firstvec(*command)
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "MODEL is missing" in missing.stderr
-    twice = firstvec(*command, "one", "--model", "another")
-    assert (twice.returncode, twice.stdout) == (1, "")
-    assert "MODEL is given twice, as 'one' and as 'another'" in twice.stderr
-
-
-def test_wheel_packs_a_bundle(tiny_built: Path, firstvec: Fresh, tmp_path: Path) -> None:
-    done = firstvec("wheel", "-m", tiny_built, "--output", tmp_path / "dist", "--only", "onnx-fp32", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    result = json.loads(done.stdout)
-    assert result["size"] == Path(result["wheel"]).stat().st_size > 10_000
-    assert Path(result["wheel"]).parent == tmp_path / "dist"
-    assert result["signed"] is False
-
-
-def test_wheel_says_whether_the_signature_is_packed(
-    tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh
-) -> None:
-    sign(Manifest.read(tiny_bundle), keys.private)
-    some = ("wheel", "--model", tiny_bundle, "-o", tmp_path / "some", "--only", "onnx-fp32")
-    assert "The wheel has no signature" in firstvec(*some).stdout
-    assert json.loads(firstvec(*some, "--json").stdout)["signed"] is False
-    everything = ("wheel", "--model", tiny_bundle, "-o", tmp_path / "all")
-    assert ", signed)" in firstvec(*everything).stdout
-    names = [argument for artifact in Manifest.read(tiny_bundle).artifacts for argument in ("--only", artifact.id)]
-    assert json.loads(firstvec(*everything, *names, "--json").stdout)["signed"] is True
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["no-such-bundle"], "no bundle for model 'no-such-bundle' was found"),
-        (["{bundle}", "--only", "onnx-int4"], "the bundle has no artifact 'onnx-int4'"),
-        (["{bundle}", "--output", "{tmp}/file"], "cannot be written"),
-        (["{bundle}", "--output", ""], "--output is empty: give a path"),
-    ],
-)
-def test_wheel_ends_with_one_message(
-    arguments: list[str], message: str, tiny_built: Path, firstvec: Fresh, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    done = firstvec("wheel", "--model", *(argument.format(bundle=tiny_built, tmp=tmp_path) for argument in arguments))
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_sign_writes_the_signature_and_prints_its_path(
-    tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh
-) -> None:
-    command = ("sign", "--model", tiny_bundle, "--private-key")
-    done = firstvec(*command, keys.private)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(str(tiny_bundle / SIGNATURE))
-    values = json.loads(firstvec(*command, keys.private, "--json").stdout)
-    assert values["signature"] == str(tiny_bundle / SIGNATURE)
-    assert "firstvec.json" in values["files"]
-    locked = make_keys(tmp_path / "keys", password="sesame")
-    assert firstvec(*command, locked.private).returncode == 1
-    assert firstvec(*command, locked.private, FIRSTVEC_KEY_PASSWORD="sesame").returncode == 0
-    verified = firstvec("verify", "--model", tiny_bundle, "--strict", "--public-key", locked.public)
-    assert verified.returncode == 0
-
-
-def test_sign_ends_with_one_message(tiny_bundle: Path, keys: Pair, firstvec: Fresh) -> None:
-    (tiny_bundle / "config.json").write_text("{}")
-    for bundle, key, message in (
-        (tiny_bundle, keys.private, "config.json is not the file that was built"),
-        (tiny_bundle, keys.public, "is not a private key"),
-        (tiny_bundle, "", "--private-key is empty"),
-        ("no/such", keys.private, "no/such"),
-    ):
-        done = firstvec("sign", "--model", bundle, "--private-key", key)
-        assert done.returncode == 1
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-def test_sign_reads_a_key_from_a_pipe(tiny_bundle: Path, keys: Pair) -> None:
-    command = str(Path(sys.executable).with_name("firstvec"))
-    script = '"$0" sign -m "$1" --private-key <(cat "$2")'
-    done = subprocess.run(
-        ["bash", "-c", script, command, tiny_bundle, keys.private], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert peer_accepts(tiny_bundle, keys.public)
-
-
-def test_sbom_is_written_to_stdout_or_a_file(tiny_built: Path, tmp_path: Path, firstvec: Fresh) -> None:
-    expected = make_sbom(Manifest.read(tiny_built), (tiny_built / "firstvec.json").read_bytes())
-    done = firstvec("sbom", "--model", tiny_built)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.encode() == expected
-    target = tmp_path / "bundle.cdx.json"
-    done = firstvec("sbom", "--model", tiny_built, "-o", target)
-    assert (done.returncode, done.stdout) == (0, "")
-    assert target.read_bytes() == expected
-
-
-def test_sbom_ends_with_one_message(tiny_bundle: Path, firstvec: Fresh) -> None:
-    assert "--output" in firstvec("sbom", "--model", tiny_bundle, "-o", "/nonexistent/x").stderr
-    (tiny_bundle / "config.json").write_text("{}")
-    done = firstvec("sbom", "--model", tiny_bundle)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "config.json is not the file that was built" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-WITHOUT_A_PACKAGE = """
-import sys
-sys.modules[sys.argv[1]] = None
-from firstvec.commands.main import main
-main(sys.argv[2:])
-"""
-
-
-@pytest.mark.parametrize(
-    ("package", "arguments", "extra"),
-    [
-        ("model_signing", ("sign", "--private-key", "{key}"), "sign"),
-        ("OpenSSL", ("sign", "--private-key", "{key}"), "sign"),
-        ("cyclonedx", ("sbom",), "sbom"),
-        ("cyclonedx", ("wheel", "-o", "{wheels}"), "sbom"),
-    ],
-)
-def test_command_without_its_extra_says_how_to_install_it(
-    package: str,
-    arguments: tuple[str, ...],
-    extra: str,
-    tiny_bundle: Path,
-    keys: Pair,
-    fresh: Fresh,
-    tmp_path: Path,
-) -> None:
-    filled = [argument.format(key=keys.private, wheels=tmp_path / "wheels") for argument in arguments]
-    done = fresh(WITHOUT_A_PACKAGE, package, *filled, "--model", tiny_bundle, check=False)
-    assert done.returncode == 1
-    assert f"pip install 'firstvec[{extra}]'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "wheels").exists()

@@ -1,0 +1,130 @@
+"""The commands for a bundle that was built: `firstvec wheel`, `sign` and `sbom`.
+
+This module does not import the toolchain, because every help text of typer imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from firstvec.commands.app import also_positional, completer
+from firstvec.commands.output import print_json, print_text
+from firstvec.errors import InputError
+
+_Bundle = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Name of a bundle, or the path of its folder.",
+        show_default=False,
+        autocompletion=completer("bundles"),
+    ),
+]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands to the command line."""
+    for name, function in (("wheel", pack_wheel), ("sign", sign_bundle), ("sbom", write_sbom)):
+        app.command(name)(also_positional(function, "model"))
+
+
+def pack_wheel(
+    model: _Bundle,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the wheel.")] = "dist",
+    only: Annotated[list[str] | None, typer.Option(help="Pack this artifact only. May be repeated.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Pack a bundle as a wheel. Install the wheel beside firstvec, and the runtime finds the bundle by its name.
+
+    The bundle's signature is packed, too. If --only leaves an artifact out, the signature is not packed, because it
+    covers the whole bundle.
+    """
+    import zipfile
+
+    from firstvec.bundle import SIGNATURE_NAME, store
+    from firstvec_build.shipping.wheel import pack
+
+    manifest = store.find_bundle(model)
+    path = pack(manifest, check_path("--output", output), only=only or ())
+    with zipfile.ZipFile(path) as archive:
+        is_signed = any(name.endswith(f"/{SIGNATURE_NAME}") for name in archive.namelist())
+    if as_json:
+        print_json({"wheel": str(path), "size": path.stat().st_size, "signed": is_signed})
+        return
+    print_text(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if is_signed else ''})")
+    if not is_signed and os.path.lexists(os.path.join(manifest.root, SIGNATURE_NAME)):
+        print_text(
+            "The wheel has no signature, because the bundle's signature covers all artifacts. For a signed wheel of "
+            "some artifacts: build only these with `firstvec build --only`, sign that bundle, and pack all of it."
+        )
+
+
+def sign_bundle(
+    model: _Bundle,
+    private_key: Annotated[str, typer.Option(metavar="KEY", help="PEM file of a key of P-256, P-384 or P-521.")],
+    password: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FIRSTVEC_KEY_PASSWORD",
+            help="Password of an encrypted key. The variable is safer, because other users see a command's arguments.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Sign a bundle with a private key, by OpenSSF's model-signing. The signature is model.sig in the bundle's folder.
+
+    The command first verifies every file, and refuses a folder that holds other files. Signing again replaces the
+    signature. A new build makes a new folder, without a signature.
+    """
+    from firstvec.bundle import signature, store
+    from firstvec_build.shipping.signing import sign
+
+    manifest = store.find_bundle(model)
+    path = sign(manifest, check_path("--private-key", private_key), password=password)
+    files = signature.signed_files(path.read_bytes(), str(path))
+    if as_json:
+        print_json({"signature": str(path), "model": manifest.model.name, "files": files})
+    else:
+        print_text(f"{path}  ({len(files)} files)")
+
+
+def write_sbom(
+    model: _Bundle,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file, not to stdout.")
+    ] = None,
+) -> None:
+    """Write a bundle's bill of materials: CycloneDX 1.6, JSON. The same bundle gives the same bytes.
+
+    The bill names the model, its source and revision, every file with its digest, and the packages that built the
+    files. The command first verifies every file.
+    """
+    from firstvec.bundle import integrity, store
+    from firstvec.bundle.manifest import Manifest, read_manifest_bytes
+    from firstvec.commands.encode import write_result
+    from firstvec_build.shipping.sbom import make_sbom
+
+    path = store.find_bundle(model).path
+    data = read_manifest_bytes(path)
+    manifest = Manifest.parse(data, path)
+    for file in manifest.files():
+        integrity.verify_file(manifest.root, file, use_markers=False)
+    write_result(make_sbom(manifest, data), output)
+
+
+def check_path(option: str, text: str) -> Path:
+    """Return the path of an option, and refuse an empty text.
+
+    A shell passes an empty text for a variable that is not set. An empty path would mean the working folder.
+    """
+    if not text:
+        raise InputError(f"{option} is empty: give a path")
+    return Path(text)
