@@ -209,10 +209,11 @@ class InputError(FirstvecError, ValueError):
 
 
 class MissingDependency(FirstvecError):
-    """An optional package is not installed."""
+    """An optional package is not installed. ``otherwise`` says what to do without the package, where that helps."""
 
-    def __init__(self, what: str, package: str, install: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed: pip install '{install}'")
+    def __init__(self, what: str, package: str, install: str, otherwise: str = "") -> None:
+        needs = f"{what} needs {package}, which is not installed: pip install '{install}'"
+        super().__init__(f"{needs}; or {otherwise}" if otherwise else needs)
         self.package = package
         self.install = install
 
