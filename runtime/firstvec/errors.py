@@ -17,6 +17,7 @@
     │   └── ClosedError             the provider was closed
     ├── InputError                  an argument of the caller is not usable
     ├── MissingDependency           an optional package is not installed
+    ├── TransferError               a registry or hub does not take or give a bundle
     ├── BulkError                   `firstvec embed` stopped; the shards that are done stay
     │   ├── RowError                a row has no usable text
     │   ├── InputChanged            an input file was changed while it was read
@@ -216,6 +217,19 @@ class MissingDependency(FirstvecError):
         super().__init__(f"{needs}; or {otherwise}" if otherwise else needs)
         self.package = package
         self.install = install
+
+
+class TransferError(FirstvecError):
+    """A registry or hub cannot be reached, refuses, or sends something else than it promised.
+
+    ``address`` is where. ``is_passing`` says whether the same request may succeed a moment later.
+    """
+
+    def __init__(self, address: str, reason: str, hint: str, *, is_passing: bool = False) -> None:
+        super().__init__(f"{address}: {reason}; {hint}")
+        self.address = address
+        self.reason = reason
+        self.is_passing = is_passing
 
 
 class BulkError(FirstvecError):
