@@ -49,6 +49,18 @@ class Hub:
 Address = Registry | Hub
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to reach a place, beside what the user's own configuration says."""
+
+    username: str | None = None
+    password: str | None = None
+    insecure: bool = False
+    """Whether to speak HTTP without TLS."""
+    authorities: str | None = None
+    """File of the certificates (PEM) of the authorities to trust, in place of those that Python trusts."""
+
+
 def parse_address(text: str) -> Address:
     """Return the address that ``text`` is.
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from firstvec.machine.profile import ResourceProfile
 from firstvec.options import make_options
 from firstvec.selection import select
 from firstvec_build import publishing, temporary
+from firstvec_build.shipping.progress import Report, behind
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4
@@ -77,7 +77,7 @@ def receive(
     only: Sequence[str] = (),
     strategy: str | None = None,
     require_signature: Path | None = None,
-    report: Callable[[int, int], None] = lambda _done, _total: None,
+    report: Report = lambda _done, _total: None,
     report_wait: Callable[[], None] = lambda: None,
 ) -> Received:
     """Take a bundle from ``remote``, and let it appear in a folder of ``output`` that is named after the model.
@@ -135,7 +135,7 @@ def receive(
                 _take_what_is_here(target, data, folder, files)
                 done = 0
                 for file in files.values():
-                    fetched += _fetch(remote, file, folder / file.path, partial(_report_behind, report, done, total))
+                    fetched += _fetch(remote, file, folder / file.path, behind(report, done, total))
                     done += file.size
                 current = publishing.publish(folder, kept, target, data=kept_data, signature=kept_signature)
     return Received(
@@ -147,10 +147,6 @@ def receive(
         is_signed=(target / SIGNATURE_NAME).exists(),
         left_out_signature=signature is not None and not takes_all,
     )
-
-
-def _report_behind(report: Callable[[int, int], None], done: int, total: int, size: int) -> None:
-    report(done + size, total)
 
 
 _ASK = "ask the signer to sign the bundle with `firstvec sign` and to push it again"
