@@ -6,9 +6,13 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,6 +24,7 @@ from firstvec import OptimizedEmbeddingLoader, ResourceProfile
 from firstvec.bulk import embed
 from firstvec.bundle.manifest import Manifest
 from firstvec.text.tokenizer import open_tokenizer
+from tests import browser
 from tests.conftest import REPOSITORY, Fresh
 from tests.runtime.bulk.conftest import TEXTS, read_vectors, write_data_set
 
@@ -196,7 +201,7 @@ _ARGUMENTS = "const texts = JSON.parse(process.argv[2]);\n"
 _PRINT = "console.log(JSON.stringify(sentence_embedding.tolist()));\n"
 _PIPELINE = """
 import { pipeline } from "@huggingface/transformers";
-const extractor = await pipeline("feature-extraction", "all-MiniLM-L6-v2");
+const extractor = await pipeline("feature-extraction", "all-MiniLM-L6-v2", options);
 const pooled = await extractor(texts, { pooling: "mean", normalize: true });
 let error = "";
 try {
@@ -252,3 +257,60 @@ def test_onnxruntime_web_computes_in_webassembly(name: str, bundle: Path, node: 
     [ids] = open_tokenizer(Manifest.read(bundle)).tokenize(["A short text."])
     found = np.array(run_node(node, _WEB, bundle, f"{name}.onnx", json.dumps([int(each) for each in ids])))
     assert found @ provider.embed_query("A short text.") > (0.99999 if name == "model" else 0.99)
+
+
+_PAGE = """
+<link rel="icon" href="data:,">
+<script type="importmap">
+{"imports": {
+  "onnxruntime-web/webgpu": "/node_modules/onnxruntime-web/dist/ort.bundle.min.mjs",
+  "onnxruntime-common": "/node_modules/onnxruntime-common/dist/esm/index.js",
+  "@huggingface/transformers": "/node_modules/@huggingface/transformers/dist/transformers.web.js"
+}}
+</script>
+<script type="module">
+addEventListener("error", (event) => { window.result ??= { error: event.message }; });
+const texts = ["A short text."];
+PROGRAM
+window.result = { vectors: sentence_embedding.tolist() };
+</script>
+"""
+
+
+@pytest.mark.skipif(bool(browser.IS_MISSING), reason=browser.IS_MISSING)
+@pytest.mark.parametrize("option", ["use_external_data_format: true", "use_external_data_format: false"])
+def test_transformers_js_opens_a_bundle_in_a_browser(option: str, bundle: Path, node: Path, tmp_path: Path) -> None:
+    """Everything comes from a server on this machine. Without the option the weights are missing, as ship.md says."""
+    # Otherwise the page would load WebAssembly from a server of others.
+    local = 'env.backends.onnx.wasm.wasmPaths = "/node_modules/onnxruntime-web/dist/";\nenv.allowLocalModels = true;\n'
+    program = (
+        program_of_ship_md(bundle)
+        .replace(json.dumps(f"{bundle.parent}/"), '"/models/"')
+        .replace("use_external_data_format: true", option)
+        .replace("const tokenizer", f"{local}const tokenizer")
+    )
+    (tmp_path / "index.html").write_text(_PAGE.replace("PROGRAM", program), "utf-8")
+    (tmp_path / "node_modules").symlink_to(node / "node_modules")
+    (tmp_path / "models").symlink_to(bundle.parent)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(tmp_path)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    with browser.start() as window:
+        window.open(f"http://127.0.0.1:{server.server_port}/index.html")
+        for _ in range(600):
+            if (result := window.run("return window.result ?? null")) is not None:
+                break
+            time.sleep(0.2)
+    server.shutdown()
+    server.server_close()
+    if option.endswith("false"):
+        assert "model.onnx_data" in result["error"]
+    else:
+        expected = (
+            OptimizedEmbeddingLoader(str(bundle), artifact="onnx-fp32").get_provider().embed_query("A short text.")
+        )
+        np.testing.assert_allclose(result["vectors"], [expected], atol=1e-5)
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing, because pytest shows what is said."""
