@@ -125,6 +125,15 @@ def test_other_tokenizers_truncate_as_firstvec_does(name: str, request: pytest.F
     assert transformers.AutoTokenizer.from_pretrained(root)(LONG, truncation=True)["input_ids"] == expected
 
 
+def test_onnxruntime_alone_computes_the_vector_as_ship_md_shows(bundle: Path, fresh: Fresh) -> None:
+    page = (REPOSITORY / "docs" / "ship.md").read_text("utf-8")
+    [program] = re.findall(r"```python\n(import onnxruntime\nfrom tokenizers.*?)```", page, re.DOTALL)
+    program = program.replace("artifacts/all-MiniLM-L6-v2", str(bundle))
+    done = fresh(f"{program}\nprint(vector.tolist())", ORT_DISABLE_TELEMETRY="1")
+    provider = OptimizedEmbeddingLoader(str(bundle), artifact="onnx-fp32").get_provider()
+    np.testing.assert_allclose(json.loads(done.stdout), provider.embed_query("how do I reset my password?"), atol=1e-5)
+
+
 _FASTEMBED = """
 import firstvec
 import numpy as np
