@@ -647,13 +647,15 @@ def _logs_information() -> bool:
 
 
 class _Progress:
-    """A tqdm bar, or nothing. tokenizers' own dependencies include tqdm."""
+    """A tqdm bar, or nothing. tokenizers' own dependencies include tqdm. An install without tqdm has no bar."""
 
     def __init__(self, total: int | None, enabled: bool) -> None:
         self._bar: Any = None
         if enabled:
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
             self._bar = tqdm(total=total, unit="text")
 
     def __enter__(self) -> _Progress:

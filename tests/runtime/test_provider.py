@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -199,6 +200,14 @@ def test_a_progress_bar_is_drawn_on_request(provider: EmbeddingProvider, capsys:
     provider.encode(["one", "two"], show_progress_bar=True)
     assert "2/2" in capsys.readouterr().err
     provider.encode(["one", "two"])
+    assert capsys.readouterr().err == ""
+
+
+def test_without_tqdm_there_is_no_bar(
+    provider: EmbeddingProvider, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert len(provider.encode(["one", "two"], show_progress_bar=True)) == 2
     assert capsys.readouterr().err == ""
 
 
