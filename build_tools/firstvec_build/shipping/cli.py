@@ -156,7 +156,13 @@ def _load_registry() -> _Place:
     return registry
 
 
-_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry}
+def _load_hub() -> _Place:
+    from firstvec_build.shipping import hub
+
+    return hub
+
+
+_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry, "hf": _load_hub}
 """Scheme of an address → the module for such places."""
 
 _Username = Annotated[
@@ -190,7 +196,12 @@ def push_bundle(
             autocompletion=completer("bundles"),
         ),
     ],
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG.", show_default=False)],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG or hf://ORG/NAME.", show_default=False)
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository on a hub private. Others keep what they are.")
+    ] = False,
     username: _Username = None,
     password_stdin: _PasswordStdin = False,
     insecure: _Insecure = False,
@@ -202,13 +213,19 @@ def push_bundle(
     The command first verifies every file, and sets the tag last. It prints the address with the digest, which names
     these bytes for ever.
     """
+    from dataclasses import replace
+
     from firstvec.bundle import store
-    from firstvec_build.shipping.addresses import parse_address
+    from firstvec_build.shipping.addresses import Hub, parse_address
     from firstvec_build.shipping.progress import TransferDisplay
 
     to = parse_address(address)
     place = _find_place(address)
     access = _read_access(username, password_stdin, insecure, ca)
+    if private:
+        if not isinstance(to, Hub):
+            raise InputError("--private is for hf:// only, because a registry itself decides who reads a repository")
+        access = replace(access, private=True)
     manifest = store.find_bundle(bundle)
     with TransferDisplay("push", silent=as_json) as display:
         pushed = place.push(manifest, to, access, display.report)
@@ -233,7 +250,9 @@ def pull_bundle(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS", help="oci://HOST/REPO:TAG or oci://HOST/REPO@sha256:DIGEST.", show_default=False
+            metavar="ADDRESS",
+            help="oci://HOST/REPO:TAG, oci://HOST/REPO@sha256:DIGEST or hf://ORG/NAME@COMMIT.",
+            show_default=False,
         ),
     ],
     only: Annotated[list[str] | None, typer.Option(help="Take this artifact only. May be repeated.")] = None,
