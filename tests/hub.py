@@ -232,8 +232,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in repository.commits[sha]]
             self.send(200, {"id": name, "sha": sha, "private": repository.private, "siblings": siblings})
 
-    def list_tree(self, repository: Repository, name: str, revision: str) -> None:
-        if sha := self.find_commit(repository, revision):
+    def list_tree(self, repository: Repository, name: str, revision: str, below: str | None = None) -> None:
+        if below is not None:
+            self.send(404, headers={"X-Error-Code": "EntryNotFound"})  # nobody asks for a folder that is there
+        elif sha := self.find_commit(repository, revision):
             folders = {parent.as_posix() for path in repository.commits[sha] for parent in PurePosixPath(path).parents}
             entries: list[dict[str, object]] = [
                 {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders - {"."}
@@ -386,7 +388,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/api/validate-yaml", _Handler.validate),
     (("GET", "HEAD"), rf"/api/models/{_NAME}", _Handler.describe),
     (("GET", "HEAD"), rf"/api/models/{_NAME}/revision/(?P<revision>[^/]+)", _Handler.describe),
-    (("GET", "HEAD"), rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)", _Handler.list_tree),
+    (("GET", "HEAD"), rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<below>.+))?", _Handler.list_tree),
     (("GET",), rf"/api/models/{_NAME}/xet-(?:read|write)-token/[^/]+", _Handler.open_xet),
     (("POST",), rf"/api/models/{_NAME}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     (("POST",), rf"/api/models/{_NAME}/commit/(?P<revision>[^/]+)", _Handler.take_commit),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from firstvec_build.shipping.arrival import receive
 from firstvec_build.shipping.hub import open_remote, push
 from firstvec_build.shipping.model_card import MARK
 from firstvec_build.shipping.signing import sign
+from tests.conftest import Fresh
 from tests.hub import GITATTRIBUTES, Hub, Repository, serve_files, serve_hub
 from tests.keys import make_keys
 
@@ -402,3 +404,66 @@ def test_each_refusal_of_a_pull_has_its_message(
     with pytest.raises(TransferError, match=f"^hf://{address}.*: {message}"):
         receive(open_remote(Address(repository=repository, revision=revision or None), ANYHOW), tmp_path / "bundles")
     assert not (tmp_path / "bundles" / "tiny-bert").exists()
+
+
+@pytest.mark.parametrize("option", [{"username": "me", "password": "secret"}, {"insecure": True}, {"authorities": "a"}])
+def test_options_for_registries_are_refused(hub: Hub, manifest: Manifest, option: dict[str, Any]) -> None:
+    for use in (lambda access: push(manifest, HERE, access), lambda access: open_remote(HERE, access)):
+        with pytest.raises(
+            InputError, match="hf:// takes no --username, --insecure and --ca: huggingface_hub reads HF_"
+        ):
+            use(Access(**option))
+    assert hub.requests == []
+
+
+def run_with(hub: Hub, tmp_path: Path, **more: str) -> dict[str, str]:
+    """Return the variables with which a fresh process uses the hub."""
+    hub.token = TOKEN
+    home = {"HF_HOME": str(tmp_path / "hf"), "FIRSTVEC_HOME": str(tmp_path / "data"), "FIRSTVEC_ARTIFACTS": ""}
+    return {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "*", "HF_TOKEN": TOKEN, **home, **more}
+
+
+def test_commands_push_and_pull_and_a_loader_takes_the_bundle_by_name(
+    firstvec: Fresh, tiny_built: Path, tmp_path: Path
+) -> None:
+    with serve_hub() as hub:
+        variables = run_with(hub, tmp_path)
+        pushed = firstvec("push", tiny_built, f"hf://{NAME}", "--private", **variables)
+        assert (pushed.returncode, pushed.stderr) == (0, "")
+        assert hub.repositories[NAME].private
+        address = f"hf://{NAME}@{hub.repositories[NAME].head}"
+        assert pushed.stdout.startswith(f"{address}  (")
+
+        pulled = firstvec("pull", f"hf://{NAME}", "--json", **variables)
+        assert (pulled.returncode, pulled.stderr) == (0, "")
+        assert json.loads(pulled.stdout)["address"] == address
+        again = firstvec("pull", address, **variables)
+        assert (again.returncode, again.stderr) == (0, "")
+        assert "(up to date)" in again.stdout
+        assert address in again.stdout
+    encoded = firstvec("encode", "--model", "tiny-bert", "a text", **run_with(hub, tmp_path))
+    assert (encoded.returncode, encoded.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "the hub is not asked, because HF_HUB_OFFLINE is set; unset HF_HUB_OFFLINE"),
+        # Port 9 (discard) refuses connections.
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "the hub cannot be reached (ConnectError"),
+        ({"HF_TOKEN": ""}, "or the hub wants a valid token (401"),
+    ],
+)
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_hub_out_of_reach_is_one_line(
+    firstvec: Fresh, tiny_built: Path, tmp_path: Path, command: str, variables: dict[str, str], message: str
+) -> None:
+    with serve_hub() as hub:
+        first = ["push", tiny_built] if command == "push" else ["pull"]
+        done = firstvec(*first, f"hf://{NAME}", **run_with(hub, tmp_path, **variables))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: hf://{NAME}: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").rglob("firstvec.json"))
