@@ -218,12 +218,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def create(self) -> None:
         request = json.loads(self.body)
         name = f"{request['organization']}/{request['name']}"
+        is_private = request.get("visibility") == "private" or request.get("private", False)  # the new way and the old
         if not self.hub.can_write:
             self.send(403, {"error": "You don't have the rights to create a model under this namespace"})
         elif name in self.hub.repositories:
             self.send(409, {"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{name}"})
         else:
-            repository = self.hub.repositories[name] = Repository(private=request.get("visibility") == "private")
+            repository = self.hub.repositories[name] = Repository(private=is_private)
             repository.commit({".gitattributes": GITATTRIBUTES}, message="initial commit")
             self.send(200, {"url": f"{self.hub.endpoint}/{name}"})
 
