@@ -1,4 +1,4 @@
-"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom`, `push` and `pull`.
+"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom`, `push`, `pull` and `export`.
 
 This module does not import the toolchain, because every help text of typer imports this module.
 """
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
         app.command(name)(also_positional(function, "model"))
     app.command("push")(push_bundle)
     app.command("pull")(pull_bundle)
+    app.command("export")(also_positional(export_bundle, "model"))
 
 
 def pack_wheel(
@@ -375,6 +376,39 @@ def _read_access(username: str | None, password_stdin: bool, insecure: bool, aut
             "--username needs a name and a password: set FIRSTVEC_REGISTRY_PASSWORD, or give --password-stdin"
         )
     return Access(username=username, password=password, insecure=insecure, authorities=authorities)
+
+
+def export_bundle(
+    model: _Bundle,
+    ort_package: Annotated[
+        str, typer.Option("--ort-package", metavar="FOLDER", help="Write a model package of ONNX Runtime, schema 1.0.")
+    ],
+    only: Annotated[list[str] | None, typer.Option(help="Export this artifact only. May be repeated.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Export a bundle's ONNX artifacts to the format of another program. The same bundle gives the same bytes.
+
+    Every file is verified. A package that firstvec wrote before is replaced, and no other folder.
+    """
+    from firstvec.bundle import store
+    from firstvec_build.shipping.ort_package import COMPONENT, export
+
+    package = export(store.find_bundle(model), check_path("--ort-package", ort_package), only=only or ())
+    variants = [{"name": each.id, "isa": each.isa} for each in package.variants]
+    if as_json:
+        print_json(
+            {"ort_package": str(package.path), "size": package.size, "component": COMPONENT, "variants": variants}
+        )
+        return
+    print_text(f"{package.path}  ({package.size / 1e6:.1f} MB)")
+    for variant in package.variants:
+        print_text(f"  {variant.id}: {f'processors with {variant.isa}' if variant.isa else 'any processor'}")
+    first = package.variants[0]
+    if first.isa is not None:
+        print_text(
+            f"onnxruntime takes {first.id} on every processor, because it does not check a CPU's instruction set. Ship "
+            f"this package to machines with {first.isa} only."
+        )
 
 
 def check_path(option: str, text: str) -> Path:
