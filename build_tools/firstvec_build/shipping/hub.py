@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from firstvec import __version__
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.manifest import MAX_BYTES, File, Manifest, read_manifest_bytes
@@ -37,6 +38,7 @@ _LARGE = 1 << 20
 """Bytes. A file of this size is uploaded for itself, so that the display moves on."""
 _TIMEOUT = 30.0
 """Seconds in which the hub must answer, or send the next bytes."""
+_LIBRARY, _VERSION = "firstvec", __version__
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -125,7 +127,7 @@ def _open_api(access: Access) -> HfApi:
         from huggingface_hub import HfApi
     except ImportError as error:
         raise MissingDependency("a hub", error.name or "huggingface_hub", "firstvec[ship]") from error
-    return HfApi(library_name="firstvec")
+    return HfApi(library_name=_LIBRARY, library_version=_VERSION)
 
 
 def _find_contents(manifest: Manifest) -> dict[str, bytes | str]:
@@ -240,7 +242,9 @@ def _leave_xet_out_where_it_is_missing(api: HfApi, repository: str) -> Iterator[
     from huggingface_hub.utils import build_hf_headers
 
     url = f"{api.endpoint}/api/models/{repository}/xet-write-token/main"
-    answer = get_session().get(url, headers=build_hf_headers(library_name="firstvec"), timeout=_TIMEOUT)
+    answer = get_session().get(
+        url, headers=build_hf_headers(library_name=_LIBRARY, library_version=_VERSION), timeout=_TIMEOUT
+    )
     is_disabled = constants.HF_HUB_DISABLE_XET
     if answer.status_code == httpx.codes.NOT_FOUND:
         # The package reads the environment at its import, and no function of it has an argument for Xet.
@@ -358,7 +362,7 @@ class HubBundle:
 
         url = hf_hub_url(self.repository, path, revision=self.commit, endpoint=self._api.endpoint)
         # The bytes of a compressed answer have other places, so a transfer could not go on in the middle.
-        headers = build_hf_headers(library_name="firstvec") | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers(library_name=_LIBRARY, library_version=_VERSION) | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as answer:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from firstvec import OptimizedEmbeddingLoader
 from firstvec.bundle.manifest import Manifest, keep_artifacts
 from firstvec.errors import InputError, IntegrityError, ManifestError, SignatureError, TransferError
 from firstvec_build.shipping import arrival
@@ -265,6 +267,19 @@ def test_pull_of_a_commit_gives_the_bundle(hub: Hub, manifest: Manifest, pushed:
     assert received.is_new
     assert files_of(received.manifest) == files_of(manifest)
     assert bundle.address == f"hf://{NAME}@{pushed.head}"
+
+
+def test_page_of_the_repository_shows_how_onnxruntime_computes_the_vector_of_firstvec(
+    hub: Hub, pushed: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = receive(open_remote(HERE, ANYHOW), tmp_path / "bundles").manifest.root
+    blocks = re.findall(r"```python\n(.*?)```", pushed.files["README.md"].decode(), re.DOTALL)
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(root)
+    exec(next(block for block in blocks if "InferenceSession" in block), names)
+    loader = OptimizedEmbeddingLoader(root, strategy="cached")
+    vector = loader.get_provider().embed_query("how do I reset my password?")
+    assert float(names["vector"] @ vector) > 0.99999
 
 
 def test_pull_takes_the_files_of_the_wanted_artifact_only(
