@@ -165,7 +165,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.asked().append((self.command, self.path, headers))
         self.hub.before(self.command, self.path)
-        self.answer()
+        try:
+            self.answer()
+        except ConnectionError:  # the reader has gone
+            self.close_connection = True
 
     def asked(self) -> list[Request]:
         return self.hub.requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from firstvec import OptimizedEmbeddingLoader
-from firstvec.bundle.manifest import Manifest, keep_artifacts
+from firstvec.bundle.manifest import MAX_BYTES, Manifest, keep_artifacts
 from firstvec.errors import InputError, IntegrityError, ManifestError, SignatureError, TransferError
 from firstvec_build.shipping import arrival
 from firstvec_build.shipping.addresses import Access
@@ -242,6 +243,7 @@ def test_hub_with_xet_storage_gets_the_files_there(hub: Hub, manifest: Manifest)
         ({"can_write": False}, r"the token does not allow this \(403: .*rights to create"),
         ({"fails": {"/api/models": 500}}, r"the hub refuses \(500\); try again later"),
         ({"fails": {"/api/repos": 409}}, r"the hub refuses \(409\); see what the hub says"),
+        ({"fails": {"/api/models": 200}}, r"the hub's answer is not understood \(JSONDecodeError"),
     ],
 )
 def test_each_refusal_of_a_push_has_its_message(
@@ -409,6 +411,7 @@ def test_repository_without_a_manifest_is_no_bundle(hub: Hub, tiny_model: Path, 
         ({}, f"{NAME}@other", "there is no such revision; name a commit, a branch or a tag that is there"),
         ({"fails": {"/api/models": 503}}, f"{NAME}@main", r"the hub refuses \(503\); try again later"),
         ({"fails": {f"/{NAME}/resolve": 403}}, NAME, r"the token does not allow this \(403\)"),
+        ({"fails": {"/api/models": 200}}, NAME, r"the hub's answer is not understood \(JSONDecodeError"),
     ],
 )
 def test_each_refusal_of_a_pull_has_its_message(
@@ -419,6 +422,23 @@ def test_each_refusal_of_a_pull_has_its_message(
     with pytest.raises(TransferError, match=f"^hf://{address}.*: {message}"):
         receive(open_remote(Address(repository=repository, revision=revision or None), ANYHOW), tmp_path / "bundles")
     assert not (tmp_path / "bundles" / "tiny-bert").exists()
+
+
+def test_hub_that_sends_too_much_of_a_manifest_is_cut_off(hub: Hub, pushed: Repository, tmp_path: Path) -> None:
+    hub.alter["firstvec.json"] = lambda data: data + b" " * (8 << 20)
+    assert len(open_remote(HERE, ANYHOW).read_manifest()) == MAX_BYTES + 1
+    with pytest.raises(ManifestError, match=f"is larger than {MAX_BYTES} bytes"):
+        receive(open_remote(HERE, ANYHOW), tmp_path / "bundles")
+
+
+def test_hub_that_says_nothing_is_given_up(
+    hub: Hub, pushed: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firstvec_build.shipping.hub._TIMEOUT", 0.2)
+    hub.before = lambda method, path: time.sleep(0.6) if "tokenizer.json" in path else None
+    with pytest.raises(TransferError, match=r"/tokenizer\.json: the hub cannot be reached \(ReadTimeout"):
+        receive(open_remote(HERE, ANYHOW), tmp_path / "bundles")
+    assert len(hub.asked("GET", "tokenizer.json")) == 4
 
 
 @pytest.mark.parametrize("option", [{"username": "me", "password": "secret"}, {"insecure": True}, {"authorities": "a"}])
