@@ -179,7 +179,7 @@ def _find_old_files(bundle: HubBundle, there: dict[str, RepoFile]) -> set[str]:
     written = set()
     if MANIFEST_NAME in there:
         manifest = Manifest.parse(bundle.read_manifest(), f"{bundle.address}/{MANIFEST_NAME}")
-        written = {MANIFEST_NAME, SIGNATURE_NAME, *(file.path for file in manifest.files())} - {_CARD_NAME}
+        written = {MANIFEST_NAME, SIGNATURE_NAME, *(file.path for file in manifest.files())}
     if _CARD_NAME in there and MARK.encode() in (bundle.read(_CARD_NAME, _MAX_CARD_BYTES) or b""):
         written.add(_CARD_NAME)
     return written

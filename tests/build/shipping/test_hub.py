@@ -335,6 +335,7 @@ def test_hub_without_ranges_is_read_from_the_start(
     hub.cuts["tokenizer.json"] = 1000
     received = receive(open_remote(HERE, ANYHOW), tmp_path / "bundles")
     assert files_of(received.manifest) == files_of(manifest)
+    assert len(hub.asked("GET", "/tokenizer.json")) == 2  # the bytes that had come were kept
 
 
 def test_file_that_is_too_short_is_refused(hub: Hub, pushed: Repository, tmp_path: Path) -> None:
