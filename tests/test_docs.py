@@ -20,7 +20,6 @@ import typer.main
 import firstvec
 from firstvec.commands.app import make_app
 from tests.conftest import REPOSITORY
-from tests.hub import serve_hub
 
 PAGES_FROM_ELSEWHERE = {
     "artifacts/FORMAT.md": "format.html",
@@ -190,17 +189,7 @@ def folder(bundle: Path, tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Serve a hub, which is the one of the documents."""
-    with serve_hub() as served:
-        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
-        monkeypatch.setenv("NO_PROXY", "*")
-        yield
-
-
 @pytest.mark.parametrize("chain", chains(), ids=str)
-@pytest.mark.usefixtures("hub")
 def test_blocks_run(chain: Chain, folder: Path, bundle: Path) -> None:
     if any("firstvec sign" in block.text for block in chain.blocks):
         copy = folder / "artifacts" / bundle.name  # the signature must not lie in the bundle of all tests
