@@ -431,7 +431,6 @@ def test_the_loader_takes_a_pulled_bundle_by_its_name(
     assert pulled.replace(path="") == Manifest.read(bundle).replace(path="")
     # The largest layer of the two has 23 and 91 MB. A push sends it, too.
     assert max(peaks.values()) - min(peaks.values()) < 20e6, peaks
-    print(peaks)
 
 
 LOAD = """
@@ -692,6 +691,23 @@ def test_a_redirect_to_another_host_gets_no_credentials(liar: Liar, tiny_built: 
         assert len(store.requests) > 10
         assert {"authorization" in headers for _, _, headers in store.requests} == {False}
         assert sum("authorization" not in headers for _, _, headers in liar.requests) == 1
+
+
+def test_a_registry_with_tls_cannot_redirect_to_a_place_without(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
+    with liar_with(tiny_built, tmp_path / "ca.pem") as safe:
+
+        def redirect(request: Any) -> None:
+            if "/blobs/" in request.path:
+                raise Answer(307, Location=f"http://{liar.host}{request.path}")
+
+        safe.lie = redirect
+        trusting = Access(authorities=str(tmp_path / "ca.pem"))
+        with pytest.raises(TransferError, match="redirects to a place without TLS"):
+            take(f"oci://{safe.host}/tiny:1", tmp_path / "output", trusting)
+        assert liar.requests == []
+        safe.lie = lambda _request: None
+        got = take(f"oci://{safe.host}/tiny:1", tmp_path / "output", trusting)
+        assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
 
 
 def test_redirects_come_to_an_end(liar: Liar, tmp_path: Path) -> None:
