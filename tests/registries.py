@@ -9,7 +9,9 @@ import ipaddress
 import json
 import shutil
 import socket
+import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -200,7 +202,7 @@ class Answer(Exception):
 class Liar:
     """A registry with one bundle. ``lie`` may raise an `Answer`, and gets the handler of the request."""
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, certificate: Path | None = None) -> None:
         manifest = Manifest.read(bundle)
         self.bundle = bundle
         self.manifest = manifest
@@ -245,8 +247,19 @@ class Liar:
             def log_message(self, *_arguments: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Quiet(ThreadingHTTPServer):
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                if not isinstance(sys.exception(), OSError):  # a client may go at any time
+                    super().handle_error(request, client_address)
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if certificate is not None:
+            key = certificate.with_suffix(".key")
+            make_certificate(certificate, key)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.host = f"127.0.0.1:{self._server.server_port}"
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -287,9 +300,9 @@ class Liar:
 
 
 @contextmanager
-def liar_with(bundle: Path) -> Iterator[Liar]:
-    """Run a registry that can lie."""
-    liar = Liar(bundle)
+def liar_with(bundle: Path, certificate: Path | None = None) -> Iterator[Liar]:
+    """Run a registry that can lie. With a path for its certificate, it speaks TLS."""
+    liar = Liar(bundle, certificate)
     try:
         yield liar
     finally:

@@ -209,10 +209,10 @@ def push_bundle(
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Push a bundle to a registry. The signature is pushed, too. What the registry has is not sent again.
+    """Push a bundle to a registry or a hub. The signature is pushed, too. What is there is not sent again.
 
-    The command first verifies every file, and sets the tag last. It prints the address with the digest, which names
-    these bytes for ever.
+    The command first verifies every file. It sets the tag of a registry last, and makes one commit on a hub. It prints
+    the address with the digest or the commit, which names the same bundle for ever.
     """
     from dataclasses import replace
 
@@ -289,7 +289,7 @@ def pull_bundle(
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Pull a bundle from a registry. Only the files of the wanted artifacts are fetched.
+    """Pull a bundle from a registry or a hub. Only the files of the wanted artifacts are fetched.
 
     Every file is checked while it arrives, and the bundle appears whole or not at all. A pull that broke off goes on
     where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
@@ -350,10 +350,7 @@ def _print_received(received: Received, address: str, key: Path | None) -> None:
 
 
 def _find_place(address: str) -> _Place:
-    scheme = address.partition("://")[0]
-    if scheme not in _PLACES:
-        raise InputError(f"{scheme}:// is not served yet; write an address of {', '.join(_PLACES)}://")
-    return _PLACES[scheme]()
+    return _PLACES[address.partition("://")[0]]()
 
 
 def _read_access(username: str | None, password_stdin: bool, insecure: bool, authorities: str | None) -> Access:
