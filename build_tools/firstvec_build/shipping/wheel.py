@@ -17,12 +17,12 @@ from pathlib import Path
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME, WHEEL_PACKAGE
 from firstvec.bundle.integrity import open_verified
 from firstvec.bundle.manifest import Artifact, File, Manifest, keep_artifacts, read_manifest_bytes
-from firstvec.bundle.signature import read_signature, signed_files
 from firstvec.errors import BuildError, InputError, ManifestError
 from firstvec_build import temporary
 from firstvec_build.licence import is_name_of_text
 from firstvec_build.shipping.core_metadata import RUNTIME, check_version, choose_license, make_metadata
 from firstvec_build.shipping.sbom import make_sbom
+from firstvec_build.shipping.signing import read_fitting_signature
 
 USUAL_LIMIT = 100_000_000
 """Bytes. Many package indexes take no larger file, unless somebody asks them to."""
@@ -97,7 +97,7 @@ def pack(
     license_expression = choose_license(manifest, license)
     takes_all = len(chosen) == len(manifest.artifacts)
     ids = [artifact.id for artifact in chosen]
-    signature = _read_fitting_signature(manifest, data) if takes_all else None
+    signature = read_fitting_signature(manifest, data) if takes_all else None
     if not takes_all:
         data = keep_artifacts(data, ids)
     kept = manifest.replace(artifacts=chosen)
@@ -138,7 +138,7 @@ def pack_parts(
     """
     data, chosen = _read(manifest, only)
     license_expression = choose_license(manifest, license)
-    signature = _read_fitting_signature(manifest, data)
+    signature = read_fitting_signature(manifest, data)
     name, _ = _name_distribution(manifest, "base")
     _, folder = _name_distribution(manifest, "parts")
     names = {artifact.id: _name_distribution(manifest, "part", artifact.id)[0] for artifact in manifest.artifacts}
@@ -186,20 +186,6 @@ def _read(manifest: Manifest, only: Sequence[str]) -> tuple[bytes, tuple[Artifac
     if Manifest.parse(data, manifest.path) != manifest:
         raise ManifestError(manifest.path, "was changed since it was read", "try again")
     return data, tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
-
-
-def _read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
-    """Return the bundle's signature, which must cover exactly the manifest's files. None: the bundle is not signed."""
-    path = os.path.join(manifest.root, SIGNATURE_NAME)
-    if not os.path.lexists(path):
-        return None
-    signature = read_signature(manifest.root)
-    digests = {MANIFEST_NAME: hashlib.sha256(data).hexdigest(), **{file.path: file.sha256 for file in manifest.files()}}
-    if signed_files(signature, path) != digests:
-        raise BuildError(
-            f"{path}: covers other files than the wheel would hold; run `firstvec sign` again, or remove it"
-        )
-    return signature
 
 
 def _name_distribution(manifest: Manifest, *suffixes: str) -> tuple[str, str]:
