@@ -6,13 +6,28 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from firstvec.bundle.manifest import Artifact, Manifest
+from firstvec.engines.table import ENGINES
 from firstvec.errors import InputError
 from firstvec_build.licence import check_expression
 
-RUNTIME = "firstvec>=0.1"
-"""The runtime that reads the bundle: any that reads major version 1 of the format."""
+_OLDEST = "0.1"
+"""The first version of firstvec that reads major version 1 of the format."""
 _LONGEST_SUMMARY = 200
 """Characters. An index takes 512, and a model's name may have 10,000."""
+
+
+def require_runtime(manifest: Manifest, artifacts: Sequence[Artifact]) -> str:
+    """Return the requirement of firstvec, with the extras without which none of the artifacts can run.
+
+    firstvec's own engine needs no extra. Of the other engines, the one that is preferred is required.
+    """
+    from packaging.requirements import Requirement
+
+    known = [ENGINES[artifact.engine] for artifact in artifacts if artifact.engine in ENGINES]
+    extras = [*Requirement(max(known, key=lambda engine: engine.rank).install).extras] if known else []
+    if manifest.wordpiece is None and manifest.quick_tokenizer is None:
+        extras.append("tokenizers")
+    return f"firstvec{'[' + ','.join(extras) + ']' if extras else ''}>={_OLDEST}"
 
 
 def check_version(text: str) -> str:

@@ -20,7 +20,7 @@ from firstvec.bundle.manifest import Artifact, File, Manifest, keep_artifacts, r
 from firstvec.errors import BuildError, InputError, ManifestError
 from firstvec_build import temporary
 from firstvec_build.licence import is_name_of_text
-from firstvec_build.shipping.core_metadata import RUNTIME, check_version, choose_license, make_metadata
+from firstvec_build.shipping.core_metadata import check_version, choose_license, make_metadata, require_runtime
 from firstvec_build.shipping.sbom import make_sbom
 from firstvec_build.shipping.signing import read_fitting_signature
 
@@ -228,9 +228,14 @@ def _make_metadata(wheel: _Wheel) -> bytes:
         kind=wheel.kind,
         license_expression=wheel.license_expression,
         license_files=[file.path for file in _find_license_files(wheel)],
-        requires=[RUNTIME if wheel.base is None else f"{wheel.base.replace('_', '-')}=={wheel.version}"],
+        requires=_find_requirements(wheel),
         installs=[each.replace("_", "-") for each in wheel.parts or (wheel.name,)],
     )
+
+
+def _find_requirements(wheel: _Wheel) -> list[str]:
+    runtime = require_runtime(wheel.manifest, () if wheel.parts else wheel.shown)
+    return [f"{wheel.base.replace('_', '-')}=={wheel.version}", runtime] if wheel.base is not None else [runtime]
 
 
 def _make_bill(wheel: _Wheel) -> bytes:

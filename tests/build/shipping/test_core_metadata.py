@@ -10,7 +10,7 @@ from readme_renderer import markdown
 
 from firstvec.bundle.manifest import Manifest
 from firstvec.errors import InputError
-from firstvec_build.shipping.core_metadata import check_version, choose_license, make_metadata
+from firstvec_build.shipping.core_metadata import check_version, choose_license, make_metadata, require_runtime
 from tests.conftest import REPOSITORY
 
 
@@ -61,6 +61,29 @@ def test_licence_that_is_missing_or_wrong_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         choose_license(manifest.replace(model=manifest.model.replace(license=stated)), given)
+
+
+@pytest.mark.parametrize(
+    ("only", "has_tables", "requirement"),
+    [
+        ([], True, "firstvec>=0.1"),
+        (["native-int8", "onnx-fp32"], True, "firstvec>=0.1"),
+        (["onnx-fp32", "torchscript-fp32"], True, "firstvec[onnx]>=0.1"),
+        (["torchscript-fp32"], True, "firstvec[torch]>=0.1"),
+        (["native-int8"], False, "firstvec[tokenizers]>=0.1"),
+        (["onnx-fp32"], False, "firstvec[onnx,tokenizers]>=0.1"),
+    ],
+)
+def test_runtime_is_required_with_the_extras_that_the_artifacts_need(
+    only: list[str], has_tables: bool, requirement: str, manifest: Manifest
+) -> None:
+    artifacts = [artifact for artifact in manifest.artifacts if not only or artifact.id in only]
+    manifest = manifest if has_tables else manifest.replace(wordpiece=None, quick_tokenizer=None)
+    assert require_runtime(manifest, artifacts) == requirement
+
+
+def test_base_of_parts_requires_the_runtime_without_an_engine(manifest: Manifest) -> None:
+    assert require_runtime(manifest, ()) == "firstvec>=0.1"
 
 
 def make(manifest: Manifest) -> Metadata:

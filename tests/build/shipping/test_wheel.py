@@ -37,6 +37,7 @@ from firstvec_build.shipping.signing import sign
 from firstvec_build.shipping.wheel import pack, pack_parts
 from tests.conftest import REPOSITORY, Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, forge, make_keys, peer_accepts, sign_with_peer
+from tests.package_index import check_with_twine
 
 BUNDLE = "firstvec_bundles/tiny-bert"
 
@@ -279,19 +280,6 @@ def test_wheel_whose_page_would_not_be_rendered_is_found(tiny_built: Path, tmp_p
         check_with_twine(path)
 
 
-def check_with_twine(*paths: Path) -> None:
-    """Check wheels and sdists as a package index does. A warning is an error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "twine", "--no-color", "check", "--strict", *map(str, paths)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"COLUMNS": "1000"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("PASSED") == len(paths)
-
-
 def read_metadata(path: Path) -> Metadata:
     """Return a wheel's metadata, which must keep every rule of the specification."""
     with zipfile.ZipFile(path) as archive:
@@ -356,7 +344,7 @@ def test_parts_of_some_artifacts_have_the_same_base(tiny_built: Path, tmp_path: 
     assert (same.name, same.read_bytes()) == (base.name, base.read_bytes())
     assert part.name in [path.name for path in parts]
     requirement = f"firstvec-bundle-tiny-bert-base=={read_metadata(base).version}"
-    assert [str(each) for each in read_metadata(part).requires_dist or []] == [requirement]
+    assert [str(each) for each in read_metadata(part).requires_dist or []] == [requirement, "firstvec>=0.1"]
 
 
 def test_parts_come_and_go_and_the_runtime_takes_what_is_installed(
