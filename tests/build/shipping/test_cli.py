@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstvec.bundle.manifest import Manifest
 from firstvec_build.shipping.sbom import make_sbom
 from firstvec_build.shipping.signing import sign
-from tests.conftest import Fresh
+from tests.conftest import Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, make_keys, peer_accepts
 from tests.registries import IS_MISSING, PASSWORD, USER, docker_registry, liar_with
 
@@ -43,6 +47,63 @@ def test_wheel_packs_a_bundle(tiny_built: Path, firstvec: Fresh, tmp_path: Path)
     assert result["signed"] is False
 
 
+def test_wheel_writes_parts_and_says_what_replaces_other_bytes(
+    tiny_bundle: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    command = ("wheel", tiny_bundle, "-o", tmp_path / "dist", "--split", "--only", "native-int8", "--version", "1.0")
+    result = json.loads(firstvec(*command, "--json").stdout)
+    names = [f"firstvec_bundle_tiny_bert_{part}-1.0-py3-none-any.whl" for part in ("base", "part_native_int8")]
+    assert [Path(each["wheel"]).name for each in result["wheels"]] == names
+    assert [each["size"] for each in result["wheels"]] == [(tmp_path / "dist" / name).stat().st_size for name in names]
+    assert [each["replaced"] for each in result["wheels"]] == [False, False]
+    assert "replaces a wheel" not in firstvec(*command).stdout
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(revision="another"))
+    text = firstvec(*command).stdout
+    assert f"{names[0]} replaces a wheel of the same version and of other bytes" in text
+    assert "above 100 MB" not in text
+
+
+WITH_A_LOW_LIMIT = """
+import sys
+from firstvec_build.shipping import wheel
+wheel.USUAL_LIMIT = 200_000
+from firstvec.commands.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [((), "pack less with --only, or write several with --split"), (("--split",), "ask the index for more")],
+)
+def test_wheel_says_which_wheel_is_above_the_usual_limit(
+    options: tuple[str, ...], advice: str, tiny_bundle: Path, fresh: Fresh, tmp_path: Path
+) -> None:
+    (tiny_bundle / "config.json").write_bytes(os.urandom(300_000))
+    edit_manifest(tiny_bundle, lambda document: describe_again(document, tiny_bundle / "config.json"))
+    text = fresh(WITH_A_LOW_LIMIT, "wheel", tiny_bundle, "-o", tmp_path, *options).stdout
+    assert re.search(
+        rf"^firstvec_bundle_\S+ is above 0 MB, which is the limit of many .*: {advice}", text, re.MULTILINE
+    )
+
+
+def describe_again(document: dict[str, Any], path: Path) -> None:
+    """Let the manifest describe a support file as it is."""
+    [entry] = [each for each in document["support_files"] if each["path"] == path.name]
+    entry.update(size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_wheel_asks_for_a_licence_that_the_bundle_does_not_state(
+    tiny_bundle: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].pop("license"))
+    command = ("wheel", tiny_bundle, "-o", tmp_path / "dist", "--only", "onnx-fp32")
+    done = firstvec(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "give it, such as --license Apache-2.0" in done.stderr
+    assert firstvec(*command, "--license", "apache-2.0").returncode == 0
+
+
 def test_wheel_says_whether_the_signature_is_packed(
     tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh
 ) -> None:
@@ -63,6 +124,9 @@ def test_wheel_says_whether_the_signature_is_packed(
         (["{bundle}", "--only", "onnx-int4"], "the bundle has no artifact 'onnx-int4'"),
         (["{bundle}", "--output", "{tmp}/file"], "cannot be written"),
         (["{bundle}", "--output", ""], "--output is empty: give a path"),
+        (["{bundle}", "--version", "1+r1110"], "has a local part, which a package index refuses"),
+        (["{bundle}", "--version", "latest", "--split"], "the version 'latest' is no version of a package"),
+        (["{bundle}", "--license", "Apache-2.0"], "the bundle states the licence MIT, not Apache-2.0"),
     ],
 )
 def test_wheel_ends_with_one_message(
