@@ -114,6 +114,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard runtime/native/*.[
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[build,ray]' --group dev --group docs --group interop --group hosts
+		--editable '.[build,ray,ship]' --group dev --group docs --group interop --group hosts
 	@cat runtime/firstvec/_native.txt 2>/dev/null || true
 	touch $@

@@ -17,6 +17,7 @@
     │   └── ClosedError             the provider was closed
     ├── InputError                  an argument of the caller is not usable
     ├── MissingDependency           an optional package is not installed
+    ├── TransferError               a registry or hub does not take or give a bundle
     ├── BulkError                   `firstvec embed` stopped; the shards that are done stay
     │   ├── RowError                a row has no usable text
     │   ├── InputChanged            an input file was changed while it was read
@@ -226,12 +227,26 @@ class InputError(FirstvecError, ValueError):
 
 
 class MissingDependency(FirstvecError):
-    """An optional package is not installed."""
+    """An optional package is not installed. ``otherwise`` says what to do without the package, where that helps."""
 
-    def __init__(self, what: str, package: str, install: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed: pip install '{install}'")
+    def __init__(self, what: str, package: str, install: str, otherwise: str = "") -> None:
+        needs = f"{what} needs {package}, which is not installed: pip install '{install}'"
+        super().__init__(f"{needs}; or {otherwise}" if otherwise else needs)
         self.package = package
         self.install = install
+
+
+class TransferError(FirstvecError):
+    """A registry or hub cannot be reached, refuses, or sends something else than it promised.
+
+    ``address`` is where. ``is_passing`` says whether the same request may succeed a moment later.
+    """
+
+    def __init__(self, address: str, reason: str, hint: str, *, is_passing: bool = False) -> None:
+        super().__init__(f"{address}: {reason}; {hint}")
+        self.address = address
+        self.reason = reason
+        self.is_passing = is_passing
 
 
 class BulkError(FirstvecError):
