@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-hosts bench-warm bench-sts bench-retrieval bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-hosts bench-warm bench-sts bench-retrieval bench-ship bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -27,7 +27,7 @@ wheels: $(VENV)/.installed  ## build what users install, in dist/: wheels for Li
 
 faults: artifacts  ## run the long campaigns of tests/faults and tests/native (more than an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults --group wheels
-	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py --faults --durations=0
+	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py tests/test_shipped_forms.py --faults --durations=0
 
 guard: artifacts  ## compare the code's processor time with this machine's baseline
 	$(BIN)/python benchmarks/guard.py
@@ -65,6 +65,10 @@ bench-sts: sts-given artifacts  ## measure accuracy and speed on the sentences o
 bench-retrieval: artifacts  ## measure how many of the ten nearest passages stay, of all docstrings of Python (10 minutes)
 	$(BIN)/python benchmarks/retrieval.py --bundle $(BUNDLE) --json build/benchmarks/retrieval.json \
 		--markdown build/benchmarks/retrieval.md
+
+bench-ship: artifacts  ## build docsearch as shiv, pex, a function and more, and measure them and its peers (20 minutes)
+	$(BIN)/python benchmarks/shipped_forms.py --bundle $(BUNDLE) --json build/benchmarks/shipped-forms.json \
+		--markdown build/benchmarks/shipped-forms.md $(addprefix --rounds ,$(ROUNDS))
 
 bench-bulk: artifacts  ## measure firstvec embed: its speed beside encode, the memory of its workers, and its peers' (10 minutes)
 	$(BIN)/python benchmarks/bulk.py --bundle $(BUNDLE) --json build/benchmarks/bulk.json
@@ -110,6 +114,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(wildcard runtime/native/*.[
 	$(BIN)/pip install --quiet --upgrade --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --build-constraint constraints.txt \
-		--editable '.[build,ray]' --group dev --group docs --group interop --group hosts
+		--editable '.[build,ray,ship]' --group dev --group docs --group interop --group hosts
 	@cat runtime/firstvec/_native.txt 2>/dev/null || true
 	touch $@

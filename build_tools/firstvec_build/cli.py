@@ -136,7 +136,7 @@ def build_model(
     from firstvec_build.quality import Thresholds
     from firstvec_build.timing import measure_first_vectors
 
-    folder = check_path("--output", output) if output is not None else _default_output()
+    folder = check_path("--output", output) if output is not None else default_output()
     thresholds = {
         "fp32_max_abs_diff": max_abs_diff,
         "int8_cosine_min": min_cosine,
@@ -177,7 +177,8 @@ def build_model(
         _print_result(result, timings)
 
 
-def _default_output() -> Path:
+def default_output() -> Path:
+    """Return the user's folder for bundles, or raise InputError."""
     folder = data_folder()
     if folder is None:
         raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")

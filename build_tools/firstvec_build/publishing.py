@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstvec.bundle import MANIFEST_NAME
+from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.manifest import File, Manifest
 from firstvec.errors import BuildError, FirstvecError, IntegrityError
@@ -35,7 +35,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         BuildError: it cannot.
     """
-    with _raise_as_build_error(folder):
+    with raise_as_build_error(folder):
         if not _is_utf8(os.path.abspath(folder)):
             raise BuildError(
                 f"{os.fsencode(folder)!r}: its name is not UTF-8, and onnxruntime cannot write there; choose another "
@@ -54,13 +54,22 @@ def read_current(target: Path, inputs_sha256: str) -> Manifest | None:
         manifest = Manifest.read(target)
         if manifest.inputs_sha256 != inputs_sha256:
             return None
-        check_no_link(str(target), MANIFEST_NAME)
-        for file in manifest.files():
-            verify_file(str(target), file, use_markers=False)
-            check_no_link(str(target), file.path)
+        check_files(manifest)
     except FirstvecError:
         return None
     return manifest
+
+
+def check_files(manifest: Manifest) -> None:
+    """Check every file of a bundle, and that none of them has another name.
+
+    Raises:
+        IntegrityError: a file is not the one that was built, or is a link.
+    """
+    check_no_link(manifest.root, MANIFEST_NAME)
+    for file in manifest.files():
+        verify_file(manifest.root, file, use_markers=False)
+        check_no_link(manifest.root, file.path)
 
 
 def check_no_link(root: str, path: str) -> None:
@@ -104,7 +113,7 @@ def lock(target: Path, report_wait: Callable[[], None] = lambda: None) -> Iterat
     """
     import filelock  # an import of 45 ms, which no other command needs
 
-    with _raise_as_build_error(target):
+    with raise_as_build_error(target):
         _make_durable_folder(target.parent)
     path = target.parent / f".{target.name}.lock"
     # A soft lock is only a file, which would outlive a killed process and stop every later build.
@@ -118,7 +127,7 @@ def lock(target: Path, report_wait: Callable[[], None] = lambda: None) -> Iterat
     except (OSError, NotImplementedError):
         is_held = False
     try:
-        with _raise_as_build_error(target):
+        with raise_as_build_error(target):
             _repair(target)
         yield
     finally:
@@ -164,7 +173,7 @@ def make_staging_folder(target: Path) -> Iterator[Path]:
     """
     folder: Path | None = None
     try:
-        with _raise_as_build_error(target):
+        with raise_as_build_error(target):
             _make_durable_folder(target.parent)
             folder = temporary.make_folder(target.parent, _staging_stem(target))
             folder.chmod(0o755)
@@ -183,7 +192,7 @@ def _previous_stem(target: Path) -> str:
 
 
 @contextmanager
-def _raise_as_build_error(target: Path) -> Iterator[None]:
+def raise_as_build_error(target: Path) -> Iterator[None]:
     """Raise a BuildError for an error of the operating system."""
     try:
         yield
@@ -221,20 +230,32 @@ def _is_no_folder(path: Path) -> bool:
         return False
 
 
-def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
+def publish(
+    folder: Path, manifest: Manifest, target: Path, *, data: bytes | None = None, signature: bytes | None = None
+) -> Manifest:
     """Write the manifest, flush everything, and let the finished folder take the place of ``target``.
 
     The runtime's own reader parses the manifest before anything is replaced.
+
+    Args:
+        folder: the finished folder, on the file system of ``target``.
+        manifest: what the folder holds.
+        target: the bundle's folder.
+        data: the manifest's bytes, where another writer made them. They may have keys that this firstvec does not know.
+        signature: the signature of these bytes, where there is one.
 
     Raises:
         BuildError: the folder holds a link, or a file that the manifest does not list; ``target`` is not a bundle; or
             the disk did not take the new name.
         ManifestError: the runtime would refuse the manifest.
     """
-    data = manifest.to_json()
+    data = data if data is not None else manifest.to_json()
     published = Manifest.parse(data, str(target / MANIFEST_NAME))
     (folder / MANIFEST_NAME).write_bytes(data)
     listed = {MANIFEST_NAME, *(file.path for file in manifest.files())}
+    if signature is not None:
+        (folder / SIGNATURE_NAME).write_bytes(signature)
+        listed.add(SIGNATURE_NAME)
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
@@ -249,7 +270,7 @@ def publish(folder: Path, manifest: Manifest, target: Path) -> Manifest:
         raise BuildError(f"{target}: is not a folder; choose another one with --output")
     if _holds_other_files(target):
         raise BuildError(f"{target}: is not a bundle, so it is not replaced; choose another folder with --output")
-    _replace_folder(folder, target)
+    replace_folder(folder, target)
     try:
         temporary.sync(target.parent)
     except OSError as error:
@@ -272,7 +293,7 @@ def _holds_other_files(target: Path) -> bool:
     return bool(names) and MANIFEST_NAME not in names
 
 
-def _replace_folder(folder: Path, target: Path) -> None:
+def replace_folder(folder: Path, target: Path) -> None:
     """Rename ``folder`` to ``target``. The previous bundle is removed, or gets the name of ``folder``."""
     for attempt in range(_ATTEMPTS):
         try:

@@ -53,6 +53,12 @@ def find_abandoned(parent: Path, stem: str) -> list[Path]:
     return found
 
 
+def abandon(path: Path, stem: str) -> None:
+    """Rename what this process made, so that `find_abandoned` finds it at once. The process may live on."""
+    # No process has the number 0. The last part of the name is random, so the new name is free, too.
+    path.rename(path.with_name(f"{stem}{_host()}-0-{path.name.rpartition('-')[2]}"))
+
+
 def remove_abandoned(parent: Path, stem: str) -> None:
     """Remove what `find_abandoned` finds, as far as this user may."""
     for path in find_abandoned(parent, stem):

@@ -34,8 +34,8 @@ _NAMES = {
     "selection": "Choice select",
     "errors": "FirstvecError ManifestError UnsupportedManifestVersion SignatureError BundleNotFound ArtifactError "
     "IntegrityError IncompatibleArtifact SelfTestError NoCompatibleArtifact LoadError LoadTimeout ClosedError "
-    "InputError MissingDependency BulkError RowError InputChanged JobChanged OutputError OutputInUse WorkerError "
-    "BuildError SourceError ExportError QuantizationError QualityError",
+    "InputError MissingDependency TransferError BulkError RowError InputChanged JobChanged OutputError OutputInUse "
+    "WorkerError BuildError SourceError ExportError QuantizationError QualityError",
 }
 """Module → its public names."""
 

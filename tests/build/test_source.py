@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import threading
 import tomllib
 import zipfile
 from collections.abc import Callable, Collection, Iterator
@@ -25,6 +23,7 @@ import pytest
 from firstvec.errors import SourceError
 from firstvec_build.source import resolve
 from tests.conftest import ARTIFACTS, Fresh
+from tests.hub import serve_hub
 
 WHEEL = "firstvec-test-model==1.0"
 COMMIT = "a" * 40
@@ -663,54 +662,8 @@ def test_quiet_build_from_the_hub_prints_its_error_only(firstvec: Fresh, model_f
 
 @contextmanager
 def hub(folder: Path) -> Iterator[str]:
-    """Serve a hub with one model, ``org/small``, as far as huggingface_hub uses it. ``org/broken`` fails."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, *, body: bool) -> None:
-            path = self.path.partition("?")[0]
-            if path in ("/api/models/org/small", *(f"/api/models/org/small/revision/{at}" for at in ("main", COMMIT))):
-                siblings = [{"rfilename": name} for name in files]
-                data = json.dumps({"id": "org/small", "sha": COMMIT, "siblings": siblings}).encode()
-                self.send(200, data, body)
-            elif path == f"/api/models/org/small/tree/{COMMIT}":
-                entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": sha256(data)[:40]}
-                    for name, data in files.items()
-                ]
-                self.send(200, json.dumps(entries).encode(), body)
-            elif path.startswith(f"/org/small/resolve/{COMMIT}/"):
-                data = files[path.removeprefix(f"/org/small/resolve/{COMMIT}/")]
-                self.send(200, data, body, {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT})
-            elif path.startswith("/api/models/org/small/"):
-                self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith("/api/models/org/broken"):
-                self.send(500, b"", body)
-            else:
-                self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-
-        def send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    """Serve a hub with one model, ``org/small``. ``org/broken`` fails."""
+    with serve_hub() as served:
+        served.add("org/small", folder, commit=COMMIT)
+        served.fails = {"/api/models/org/broken": 500}
+        yield served.endpoint

@@ -123,3 +123,13 @@ def test_dead_processes_are_found_without_proc(tmp_path: Path, monkeypatch: pyte
         assert temporary.find_abandoned(tmp_path, STEM) == []
     finally:
         temporary._host.cache_clear()
+
+
+def test_what_was_given_up_is_found_though_its_process_lives(tmp_path: Path) -> None:
+    folder = temporary.make_folder(tmp_path, ".x.")
+    (folder / "file").touch()
+    assert temporary.find_abandoned(tmp_path, ".x.") == []
+    temporary.abandon(folder, ".x.")
+    (found,) = temporary.find_abandoned(tmp_path, ".x.")
+    assert found != folder
+    assert [*found.iterdir()] == [found / "file"]

@@ -806,12 +806,50 @@ def test_when_none_is_left_every_reason_is_listed_with_a_hint(
 
 @pytest.mark.parametrize(
     ("strategy", "hint"),
-    [("lazy", "enable_quantization=True"), ("quantized", "full-precision strategy"), ("cached", "onnxruntime")],
+    [
+        ("lazy", "Install a version of an engine that fits, or allow INT8 with enable_quantization=True."),
+        ("quantized", "Use a full-precision strategy (LAZY, BACKGROUND, PROGRESSIVE, CACHED), or build INT8 for this"),
+        ("cached", "Install a version of an engine that fits, or build the bundle with its fp32 artifacts."),
+    ],
 )
 def test_the_hint_is_that_of_the_strategy(strategy: str, hint: str) -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
-        choose(bundle(), machine(isa=(), torch=None, onnxruntime=None), strategy)
-    assert hint in str(caught.value).splitlines()[-1]
+        choose(bundle(), machine(isa=(), torch="3.0.0", onnxruntime="1.22.0"), strategy)
+    assert str(caught.value).splitlines()[-1].startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "strategy", "hint"),
+    [
+        ((ONNX,), "cached", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        ((ONNX, AVX2), "quantized", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        (
+            (ONNX, AVX2),
+            "lazy",
+            "Install onnxruntime (`pip install 'firstvec[onnx]'`), or allow INT8 with enable_quantization=True.",
+        ),
+        ((TORCHSCRIPT,), "lazy", "Install torch (`pip install 'firstvec[torch]'`)."),
+        ((ONNX, TORCHSCRIPT), "cached", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        (
+            (NATIVE_INT8,),
+            "quantized",
+            "Install firstvec from a wheel for this machine, or with a C compiler, because it has no engine.",
+        ),
+        # onnxruntime would not help, because the strategy does not take the artifact.
+        ((AVX2,), "cached", "This bundle has INT8 only: use strategy='quantized'."),
+    ],
+)
+def test_the_hint_names_the_extra_of_an_engine_that_is_not_installed(
+    artifacts: tuple[Artifact, ...], strategy: str, hint: str
+) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(bundle(*artifacts), machine(torch=None, onnxruntime=None), strategy)
+    assert str(caught.value).splitlines()[-1] == hint
+
+
+def test_the_hint_names_the_extra_of_the_artifact_that_is_asked_for() -> None:
+    with pytest.raises(NoCompatibleArtifact, match=r"pip install 'firstvec\[onnx\]'"):
+        choose(bundle(), machine(torch=None, onnxruntime=None), artifact="onnx")
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda", "cuda:0", "tpu"])

@@ -1,4 +1,4 @@
-"""The commands for a bundle that was built: `firstvec wheel`, `sign` and `sbom`.
+"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom`, `push`, `pull` and `export`.
 
 This module does not import the toolchain, because every help text of typer imports this module.
 """
@@ -6,14 +6,22 @@ This module does not import the toolchain, because every help text of typer impo
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
 from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_json, print_text
 from firstvec.errors import InputError
+
+if TYPE_CHECKING:
+    from firstvec.bundle.manifest import Manifest
+    from firstvec_build.shipping.addresses import Access
+    from firstvec_build.shipping.arrival import Received, Remote
+    from firstvec_build.shipping.progress import Report
 
 _Bundle = Annotated[
     str,
@@ -33,6 +41,9 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands to the command line."""
     for name, function in (("wheel", pack_wheel), ("sign", sign_bundle), ("sbom", write_sbom)):
         app.command(name)(also_positional(function, "model"))
+    app.command("push")(push_bundle)
+    app.command("pull")(pull_bundle)
+    app.command("export")(also_positional(export_bundle, "model"))
 
 
 def pack_wheel(
@@ -118,6 +129,267 @@ def write_sbom(
     for file in manifest.files():
         integrity.verify_file(manifest.root, file, use_markers=False)
     write_result(make_sbom(manifest, data), output)
+
+
+class _Pushed(Protocol):
+    """What a push returns."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def sent(self) -> int: ...
+    @property
+    def present(self) -> int: ...
+    @property
+    def is_signed(self) -> bool: ...
+
+
+class _Place(Protocol):
+    """A module that knows one kind of place. ``Any`` is its record of an address."""
+
+    def push(self, manifest: Manifest, address: Any, access: Access, report: Report) -> _Pushed: ...
+    def open_remote(self, address: Any, access: Access) -> Remote: ...
+
+
+def _load_registry() -> _Place:
+    from firstvec_build.shipping import registry
+
+    return registry
+
+
+_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry}
+"""Scheme of an address → the module for such places."""
+
+_Username = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Log in with this name. The password is FIRSTVEC_REGISTRY_PASSWORD. The default is what `docker login` "
+        "has stored.",
+        show_default=False,
+    ),
+]
+_PasswordStdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")]
+_Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Speak HTTP without TLS. Everybody on the way can read it.")
+]
+_Authorities = Annotated[
+    str | None,
+    typer.Option(
+        "--ca", metavar="FILE", help="Trust the authorities in this PEM file, and no others.", show_default=False
+    ),
+]
+
+
+def push_bundle(
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            metavar="BUNDLE",
+            help="Name of a bundle, or the path of its folder.",
+            show_default=False,
+            autocompletion=completer("bundles"),
+        ),
+    ],
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG.", show_default=False)],
+    username: _Username = None,
+    password_stdin: _PasswordStdin = False,
+    insecure: _Insecure = False,
+    ca: _Authorities = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Push a bundle to a registry. The signature is pushed, too. What the registry has is not sent again.
+
+    The command first verifies every file, and sets the tag last. It prints the address with the digest, which names
+    these bytes for ever.
+    """
+    from firstvec.bundle import store
+    from firstvec_build.shipping.addresses import parse_address
+    from firstvec_build.shipping.progress import TransferDisplay
+
+    to = parse_address(address)
+    place = _find_place(address)
+    access = _read_access(username, password_stdin, insecure, ca)
+    manifest = store.find_bundle(bundle)
+    with TransferDisplay("push", silent=as_json) as display:
+        pushed = place.push(manifest, to, access, display.report)
+    if as_json:
+        print_json(
+            {
+                "address": pushed.address,
+                "model": manifest.model.name,
+                "sent": pushed.sent,
+                "present": pushed.present,
+                "signed": pushed.is_signed,
+            }
+        )
+        return
+    print_text(
+        f"{pushed.address}  ({pushed.sent / 1e6:.1f} MB sent, {pushed.present / 1e6:.1f} MB were there"
+        f"{', signed' if pushed.is_signed else ''})"
+    )
+
+
+def pull_bundle(
+    address: Annotated[
+        str,
+        typer.Argument(
+            metavar="ADDRESS", help="oci://HOST/REPO:TAG or oci://HOST/REPO@sha256:DIGEST.", show_default=False
+        ),
+    ],
+    only: Annotated[list[str] | None, typer.Option(help="Take this artifact only. May be repeated.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Take only the artifact that this strategy takes on this machine, for example quantized.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for bundles. The default is the user's data folder, where the runtime looks by default.",
+            show_default=False,
+        ),
+    ] = None,
+    require_signature: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="PEM file of the public key that must have signed the bundle. It is checked before anything is kept.",
+            show_default=False,
+        ),
+    ] = None,
+    username: _Username = None,
+    password_stdin: _PasswordStdin = False,
+    insecure: _Insecure = False,
+    ca: _Authorities = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Pull a bundle from a registry. Only the files of the wanted artifacts are fetched.
+
+    Every file is checked while it arrives, and the bundle appears whole or not at all. A pull that broke off goes on
+    where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
+    """
+    from firstvec_build.cli import default_output
+    from firstvec_build.shipping.addresses import parse_address
+    from firstvec_build.shipping.arrival import receive
+    from firstvec_build.shipping.progress import TransferDisplay
+
+    source = parse_address(address)
+    place = _find_place(address)
+    access = _read_access(username, password_stdin, insecure, ca)
+    folder = check_path("--output", output) if output is not None else default_output()
+    key = check_path("--require-signature", require_signature) if require_signature is not None else None
+    with TransferDisplay("pull", silent=as_json) as display:
+        remote = place.open_remote(source, access)
+        received = receive(
+            remote,
+            folder,
+            only=only or (),
+            strategy=strategy,
+            require_signature=key,
+            report=display.report,
+            report_wait=lambda: display.say("another process works on this bundle; waiting"),
+        )
+    if as_json:
+        print_json(
+            {
+                "path": received.manifest.root,
+                "model": received.manifest.model.name,
+                "address": remote.address,
+                "artifacts": [artifact.id for artifact in received.manifest.artifacts],
+                "new": received.is_new,
+                "replaced": received.has_replaced,
+                "fetched": received.fetched,
+                "reused": received.reused,
+                "signed": received.is_signed,
+            }
+        )
+    else:
+        _print_received(received, remote.address, key)
+
+
+def _print_received(received: Received, address: str, key: Path | None) -> None:
+    root = received.manifest.root
+    if received.is_new:
+        reused = f", {received.reused / 1e6:.1f} MB were here" if received.reused else ""
+        print_text(f"{root}  ({received.fetched / 1e6:.1f} MB fetched{reused})")
+    else:
+        print_text(f"{root}  (up to date)")
+    print_text(f"from {address}: {', '.join(artifact.id for artifact in received.manifest.artifacts)}")
+    if received.has_replaced:
+        print_text("It replaced the bundle that was there.")
+    if key is not None:
+        print_text(f"The signature is one of the key {key}.")
+    if received.left_out_signature:
+        print_text("The signature was left out, because it covers all artifacts of the bundle.")
+
+
+def _find_place(address: str) -> _Place:
+    scheme = address.partition("://")[0]
+    if scheme not in _PLACES:
+        raise InputError(f"{scheme}:// is not served yet; write an address of {', '.join(_PLACES)}://")
+    return _PLACES[scheme]()
+
+
+def _read_access(username: str | None, password_stdin: bool, insecure: bool, authorities: str | None) -> Access:
+    """Return how to reach the place. The password is never an argument, because other users see arguments."""
+    from firstvec_build.shipping.addresses import Access
+
+    if authorities is not None:
+        check_path("--ca", authorities)
+        if insecure:
+            raise InputError("both --ca and --insecure are given: without TLS nobody shows a certificate")
+    password = os.environ.get("FIRSTVEC_REGISTRY_PASSWORD")
+    if username is None:
+        if password_stdin:
+            raise InputError("--password-stdin needs --username")
+        return Access(insecure=insecure, authorities=authorities)
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not username or not password:
+        raise InputError(
+            "--username needs a name and a password: set FIRSTVEC_REGISTRY_PASSWORD, or give --password-stdin"
+        )
+    return Access(username=username, password=password, insecure=insecure, authorities=authorities)
+
+
+def export_bundle(
+    model: _Bundle,
+    ort_package: Annotated[
+        str, typer.Option("--ort-package", metavar="FOLDER", help="Write a model package of ONNX Runtime, schema 1.0.")
+    ],
+    only: Annotated[list[str] | None, typer.Option(help="Export this artifact only. May be repeated.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Export a bundle's ONNX artifacts to the format of another program. The same bundle gives the same bytes.
+
+    Every file is verified. A package that firstvec wrote before is replaced, and no other folder.
+    """
+    from firstvec.bundle import store
+    from firstvec_build.shipping.ort_package import COMPONENT, export
+
+    package = export(store.find_bundle(model), check_path("--ort-package", ort_package), only=only or ())
+    variants = [{"name": each.id, "isa": each.isa} for each in package.variants]
+    if as_json:
+        print_json(
+            {"ort_package": str(package.path), "size": package.size, "component": COMPONENT, "variants": variants}
+        )
+        return
+    print_text(f"{package.path}  ({package.size / 1e6:.1f} MB)")
+    for variant in package.variants:
+        print_text(f"  {variant.id}: {f'processors with {variant.isa}' if variant.isa else 'any processor'}")
+    first = package.variants[0]
+    if first.isa is not None:
+        print_text(
+            f"onnxruntime takes {first.id} on every processor, because it does not check a CPU's instruction set. Ship "
+            f"this package to machines with {first.isa} only."
+        )
 
 
 def check_path(option: str, text: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,11 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firstvec.bundle import SIGNATURE_NAME
+from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.contents import find_unlisted
 from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.manifest import Manifest, read_manifest_bytes
-from firstvec.bundle.signature import MAX_KEY_BYTES, check_signature_bytes, parse_key
+from firstvec.bundle.signature import (
+    MAX_KEY_BYTES,
+    check_signature_bytes,
+    parse_key,
+    read_signature,
+    signed_files,
+)
 from firstvec.errors import BuildError, InputError, ManifestError, MissingDependency
 from firstvec_build import temporary
 
@@ -77,6 +84,27 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
     # model-signing has hashed the files again. The check proves that these are the files that were verified.
     check_signature_bytes(manifest, data, signature, public_key)
     return _write_signature(folder, signature)
+
+
+def read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
+    """Return the bundle's signature, which must cover exactly the manifest's files. None: the bundle is not signed.
+
+    Args:
+        manifest: the bundle's manifest.
+        data: the manifest's bytes.
+
+    Raises:
+        SignatureError: the signature is malformed.
+        BuildError: the signature covers other files.
+    """
+    path = os.path.join(manifest.root, SIGNATURE_NAME)
+    if not os.path.lexists(path):
+        return None
+    signature = read_signature(manifest.root)
+    digests = {MANIFEST_NAME: hashlib.sha256(data).hexdigest(), **{file.path: file.sha256 for file in manifest.files()}}
+    if signed_files(signature, path) != digests:
+        raise BuildError(f"{path}: covers other files than the bundle has; run `firstvec sign` again, or remove it")
+    return signature
 
 
 def _read_key(path: Path, password: str | None) -> tuple[bytes, PublicKey]:

@@ -14,10 +14,10 @@ from pathlib import Path
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME, WHEEL_PACKAGE
 from firstvec.bundle.integrity import open_verified
 from firstvec.bundle.manifest import Manifest, keep_artifacts, read_manifest_bytes
-from firstvec.bundle.signature import read_signature, signed_files
 from firstvec.errors import BuildError, InputError, ManifestError
 from firstvec_build import temporary
 from firstvec_build.shipping.sbom import make_sbom
+from firstvec_build.shipping.signing import read_fitting_signature
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """Every file of the wheel has this date, so that the same bundle gives the same bytes."""
@@ -52,7 +52,7 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
         artifacts=tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
     )
     takes_all = len(kept.artifacts) == len(ids)
-    signature = _read_fitting_signature(manifest, data) if takes_all else None
+    signature = read_fitting_signature(manifest, data) if takes_all else None
     if not takes_all:
         data = keep_artifacts(data, [artifact.id for artifact in kept.artifacts])
     materials = make_sbom(kept, data)
@@ -98,20 +98,6 @@ def pack(manifest: Manifest, output: Path, *, only: Sequence[str] = ()) -> Path:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)
     return path
-
-
-def _read_fitting_signature(manifest: Manifest, data: bytes) -> bytes | None:
-    """Return the bundle's signature, which must cover exactly the manifest's files. None: the bundle is not signed."""
-    path = os.path.join(manifest.root, SIGNATURE_NAME)
-    if not os.path.lexists(path):
-        return None
-    signature = read_signature(manifest.root)
-    digests = {MANIFEST_NAME: hashlib.sha256(data).hexdigest(), **{file.path: file.sha256 for file in manifest.files()}}
-    if signed_files(signature, path) != digests:
-        raise BuildError(
-            f"{path}: covers other files than the wheel would hold; run `firstvec sign` again, or remove it"
-        )
-    return signature
 
 
 def _name_distribution(kept: Manifest, *, takes_all: bool) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The commands for a bundle that was built: `firstvec wheel`, `sign` and `sbom`."""
+"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom` and `export`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
-@pytest.mark.parametrize("command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",)])
+@pytest.mark.parametrize(
+    "command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",), ("export", "--ort-package", "DIR")]
+)
 def test_shipping_commands_demand_a_bundle(command: tuple[str, ...], firstvec: Fresh) -> None:
     missing = firstvec(*command)
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -166,3 +168,38 @@ def test_command_without_its_extra_says_how_to_install_it(
     assert f"pip install 'firstvec[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "wheels").exists()
+
+
+def test_export_writes_a_model_package(tiny_built: Path, firstvec: Fresh, tmp_path: Path) -> None:
+    done = firstvec("export", tiny_built, "--ort-package", tmp_path / "all")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "onnx-fp32: any processor\n  onnx-int8-avx2: processors with avx2\n" in done.stdout
+    assert "Ship this package" not in done.stdout
+    one = ("export", "--model", tiny_built, "--ort-package", tmp_path / "one", "--only", "onnx-int8-avx2")
+    assert "onnxruntime takes onnx-int8-avx2 on every processor" in firstvec(*one).stdout
+    assert json.loads(firstvec(*one, "--json").stdout) == {
+        "ort_package": str(tmp_path / "one"),
+        "size": sum(path.stat().st_size for path in (tmp_path / "one").rglob("*") if path.is_file()),
+        "component": "model",
+        "variants": [{"name": "onnx-int8-avx2", "isa": "avx2"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-bundle", "--ort-package", "{tmp}/new"], 1, "no bundle for model 'no-such-bundle' was found"),
+        (["{bundle}"], 2, "Missing option '--ort-package'"),
+        (["{bundle}", "--ort-package", ""], 1, "--ort-package is empty: give a path"),
+        (["{bundle}", "--ort-package", "{bundle}"], 1, "is no model package of firstvec, so it is not replaced"),
+        (["{bundle}", "--ort-package", "{tmp}/new", "--only", "torchscript-fp32"], 1, "is no ONNX artifact"),
+    ],
+)
+def test_export_ends_with_one_message(
+    arguments: list[str], code: int, message: str, tiny_built: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    done = firstvec("export", *(argument.format(bundle=tiny_built, tmp=tmp_path) for argument in arguments))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()

@@ -328,11 +328,11 @@ def test_manifest_that_was_changed_since_it_was_read_is_not_packed(
 def test_signature_of_other_files_is_not_packed(tiny_bundle: Path, keys: Pair, tmp_path: Path) -> None:
     manifest = Manifest.read(tiny_bundle)
     forge(tiny_bundle, keys.private, without=("config.json",))
-    with pytest.raises(BuildError, match="covers other files than the wheel would hold"):
+    with pytest.raises(BuildError, match="covers other files than the bundle has"):
         pack(manifest, tmp_path / "wheels")
     (tiny_bundle / "notes.txt").write_text("signed, and not listed")
     sign_with_peer(tiny_bundle, keys.private)
-    with pytest.raises(BuildError, match="covers other files than the wheel would hold"):
+    with pytest.raises(BuildError, match="covers other files than the bundle has"):
         pack(manifest, tmp_path / "wheels")
     (tiny_bundle / SIGNATURE).write_text("{}")
     with pytest.raises(SignatureError):

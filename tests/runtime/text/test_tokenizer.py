@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from firstvec import IncompatibleArtifact, InputError, IntegrityError, Manifest
+from firstvec import IncompatibleArtifact, InputError, IntegrityError, Manifest, MissingDependency
 from firstvec.bundle.integrity import OpenFile, open_verified
 from firstvec.bundle.manifest import File
 from firstvec.text.tokenizer import Tokenizer, as_list, check_texts, open_tokenizer
@@ -84,12 +84,42 @@ def test_a_package_that_cannot_read_the_file_is_an_error_with_its_reason(bundle:
         tokenizer.tokenize(["x"])
 
 
-def test_a_missing_package_is_an_error_with_its_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@QUICK
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a \u0378", r"a text with '\\u0378' \(U\+0378\) at character 2"),
+        (f"{'long ' * 200}\U0001e900", r"a text with '\\U0001e900' \(U\+1E900\) at character 1000"),
+    ],
+)
+def test_a_text_that_needs_a_missing_package_is_an_error_with_its_reason(
+    text: str, reason: str, is_native: bool, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    tokenizer = open_tokenizer(Manifest.read(bundle))
+    manifest = Manifest.read(bundle)
+    manifest = manifest.replace(model=manifest.model.replace(max_seq_length=512))
+    tokenizer = open_tokenizer(manifest if is_native else without_tables(manifest))
     assert tokenizer.count(["plain"]) == [3]
-    with pytest.raises(IncompatibleArtifact, match="tokenizers cannot be imported"):
-        tokenizer.tokenize(["[MASK]"])
+    installed = r" needs tokenizers, which is not installed: pip install 'firstvec\[tokenizers\]'$"
+    with pytest.raises(MissingDependency, match=reason + installed):
+        tokenizer.tokenize(["plain", text])
+    assert tokenizer.count(["plain"]) == [3]
+
+
+def test_a_bundle_without_tables_needs_the_package_at_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingDependency, match="the bundle's tokenizer, of which this install has no tables, needs "):
+        open_tokenizer(Manifest.read(bundle).replace(wordpiece=None))
+
+
+def test_a_package_that_cannot_be_loaded_is_an_error_with_its_reason(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tokenizers.py").write_text("raise ImportError('libstdc++ is too old')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tokenizers")
+    with pytest.raises(IncompatibleArtifact, match=r"cannot be imported: libstdc\+\+ is too old; repair its install"):
+        open_tokenizer(Manifest.read(bundle).replace(wordpiece=None))
 
 
 def test_a_vocabulary_that_is_not_utf_8_is_an_incompatible_artifact(tiny_bundle: Path) -> None:
