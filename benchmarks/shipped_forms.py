@@ -48,6 +48,19 @@ FUNCTION = (
     "python -m compileall -q --invalidation-mode unchecked-hash function",
     "python -m zipfile -c function.zip function/*",
 )
+FREEZING = (
+    "python -m venv freezing",
+    "freezing/bin/pip install pyinstaller",
+    "freezing/bin/pip install --find-links dist docsearch",
+)
+FROZEN = ("freezing/bin/pyinstaller --strip --exclude-module inspect examples/docsearch/docsearch.py",)
+ONE_FILE = (f"{FROZEN[0]} --onefile --name docsearch-file",)
+BESIDE = (
+    "python -m zipfile -e dist/firstvec_bundle*.whl unpacked",
+    "cp -r unpacked/firstvec_bundles/all-MiniLM-L6-v2 dist/bundle",
+    "freezing/bin/pip uninstall --yes firstvec-bundle-all-minilm-l6-v2",
+    f"{FROZEN[0]} --onefile --name docsearch-beside",
+)
 
 
 class BuildFailed(Exception):
@@ -194,6 +207,38 @@ def make_pex_venv(shop: Workshop) -> Form:
     return shop.form("pex --venv", file, shop.search(file))
 
 
+def _freeze(shop: Workshop, *commands: str) -> None:
+    """Run commands in the environment of PyInstaller, which the first call makes."""
+    if not (shop.folder / "freezing").exists():
+        commands = (*FREEZING, *commands)
+    for command in commands:
+        shop.run(command, PIP_CONSTRAINT=str(REPOSITORY / "constraints.txt"))
+
+
+def make_pyinstaller(shop: Workshop) -> Form:
+    """Make a folder of PyInstaller."""
+    _freeze(shop, *FROZEN)
+    folder = shop.folder / "dist/docsearch"
+    return shop.form("PyInstaller, folder", folder, shop.search(folder / "docsearch"))
+
+
+def make_one_file(shop: Workshop) -> Form:
+    """Make a file of PyInstaller."""
+    _freeze(shop, *ONE_FILE)
+    file = shop.folder / "dist/docsearch-file"
+    return shop.form("PyInstaller, file", file, shop.search(file))
+
+
+def make_beside(shop: Workshop) -> Form:
+    """Make a file of PyInstaller, with the bundle beside it."""
+    _freeze(shop, *BESIDE)
+    folder = shop.folder / "beside"
+    folder.mkdir()
+    for name in ("docsearch-beside", "bundle"):
+        (shop.folder / "dist" / name).rename(folder / name)
+    return shop.form("PyInstaller, file and bundle", folder, shop.search(folder / "docsearch-beside"))
+
+
 CALL = "import json, handler; print(handler.handler({'query': %r, 'top': 3}, None)['body'])"
 
 
@@ -324,6 +369,9 @@ FORMS: dict[str, Callable[[Workshop], Form]] = {
     "shiv": make_shiv,
     "pex": make_pex,
     "pex-venv": make_pex_venv,
+    "pyinstaller": make_pyinstaller,
+    "pyinstaller-file": make_one_file,
+    "pyinstaller-beside": make_beside,  # uninstalls the bundle from the environment of the two above
     "onnxruntime": make_onnxruntime,
     "fastembed": make_fastembed,
     "sentence-transformers": make_sentence_transformers,

@@ -331,5 +331,6 @@ def test_the_image_answers_as_another_user_without_anything_to_write_to(image: S
 
 def test_the_page_has_the_commands_that_build_the_forms(ship: Any) -> None:
     page = (REPOSITORY / "docs/frozen.md").read_text("utf-8").splitlines()
-    for command in (*ship.WHEELS, *ship.SHIV, *ship.PEX, *ship.PEX_VENV, *ship.FUNCTION):
+    frozen = (*ship.FREEZING, *ship.FROZEN, *ship.ONE_FILE, *ship.BESIDE)
+    for command in (*ship.WHEELS, *ship.SHIV, *ship.PEX, *ship.PEX_VENV, *ship.FUNCTION, *frozen):
         assert command in page, command

@@ -85,7 +85,8 @@ def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
     found = _read(folder)
     manifest = found[1][0]
     after = os.lstat(path)
-    if cache.file_identity(before) == cache.file_identity(after) and cache.is_settled(after):
+    is_same = cache.file_identity(before) == cache.file_identity(after)
+    if is_same and cache.is_settled(after) and cache.will_last(path):
         cache.write_note(note, marshal.dumps({**manifest.to_plain(), "path": ""}))
     return found
 
