@@ -51,14 +51,14 @@ FUNCTION = (
 FREEZING = (
     "python -m venv freezing",
     "freezing/bin/pip install pyinstaller",
-    "freezing/bin/pip install --find-links dist docsearch",
+    "freezing/bin/pip install dist/*.whl",
 )
 FROZEN = ("freezing/bin/pyinstaller --strip --exclude-module inspect examples/docsearch/docsearch.py",)
 ONE_FILE = (f"{FROZEN[0]} --onefile --name docsearch-file",)
 BESIDE = (
     "python -m zipfile -e dist/firstvec_bundle*.whl unpacked",
-    "cp -r unpacked/firstvec_bundles/all-MiniLM-L6-v2 dist/bundle",
-    "freezing/bin/pip uninstall --yes firstvec-bundle-all-minilm-l6-v2",
+    "mv unpacked/firstvec_bundles/* dist/bundle",
+    "rm -r freezing/lib/python3*/site-packages/firstvec_bundles",
     f"{FROZEN[0]} --onefile --name docsearch-beside",
 )
 
