@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,24 @@ def test_a_file_of_a_packer_unpacks_its_bundle_once_and_verifies_it_once(
     assert "is not the file that was built" in done.stderr
     assert "Traceback" not in done.stderr
     form.forget()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize(
+    ("name", "next_start"),
+    [("pyinstaller", "remembered"), ("pyinstaller-file", "hashed now"), ("pyinstaller-beside", "remembered")],
+)
+def test_a_frozen_app_finds_its_bundle(
+    name: str, next_start: str, ship: Any, shop: Any, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--faults"):
+        pytest.skip("make faults runs it, and make test runs tests/build/shipping/frozen")
+    if shutil.which("objdump") is None or not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("PyInstaller needs objdump (Debian's binutils) and a libpython.so")
+    form = ship.FORMS[name](shop)
+    form.forget()
+    found = [verification(search(form, FIRSTVEC_TRACE="1")) for _ in range(2)]
+    assert found == ["hashed now", next_start]
 
 
 @pytest.mark.native

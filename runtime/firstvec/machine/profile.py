@@ -135,8 +135,8 @@ Installed = tuple[tuple[tuple[str, "str | None"], ...], dict[str, str]]
 _known: dict[Any, Installed] = {}
 """What was found counts until ``sys.path``, or a folder of it, changes."""
 
-_HOME = os.path.dirname(os.__file__)
-# In a frozen app, the standard library lies among the packages. Then its folder is not called python3.11, for example.
+_HOME = os.path.dirname(getattr(os, "__file__", ""))
+# In a frozen app, the module os has no file, or lies among the packages, in no folder such as python3.11.
 _STANDARD_LIBRARY = (_HOME, f"{_HOME}/lib-dynload") if os.path.basename(_HOME).startswith("python") else ()
 """These folders hold no packages."""
 
