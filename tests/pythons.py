@@ -76,7 +76,7 @@ class OtherEnvironment:
     def install(self, constraints: Path) -> None:
         """Install firstvec from the checkout, and what the tests need."""
         pip = [self._python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
-        run([*pip, f"{REPOSITORY}[bulk,cli,verify]", *PACKAGES], cwd=REPOSITORY)
+        run([*pip, f"{REPOSITORY}[all,bulk,cli,verify]", *PACKAGES], cwd=REPOSITORY)
 
     def run_runtime_tests(
         self,

@@ -312,7 +312,9 @@ def check_pip(arguments: list[str]) -> None:
             assert (REPOSITORY / arguments.pop(0)).is_file()
         elif argument == "--group":
             assert arguments.pop(0) in project["dependency-groups"]
-        elif argument not in ("-e", "--editable", "--upgrade"):
+        elif argument == "--find-links":
+            assert arguments.pop(0) == "dist"  # of `make wheels`
+        elif argument not in ("-e", "--editable", "--upgrade", "--no-index"):
             named = re.fullmatch(r"(?:firstvec|\.)(?:\[([\w,-]+)\])?", argument)
             assert named, argument
             assert {*(named[1] or "").split(",")} - {""} <= {*project["project"]["optional-dependencies"]}
@@ -345,6 +347,7 @@ def check_script(script: str, arguments: list[str]) -> None:
         ("make test", True),
         ("STS=x make bench-sts STS=path/of/sts-test.csv  # long", True),
         (".venv/bin/pip install -c constraints.txt -e '.[build]'", True),
+        ("pip install --no-index --find-links dist firstvec", True),
         ("firstvec build NAME==VERSION --sha256 DIGEST", True),
         (".venv/bin/python benchmarks/cold_start.py --rounds 5", True),
         ("firstvec pull oci://registry.example.com/tiny:1 --only onnx-fp32", True),
@@ -363,6 +366,7 @@ def test_commands_that_take_long_are_known(line: str, is_long: bool) -> None:
         "pip install 'firstvec[no-such-extra]'",
         "pip install another-package",
         "pip install -c no-such-file firstvec",
+        "pip install --find-links elsewhere firstvec",
         "firstvec build --no-such-option",
         "firstvec pull oci://registry.example.com/tiny:1 --no-such-option",
         "python benchmarks/cold_start.py --no-such-option",

@@ -50,6 +50,20 @@ def test_search_finds_what_is_meant(index: Path) -> None:
     assert hits == sorted(hits, key=lambda hit: -hit["score"])
 
 
+def test_a_search_imports_no_other_package(index: Path, bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(SCRIPT), "search", "parse arguments", "--index", str(index)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"FIRSTVEC_ARTIFACTS": str(bundle.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"firstvec", "argparse"} <= imported
+    assert not imported & {"numpy", "onnxruntime", "tokenizers", "tqdm"}
+
+
 def test_the_app_ships_its_bundle_beside_it(index: Path, bundle: Path, tmp_path: Path) -> None:
     app = tmp_path / "app"
     app.mkdir()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -238,24 +240,72 @@ def _save(
             modules=[*modules, Normalize()] if normalize else modules, device="cpu", prompts=prompts
         )
         model.save(str(folder), create_model_card=False)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A random model\n", "utf-8")
     return folder
 
 
 def _make_wordpiece(*, roberta_specials: bool = False, vocab_size: int = 500, limit_alphabet: int = 200) -> Any:
     names = ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if roberta_specials else _BERT_SPECIALS
     cls, pad, sep, unk, mask = names
-    tokenizer = Tokenizer(models.WordPiece(unk_token=unk))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     order = [cls, pad, sep, unk, mask] if roberta_specials else [pad, unk, cls, sep, mask]
-    tokenizer.train_from_iterator(
-        evaluation_sentences(),
-        trainers.WordPieceTrainer(
-            vocab_size=vocab_size, limit_alphabet=limit_alphabet, special_tokens=order, show_progress=False
-        ),
-    )
+    words = _count_words(*_BERT_RULES)
+    pieces = dict.fromkeys([*order, *_count_parts(words, "##", limit_alphabet)])
+    vocabulary = {piece: number for number, piece in enumerate([*pieces][:vocab_size])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=unk))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _BERT_RULES
+    # The tables leave a text with such a token to the package, so tests of the package's part have a text for it.
+    word = AddedToken(mask, single_word=True, normalized=False)
+    tokenizer.add_special_tokens([*(name for name in order if name != mask), word])
     tokenizer.decoder = decoders.WordPiece()
     return _make_fast(tokenizer, names)
+
+
+_BERT_RULES = (normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer())
+_SENTENCEPIECE_RULES = (
+    normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()]),
+    pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    ),
+)
+
+
+# The package's trainers of WordPiece and Unigram give another vocabulary in each process. With those, each run of the
+# tests would have other models. So the pieces are counted here.
+
+
+def _count_words(normalizer: Any, pre_tokenizer: Any) -> Counter[str]:
+    """Return the words of the project's sentences, and how often each stands there."""
+    texts = map(normalizer.normalize_str, evaluation_sentences())
+    return Counter(word for text in texts for word, _ in pre_tokenizer.pre_tokenize_str(text))
+
+
+def _count_parts(words: Counter[str], inside: str, limit_alphabet: int) -> dict[str, int]:
+    """Return pieces of words and their counts: first the characters, then the parts that save most tokens.
+
+    ``inside`` stands before a piece that does not begin a word.
+    """
+    characters: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for word, count in words.items():
+        for start, character in enumerate(word):
+            characters[character] += count
+            for end in range(start + 1, min(start + 6, len(word)) + 1):
+                counts[(inside if start else "") + word[start:end]] += count
+    alphabet = {*sorted(characters, key=lambda each: (-characters[each], each))[:limit_alphabet]}
+
+    def saved(piece: str) -> int:
+        return (len(piece.removeprefix(inside)) - 1) * counts[piece]
+
+    single = sorted(piece for piece in counts if piece.removeprefix(inside) in alphabet)
+    longer = sorted((piece for piece in counts if saved(piece)), key=lambda piece: (-saved(piece), piece))
+    return {piece: counts[piece] for piece in (*single, *longer)}
+
+
+def _score_parts(number: int) -> list[tuple[str, float]]:
+    """Return so many pieces for Unigram, each with the logarithm of its share."""
+    parts = _count_parts(_count_words(*_SENTENCEPIECE_RULES), "", 10_000)
+    total = sum(parts.values())
+    return [(piece, math.log(count / total)) for piece, count in parts.items()][:number]
 
 
 def _make_byte_level_bpe(*, template: str | None = None, padding_side: str = "right") -> Any:
@@ -276,19 +326,12 @@ def _make_byte_level_bpe(*, template: str | None = None, padding_side: str = "ri
 def _make_unigram(names: tuple[str, ...] = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")) -> Any:
     """SentencePiece's form: a space becomes U+2581. T5 has no token before the text."""
     cls, pad, sep, unk, mask = names
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
-    )
+    specials = list(dict.fromkeys([cls, pad, sep, unk, mask]))
+    pieces = [*((name, 0.0) for name in specials), *_score_parts(_UNIGRAM_SIZE - len(specials))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=specials.index(unk), byte_fallback=False))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = _SENTENCEPIECE_RULES
+    tokenizer.add_special_tokens(specials)
     tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
-    trainer = trainers.UnigramTrainer(
-        vocab_size=_UNIGRAM_SIZE,
-        special_tokens=list(dict.fromkeys([cls, pad, sep, unk, mask])),
-        unk_token=unk,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(evaluation_sentences(), trainer)
     return _make_fast(tokenizer, names, "$A </s>" if cls == pad else None)
 
 
@@ -319,15 +362,11 @@ def _make_fast(tokenizer: Any, names: tuple[str, ...], template: str | None = No
 
 
 def make_pieces(count: int, seed: int = 0) -> list[tuple[str, float]]:
-    """Return a Unigram vocabulary of so many pieces and scores: trained ones, and generated ones of many scripts.
+    """Return a Unigram vocabulary of so many pieces and scores: counted ones, and generated ones of many scripts.
 
     Pieces 0 to 3 are ``<s>``, ``<pad>``, ``</s>`` and ``<unk>``, and the last one is ``<mask>``, as of XLM-R.
     """
-    trained = Tokenizer(models.Unigram())
-    trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=2000, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
-    trained.train_from_iterator(evaluation_sentences(), trainer)
-    found = [(piece, score) for piece, score in json.loads(trained.to_str())["model"]["vocab"] if piece != "<unk>"]
+    found = _score_parts(2000)
     pieces = dict([("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0), *found])
     random = Random(seed)
     while len(pieces) < count - 1:

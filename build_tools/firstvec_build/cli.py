@@ -71,6 +71,14 @@ def build_model(
             help="Run the code that lies beside the model. The code can do whatever you can. A bundle has none of it.",
         ),
     ] = False,
+    license: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        typer.Option(
+            metavar="SPDX",
+            help="The model's licence, such as Apache-2.0. The default is what the model card states.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +162,7 @@ def build_model(
             sha256=sha256,
             pooling=pooling,
             trust_remote_code=trust_remote_code,
+            license=license,
             name=name,
             only=only or (),
             thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),

@@ -270,7 +270,7 @@ def publish(
         raise BuildError(f"{target}: is not a folder; choose another one with --output")
     if _holds_other_files(target):
         raise BuildError(f"{target}: is not a bundle, so it is not replaced; choose another folder with --output")
-    _replace_folder(folder, target)
+    replace_folder(folder, target)
     try:
         temporary.sync(target.parent)
     except OSError as error:
@@ -293,7 +293,7 @@ def _holds_other_files(target: Path) -> bool:
     return bool(names) and MANIFEST_NAME not in names
 
 
-def _replace_folder(folder: Path, target: Path) -> None:
+def replace_folder(folder: Path, target: Path) -> None:
     """Rename ``folder`` to ``target``. The previous bundle is removed, or gets the name of ``folder``."""
     for attempt in range(_ATTEMPTS):
         try:

@@ -1,8 +1,8 @@
 """Semantic search over the docstrings of the Python standard library: an example of an app that ships firstvec.
 
 The index is one file of three parts. The first part is a header of JSON, padded to a page. The second part is the
-vectors (float32, shape (N, D)), which a search maps. The third part is N lines of JSON, of which a search parses only
-its hits.
+vectors (float32, little-endian, shape (N, D)). The third part is N lines of JSON, of which a search parses only its
+hits.
 """
 
 # ruff: noqa: E402 - `--time` counts the imports, so the clock starts before them
@@ -15,7 +15,10 @@ STARTED = time.perf_counter()
 import json
 import os
 import signal
+import struct
 import sys
+from heapq import nsmallest
+from math import dist
 
 from firstvec import FirstvecError, LoadingStrategy, get_embedding_provider, preload_embeddings
 
@@ -24,17 +27,20 @@ if TYPE_CHECKING:
     import argparse
     import ast
     from collections.abc import Iterator
-
-    import numpy as np
-    import numpy.typing as npt
+    from typing import Any
 
     from firstvec import EmbeddingProvider
 
-_SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bundle")
+# Beside this file, or beside the executable of a frozen app.
+_HOME = os.path.dirname(os.path.abspath(sys.executable if getattr(sys, "frozen", False) else __file__))
+_SHIPPED = os.path.join(_HOME, "bundle")
 BUNDLE = _SHIPPED if os.path.isdir(_SHIPPED) else "all-MiniLM-L6-v2"
 # A search needs its first vector soon and then ends. Indexing needs the session that runs fastest. Both strategies take
 # the same artifact, because the vectors of two artifacts differ a little.
 STRATEGIES = {"search": LoadingStrategy.PROGRESSIVE, "index": LoadingStrategy.BACKGROUND}
+
+# A buffer needs no numpy, whose import takes longer than the first vector.
+OPTIONS = {"enable_quantization": True, "output": "buffer"}
 
 CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 DEFAULT_INDEX = os.path.join(CACHE, "docsearch", "stdlib.index")
@@ -55,7 +61,7 @@ def main(argv: list[str]) -> int:
     try:
         if argv and argv[0] in STRATEGIES and not {"-h", "--help"}.intersection(argv):
             # This call is first, because the model then loads while the arguments are parsed and the index is opened.
-            preload_embeddings(model_name=BUNDLE, strategy=STRATEGIES[argv[0]], enable_quantization=True)
+            preload(argv[0])
         arguments = parse(argv)
         if arguments.command == "index":
             index(os.path.abspath(arguments.index), arguments.limit)
@@ -74,6 +80,11 @@ def main(argv: list[str]) -> int:
         print(f"docsearch: {error.filename or 'the output'}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
+
+
+def preload(command: str) -> None:
+    """Start to load the model as a command needs it."""
+    preload_embeddings(BUNDLE, STRATEGIES[command], **OPTIONS)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -113,7 +124,7 @@ def index(path: str, limit: int | None) -> None:
         raise UsageError(f"{root} holds no docstrings: this Python comes without its library's sources")
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder: pass --index the name of a file")
-    provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], enable_quantization=True)
+    provider = get_embedding_provider(BUNDLE, STRATEGIES["index"], **OPTIONS)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here Ctrl-C must remove the partial file
     partial = f"{path}.{os.getpid()}.tmp"
@@ -125,7 +136,7 @@ def index(path: str, limit: int | None) -> None:
             vectors = provider.embed_batch(list(entries), batch_size=32, show_progress_bar=True)  # (N, D)
             header = {"format": FORMAT, "shape": vectors.shape, "origin": origin(provider)}
             file.write(json.dumps(header).encode().ljust(HEADER_BYTES))
-            file.write(vectors.astype("<f4").tobytes())
+            file.write(vectors)
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in entries.values())
         os.replace(partial, path)
     except BaseException:  # also KeyboardInterrupt, because an earlier index must stay as it was
@@ -138,15 +149,7 @@ def index(path: str, limit: int | None) -> None:
 
 def search(query: str, path: str, top: int, *, as_json: bool) -> None:
     """Print the docstrings nearest to ``query``, best first."""
-    if not query.strip():
-        raise UsageError("the query is empty: give a question")
-    vectors, lines, made_with = open_index(path)
-    provider = get_embedding_provider(BUNDLE, STRATEGIES["search"], enable_quantization=True)
-    if (own := origin(provider)) != made_with:
-        theirs, ours = (" ".join(f"{key} {value}" for key, value in made.items()) for made in (made_with, own))
-        raise UsageError(f"{path} was made with {theirs}; this is {ours}: run `docsearch.py index` again")
-    scores = vectors @ provider.embed_query(query)  # (N,): cosines, because the model's vectors have unit length
-    hits = [{"score": round(float(scores[row]), 4), **json.loads(lines[row])} for row in (-scores).argsort()[:top]]
+    hits = find(query, path, top)
     if as_json:
         print(json.dumps(hits, indent=2, ensure_ascii=False))
         return
@@ -154,25 +157,41 @@ def search(query: str, path: str, top: int, *, as_json: bool) -> None:
         print(f"{hit['score']:.3f}  {hit['name']}  ({hit['where']})\n       {hit['summary']}")
 
 
-def open_index(path: str) -> tuple[npt.NDArray[np.float32], list[bytes], dict[str, str | None]]:
-    """Return an index's vectors, shape (N, D), the lines of its N entries, and the facts of `origin`."""
-    import numpy
+def find(query: str, path: str, top: int) -> list[dict[str, Any]]:
+    """Return the entries nearest to ``query``, best first, each with its score."""
+    if not query.strip():
+        raise UsageError("the query is empty: give a question")
+    vectors, lines, made_with = open_index(path)
+    provider = get_embedding_provider(BUNDLE, STRATEGIES["search"], **OPTIONS)
+    if (own := origin(provider)) != made_with:
+        theirs, ours = (" ".join(f"{key} {value}" for key, value in made.items()) for made in (made_with, own))
+        raise UsageError(f"{path} was made with {theirs}; this is {ours}: run `docsearch.py index` again")
+    # The model's vectors have unit length, so the nearest vector has the highest cosine: 1 - distance² / 2.
+    # `dist` is a loop in C. For these few thousand vectors it takes less time than the import of numpy.
+    own_vector = tuple(provider.embed_query(query))  # (D,)
+    distances = [dist(own_vector, vector) for vector in vectors]
+    return [
+        {"score": round(1 - distances[row] ** 2 / 2, 4), **json.loads(lines[row])}
+        for row in nsmallest(top, range(len(lines)), distances.__getitem__)
+    ]
 
+
+def open_index(path: str) -> tuple[Iterator[tuple[float, ...]], list[bytes], dict[str, str | None]]:
+    """Return an index's vectors, shape (N, D), the lines of its N entries, and the facts of `origin`."""
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(HEADER_BYTES))
             if header["format"] != FORMAT:
                 raise ValueError
             count, dim = header["shape"]
-            file.seek(HEADER_BYTES + 4 * count * dim)
+            vectors = struct.iter_unpack(f"<{dim}f", file.read(4 * count * dim))
             *lines, rest = file.read().split(b"\n")
         if rest or len(lines) != count:
             raise ValueError
-        vectors = numpy.memmap(path, "<f4", "r", HEADER_BYTES, (count, dim))
-        return numpy.asarray(vectors), lines, header["origin"]
+        return vectors, lines, header["origin"]
     except FileNotFoundError:
         raise UsageError(f"there is no index at {path} yet: run `docsearch.py index` first") from None
-    except (ValueError, KeyError, TypeError):  # the header is not JSON, or misses a key, or has a wrong type
+    except (ValueError, KeyError, TypeError, struct.error):  # the header misses a key, or its numbers do not fit
         raise UsageError(f"{path} is damaged, or no index of this version: run `docsearch.py index` again") from None
 
 
@@ -227,8 +246,13 @@ def definitions(
             yield f"{name}.{child.name}", child
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Run the command of the process's arguments; return the exit code. This is the installed command's function."""
     # Ctrl-C ends the process without KeyboardInterrupt. A KeyboardInterrupt while two threads import can leave a lock
     # of CPython's import taken. The loading thread would then wait for ever, and the exit would wait for that thread.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run())

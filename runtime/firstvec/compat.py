@@ -12,7 +12,7 @@ from firstvec.loader import OptimizedEmbeddingLoader
 from firstvec.options import make_options
 from firstvec.provider import DOCUMENT_PROMPTS, QUERY_PROMPTS
 from firstvec.text.tokenizer import as_list
-from firstvec.vectors import as_tensors, not_computed, wait_for_numpy
+from firstvec.vectors import as_tensors, check_numpy, not_computed, wait_for_numpy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ class SentenceTransformer:
         artifact: id of the one artifact that may be taken.
 
     Raises:
+        MissingDependency: numpy is not installed.
         BundleNotFound, ManifestError, SignatureError: why there is no usable bundle. Errors of the load itself are
             those of the first call that waits for it.
         NotImplementedError: an argument would change the vectors, and a bundle cannot follow it.
@@ -194,6 +195,7 @@ class SentenceTransformer:
             )
         self._loader = OptimizedEmbeddingLoader(checked.model_name, **options)
         self._loader.start_loading()
+        check_numpy("SentenceTransformer of firstvec.compat")  # behind the load, which begins to import numpy
 
     def __getattr__(self, name: str) -> Any:
         if name in _MISSING:

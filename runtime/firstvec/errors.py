@@ -36,6 +36,8 @@ Every message says what was wrong, where, and what to do next.
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +53,19 @@ def printable(text: str) -> str:
 def excerpt(text: str) -> str:
     """Return the first 80 characters of a value that nobody vouches for, with the unprintable ones spelled out."""
     return text[:80] if text[:80].isprintable() else ascii(text[:80])[1:-1]
+
+
+def _archive_note() -> str:
+    """Return what to do if this package was imported from an archive, such as a zipapp. Empty: it was not."""
+    path = os.path.abspath(__file__)
+    while not os.path.exists(path) and os.path.dirname(path) != path:
+        path = os.path.dirname(path)
+    if not os.path.isfile(path) or path == os.path.abspath(__file__):
+        return ""
+    return (
+        f"\nfirstvec runs out of the archive {path}. The system maps files of folders only, so a bundle and a compiled "
+        "module in an archive are not found. Unpack the archive, or pack the app with shiv or pex, which unpack it."
+    )
 
 
 class FirstvecError(Exception):
@@ -116,7 +131,7 @@ class BundleNotFound(FirstvecError):
         build = "Build a bundle with `firstvec build`" if is_path else f"Build it with `firstvec build {name}`"
         super().__init__(
             f"no bundle for model {name!r} was found. Searched:{places}{others}\n"
-            f"{build}, or set FIRSTVEC_ARTIFACTS to the folder that holds it."
+            f"{build}, or set FIRSTVEC_ARTIFACTS to the folder that holds it.{_archive_note()}"
         )
         self.name = name
         self.searched = tuple(searched)
@@ -175,7 +190,9 @@ class NoCompatibleArtifact(FirstvecError):
 
     def __init__(self, model: str, profile: str, rejected: Sequence[tuple[str, str]], hint: str) -> None:
         reasons = "".join(f"\n  - {artifact}: {reason}" for artifact, reason in rejected)
-        super().__init__(f"no artifact of {model} can be used on this machine ({profile}):{reasons}\n{hint}")
+        super().__init__(
+            f"no artifact of {model} can be used on this machine ({profile}):{reasons}\n{hint}{_archive_note()}"
+        )
         self.model = model
         self.profile = profile
         self.rejected = tuple(rejected)
@@ -210,10 +227,11 @@ class InputError(FirstvecError, ValueError):
 
 
 class MissingDependency(FirstvecError):
-    """An optional package is not installed."""
+    """An optional package is not installed. ``otherwise`` says what to do without the package, where that helps."""
 
-    def __init__(self, what: str, package: str, install: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed: pip install '{install}'")
+    def __init__(self, what: str, package: str, install: str, otherwise: str = "") -> None:
+        needs = f"{what} needs {package}, which is not installed: pip install '{install}'"
+        super().__init__(f"{needs}; or {otherwise}" if otherwise else needs)
         self.package = package
         self.install = install
 

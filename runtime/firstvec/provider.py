@@ -10,11 +10,14 @@ from firstvec.process.threads import Task
 from firstvec.record import Generic
 from firstvec.text.tokenizer import as_list, check_texts
 from firstvec.vectors import (
+    ARRAYS,
+    REDUCED,
     as_array,
     as_features,
     as_row,
     as_rows,
     as_tensors,
+    check_numpy,
     no_rows,
     not_computed,
     quantize_embeddings,
@@ -183,6 +186,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
 
         Raises:
             InputError: ``text`` is not a str, or holds a lone surrogate, or the output is unknown.
+            MissingDependency: the output is ``numpy``, and numpy is not installed. Or the text needs the tokenizers
+                package, and the package is not installed.
             ClosedError: the provider was closed.
         """
         return self._embed_one(text, QUERY_PROMPTS, output)
@@ -206,7 +211,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             output: as for `embed_query`.
 
         Raises:
-            InputError, ClosedError: as for `embed_query`.
+            InputError, MissingDependency, ClosedError: as for `embed_query`.
         """
         return self._embed_one(text, DOCUMENT_PROMPTS, output)
 
@@ -242,7 +247,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
 
         Raises:
             InputError: a text is not usable. The error has its index.
-            ClosedError: as for `embed_query`.
+            MissingDependency, ClosedError: as for `embed_query`.
         """
         options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar, "output": output}
         return self.encode(texts, prompt=self._named_prompt(DOCUMENT_PROMPTS), **options)
@@ -314,7 +319,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
         Raises:
             InputError: a text or an argument is not usable, or the bundle has no ranges for ``int8`` and ``uint8``.
             IntegrityError, ManifestError: the file of the ranges is not the one that was built, or holds none.
-            MissingDependency: tensors are asked for and torch is not installed.
+            MissingDependency: numpy is not installed and is needed, or tensors are asked for without torch.
             ClosedError: as for `embed_query`.
         """
         texts = sentences if inputs is None else inputs
@@ -347,6 +352,10 @@ class EmbeddingProvider(Generic[Row, Rows]):
             self._sessions.lease()  # raises ClosedError
             if not as_tensor and form != "numpy":
                 return [] if form == "list" else memoryview(bytearray()).cast("f")
+        is_changed = truncate_dim is not None or normalize_embeddings or precision != "float32"
+        needs_numpy = as_tensor or is_changed or form == "numpy"
+        if needs_numpy and (form != "numpy" or len(rows) > 1):  # here: the error must not come after a million texts
+            check_numpy(ARRAYS if as_tensor or form == "numpy" else REDUCED)
         view = self._embed_many(rows, prefix, batch_size, progress) if rows else None
         if as_tensor:
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
@@ -355,7 +364,7 @@ class EmbeddingProvider(Generic[Row, Rows]):
             else:
                 results = as_tensors(array, bool(convert_to_tensor))
             return results[0] if is_single else results
-        if form == "numpy" or truncate_dim is not None or normalize_embeddings or precision != "float32":
+        if needs_numpy:
             array = self._convert(view, truncate_dim, normalize_embeddings, precision)
             if form == "numpy":
                 return array[0] if is_single else array
@@ -464,6 +473,8 @@ class EmbeddingProvider(Generic[Row, Rows]):
         _check_batch_size(batch_size)
         prefix = self._prompt(prompt_name, prompt)
         form = self._output_form(output)
+        if form == "numpy":
+            check_numpy(ARRAYS)
         return self._iterate(_check_one_by_one(texts), prefix, batch_size, show_progress_bar, form)
 
     def _iterate(self, texts: Iterator[str], prefix: str, batch_size: int, progress: bool, form: str) -> Iterator[Any]:
@@ -636,13 +647,15 @@ def _logs_information() -> bool:
 
 
 class _Progress:
-    """A tqdm bar, or nothing. tokenizers' own dependencies include tqdm."""
+    """A tqdm bar, or nothing. tokenizers' own dependencies include tqdm. An install without tqdm has no bar."""
 
     def __init__(self, total: int | None, enabled: bool) -> None:
         self._bar: Any = None
         if enabled:
-            from tqdm import tqdm
-
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
             self._bar = tqdm(total=total, unit="text")
 
     def __enter__(self) -> _Progress:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     from firstvec.loading.trace import Trace
 
+ARRAYS = "output='numpy', which is the default,"
+REDUCED = "another precision, truncate_dim and normalize_embeddings"
+"""What needs numpy, for people."""
+
 
 def import_numpy_ahead(trace: Trace) -> None:
     """Import numpy in a thread, if it is not there yet. The first array waits for what is left.
@@ -49,16 +53,34 @@ def wait_for_numpy() -> None:
         _ahead.finished.wait()
 
 
-def _numpy() -> Any:
-    """Return numpy. Wait first: a Ctrl-C in a wait for a module's own lock can leave that lock taken for good."""
+def numpy_for(what: str) -> Any:
+    """Return numpy. Wait first: a Ctrl-C in a wait for a module's own lock can leave that lock taken for good.
+
+    Raises:
+        MissingDependency: numpy is not installed. ``what`` needs it.
+    """
     wait_for_numpy()
     if "numpy" not in sys.modules:
         _check_addresses()
     try:
         import numpy
     except ImportError as error:
-        raise MissingDependency("output='numpy'", "numpy", "numpy") from error
+        raise _without_numpy(what) from error
     return numpy
+
+
+def check_numpy(what: str) -> None:
+    """Raise MissingDependency if numpy is not installed. A long computation asks before it begins."""
+    if sys.modules.get("numpy") is None:
+        from importlib.util import find_spec
+
+        if find_spec("numpy") is None:
+            raise _without_numpy(what)
+
+
+def _without_numpy(what: str) -> MissingDependency:
+    otherwise = "take output='list' or 'buffer', which need no numpy" if what == ARRAYS else ""
+    return MissingDependency(what, "numpy", "firstvec[numpy]", otherwise)
 
 
 def _check_addresses() -> None:
@@ -74,14 +96,14 @@ def _check_addresses() -> None:
 
 def as_array(view: memoryview[float]) -> npt.NDArray[np.float32]:
     """Return the vectors as an array over the same memory."""
-    numpy = _numpy()
+    numpy = numpy_for(ARRAYS)
     array: npt.NDArray[np.float32] = numpy.asarray(view, dtype=numpy.float32)
     return array
 
 
 def no_rows(dim: int) -> npt.NDArray[np.float32]:
     """Return no vectors of ``dim`` components, (0, dim)."""
-    numpy = _numpy()
+    numpy = numpy_for(ARRAYS)
     array: npt.NDArray[np.float32] = numpy.empty((0, dim), numpy.float32)
     return array
 
@@ -107,7 +129,7 @@ def quantize_embeddings(
         precision: ``int8``, ``uint8``, ``binary`` or ``ubinary``.
         ranges: least and largest value of each component, (2, D), for ``int8`` and ``uint8``.
     """
-    numpy = _numpy()
+    numpy = numpy_for(REDUCED)
     if precision in ("binary", "ubinary"):
         bits: npt.NDArray[Any] = numpy.packbits(vectors > 0, axis=-1)  # (N, ceil(D / 8))
         if precision == "binary":
@@ -139,7 +161,7 @@ def read_ranges(data: bytes, path: str, dim: int, truncate_dim: int, normalized:
     Raises:
         ManifestError: the file does not hold such numbers.
     """
-    numpy = _numpy()
+    numpy = numpy_for(REDUCED)
     if len(data) != 12 * dim:
         raise ManifestError(path, f"has {len(data)} bytes, not the {12 * dim} of three numbers a component")
     rows = numpy.frombuffer(data, "<f4").reshape(3, dim).astype(numpy.float32)
@@ -155,7 +177,7 @@ def shorten(vectors: npt.NDArray[np.float32], truncate_dim: int | None, normaliz
     Raises:
         InputError: ``truncate_dim`` is no positive integer.
     """
-    numpy = _numpy()
+    numpy = numpy_for(REDUCED)
     if truncate_dim is not None:
         if isinstance(truncate_dim, bool) or not hasattr(truncate_dim, "__index__") or truncate_dim < 1:
             raise InputError(f"truncate_dim {truncate_dim!r} is not a positive integer")
@@ -197,9 +219,9 @@ def not_computed(name: object) -> str:
 
 def as_features(vectors: npt.NDArray[np.float32], token_ids: list[list[int]]) -> list[Features]:
     """Return each text's vector, token ids and attention mask, as tensors. The errors are those of `as_tensors`."""
-    features = []
+    features, numpy = [], numpy_for(ARRAYS)
     for vector, ids in zip(as_tensors(vectors, False), token_ids, strict=True):
-        numbers = _numpy().array(ids, "int64")
-        masked = {"input_ids": numbers, "attention_mask": _numpy().ones_like(numbers)}
+        numbers = numpy.array(ids, "int64")
+        masked = {"input_ids": numbers, "attention_mask": numpy.ones_like(numbers)}
         features.append(Features(sentence_embedding=vector, **{k: as_tensors(v, True) for k, v in masked.items()}))
     return features

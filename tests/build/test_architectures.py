@@ -150,9 +150,7 @@ def test_every_artifact_gives_the_reference_vectors(built: Built, artifact_id: s
     if provider.artifact.precision == "fp32":
         assert relative_difference(vectors, built.reference) <= 1e-5
     else:
-        # The trainer of the tokenizer gives another vocabulary in each process, so each run has another model. The
-        # worst text of one such model was at 0.957.
-        assert cosine(vectors, built.reference).min() >= 0.9
+        assert cosine(vectors, built.reference).min() >= 0.97
 
 
 @pytest.mark.parametrize(("strategy", "precision"), [("lazy", "fp32"), ("cached", "fp32"), ("quantized", "int8")])

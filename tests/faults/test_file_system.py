@@ -622,7 +622,7 @@ def test_a_replaced_bundle_goes_on_serving_and_a_new_loader_takes_the_new_one(
 
 def exchange(staged: Path, target: Path) -> None:
     """Do what the end of a build does once all files are written: take the place, and remove the previous files."""
-    publishing._replace_folder(staged, target)
+    publishing.replace_folder(staged, target)
     shutil.rmtree(staged)
 
 

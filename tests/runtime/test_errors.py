@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,7 @@ from firstvec.errors import (
     WorkerError,
     printable,
 )
+from tests.conftest import Fresh
 
 CLASSES = {
     name: value
@@ -67,7 +70,7 @@ INSTANCES: dict[type[FirstvecError], FirstvecError] = {
     LoadTimeout: LoadTimeout("org/model", 2.5),
     ClosedError: ClosedError("the provider was closed; get a new one"),
     InputError: InputError("is bytes, not str; decode it", 3),
-    MissingDependency: MissingDependency("convert_to_tensor", "torch", "firstvec[torch]"),
+    MissingDependency: MissingDependency("convert_to_tensor", "torch", "firstvec[torch]", "take output='numpy'"),
     TransferError: TransferError("oci://host/repo:tag", "refused (403 Forbidden)", "log in", is_passing=True),
     BulkError: BulkError("the run stopped; run it again"),
     RowError: RowError("a.jsonl", 7, "is null"),
@@ -109,7 +112,7 @@ PARTS: dict[type[FirstvecError], tuple[str, ...]] = {
     ),
     LoadTimeout: ("org/model", "2.5 s", "goes on", "call get_provider() again", "larger timeout"),
     InputError: ("text 3", "is bytes, not str", "decode it"),
-    MissingDependency: ("convert_to_tensor", "torch", "pip install 'firstvec[torch]'"),
+    MissingDependency: ("convert_to_tensor", "torch", "pip install 'firstvec[torch]'", "; or take output='numpy'"),
     TransferError: ("oci://host/repo:tag", "refused (403 Forbidden)", "log in"),
     RowError: ("a.jsonl", "row 7 (counted from 0)", "is null", "--on-error skip"),
     InputChanged: ("a.jsonl", "was replaced by another file while it was read", "--overwrite"),
@@ -182,6 +185,29 @@ def test_a_path_at_which_there_is_no_bundle_is_not_offered_as_the_model_to_build
     text = str(BundleNotFound(path, [path]))
     assert "Build a bundle with `firstvec build`, or set FIRSTVEC_ARTIFACTS" in text
     assert f"firstvec build {path}" not in text
+
+
+def test_out_of_an_archive_a_missing_bundle_and_engine_have_a_cause(
+    fresh: Fresh, tiny_built: Path, tmp_path: Path
+) -> None:
+    """In a zipapp, the bundle and the compiled module are there, and cannot be found."""
+    shutil.copytree(Path(errors.__file__).parent, tmp_path / "app/firstvec", ignore=shutil.ignore_patterns("*.pyc"))
+    archive = shutil.make_archive(str(tmp_path / "app"), "zip", tmp_path / "app")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from firstvec import FirstvecError, get_embedding_provider\n"
+        "try: get_embedding_provider(sys.argv[2], artifact=sys.argv[3] or None)\n"
+        "except FirstvecError as error: print(type(error).__name__, error)"
+    )
+    for model, artifact, error in (
+        ("no-such-model", "", "BundleNotFound"),
+        (str(tiny_built), "native-int8", "NoCompatibleArtifact"),
+    ):
+        printed = fresh(code, archive, model, artifact).stdout
+        assert printed.startswith(error)
+        assert f"firstvec runs out of the archive {archive}. " in printed
+        assert "pack the app with shiv or pex" in printed
+    assert "archive" not in str(BundleNotFound("org/model", []))
 
 
 def test_a_file_that_cannot_be_read_is_not_called_another_file() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -202,6 +203,14 @@ def test_a_progress_bar_is_drawn_on_request(provider: EmbeddingProvider, capsys:
     assert capsys.readouterr().err == ""
 
 
+def test_without_tqdm_there_is_no_bar(
+    provider: EmbeddingProvider, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert len(provider.encode(["one", "two"], show_progress_bar=True)) == 2
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("level", "asked", "drawn"),
     [
@@ -396,6 +405,57 @@ except MissingDependency as error:
 
 def test_tensors_without_torch_name_the_extra(tiny_built: Path, fresh: Fresh) -> None:
     assert "pip install 'firstvec[torch]'" in fresh(WITHOUT_TORCH, tiny_built).stdout
+
+
+WITHOUT_NUMPY = """
+import sys
+for name in ("numpy", "onnxruntime", "tokenizers"):
+    sys.modules[name] = None
+from firstvec import MissingDependency, OptimizedEmbeddingLoader
+provider = OptimizedEmbeddingLoader(sys.argv[1]).get_provider()
+assert len(provider.embed_query("text", "list")) == provider.embed_batch(["a", "b"], output="buffer").shape[1]
+for call in (
+    lambda: provider.embed_query("text"),
+    lambda: provider.encode([]),
+    lambda: provider.encode(["a", "b"]),
+    lambda: next(provider.encode_iter(["a"])),
+    lambda: provider.encode("a", truncate_dim=2, output="list"),
+    lambda: provider.encode(["a"], normalize_embeddings=True, output="buffer"),
+    lambda: provider.encode(["a"], precision="binary", output="list"),
+):
+    try:
+        call()
+    except MissingDependency as error:
+        print(error)
+"""
+
+
+@pytest.mark.native
+def test_without_numpy_lists_and_buffers_are_left_and_arrays_name_the_extra(tiny_built: Path, fresh: Fresh) -> None:
+    lines = fresh(WITHOUT_NUMPY, tiny_built).stdout.splitlines()
+    missing = "needs numpy, which is not installed: pip install 'firstvec[numpy]'"
+    arrays = f"output='numpy', which is the default, {missing}; or take output='list' or 'buffer', which need no numpy"
+    assert lines[:4] == [arrays] * 4
+    assert lines[4:] == [f"another precision, truncate_dim and normalize_embeddings {missing}"] * 3
+
+
+NO_VECTOR_IS_COMPUTED = """
+import sys
+sys.modules["numpy"] = None
+from firstvec import MissingDependency, OptimizedEmbeddingLoader
+from firstvec.provider import EmbeddingProvider
+EmbeddingProvider._run = None
+provider = OptimizedEmbeddingLoader(sys.argv[1]).get_provider()
+try:
+    provider.encode(["a", "b"])
+except MissingDependency:
+    print("before")
+"""
+
+
+@pytest.mark.native
+def test_a_missing_numpy_is_noticed_before_many_vectors_are_computed(tiny_built: Path, fresh: Fresh) -> None:
+    assert fresh(NO_VECTOR_IS_COMPUTED, tiny_built).stdout == "before\n"
 
 
 def test_every_error_is_a_firstvec_error() -> None:

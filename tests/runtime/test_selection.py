@@ -552,6 +552,42 @@ def test_int8_is_taken_where_the_bundle_has_no_full_precision(strategy: str) -> 
     assert choice.reason == "INT8 for this CPU (avx2); the bundle has no full precision"
 
 
+# --- Bundles of which some artifacts are installed -------------------------------------------------------------------
+
+ABSENT = "not installed: its files are in another wheel of the bundle"
+
+
+@pytest.mark.parametrize("strategy", BEST)
+def test_what_is_not_installed_is_passed_over_with_the_reason(strategy: str) -> None:
+    choice = choose(bundle(AVX2, ARM).replace(absent=(ONNX, TORCHSCRIPT)), machine(), strategy)
+    assert order(choice) == ["int8-avx2"]
+    assert choice.reason == "INT8 for this CPU (avx2); no full precision is installed"
+    assert list(reasons(choice)) == ["int8-arm64", "onnx", "torchscript"]
+    assert reasons(choice)["onnx"] == reasons(choice)["torchscript"] == ABSENT
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "hint"),
+    [
+        ("cached", {}, "Install the wheel with one of the artifacts that are not installed."),
+        ("lazy", {"artifact": "onnx"}, "Install the wheel with this artifact, or leave the artifact out"),
+        ("lazy", {"artifact": "int8-arm64"}, "Leave the artifact out: the strategy then chooses one."),
+        ("lazy", {"artifact": "none"}, "The bundle has no artifact 'none': it has int8-arm64, onnx."),
+    ],
+)
+def test_error_says_what_to_install(strategy: str, options: dict[str, str], hint: str) -> None:
+    manifest = bundle(ARM).replace(absent=(ONNX,))
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(manifest, machine(), strategy, **options)
+    assert dict(caught.value.rejected)["onnx"] == ABSENT
+    assert str(caught.value).splitlines()[-1].startswith(hint)
+
+
+def test_without_any_installed_artifact_the_error_says_so() -> None:
+    with pytest.raises(NoCompatibleArtifact, match="Install the wheel with one of the artifacts"):
+        choose(bundle(ONNX).replace(artifacts=(), absent=(ONNX,)), machine())
+
+
 def test_cached_never_takes_int8_and_names_the_strategy_that_does() -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
         choose(bundle(AVX2, ARM), machine(), "cached")
@@ -806,12 +842,50 @@ def test_when_none_is_left_every_reason_is_listed_with_a_hint(
 
 @pytest.mark.parametrize(
     ("strategy", "hint"),
-    [("lazy", "enable_quantization=True"), ("quantized", "full-precision strategy"), ("cached", "onnxruntime")],
+    [
+        ("lazy", "Install a version of an engine that fits, or allow INT8 with enable_quantization=True."),
+        ("quantized", "Use a full-precision strategy (LAZY, BACKGROUND, PROGRESSIVE, CACHED), or build INT8 for this"),
+        ("cached", "Install a version of an engine that fits, or build the bundle with its fp32 artifacts."),
+    ],
 )
 def test_the_hint_is_that_of_the_strategy(strategy: str, hint: str) -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
-        choose(bundle(), machine(isa=(), torch=None, onnxruntime=None), strategy)
-    assert hint in str(caught.value).splitlines()[-1]
+        choose(bundle(), machine(isa=(), torch="3.0.0", onnxruntime="1.22.0"), strategy)
+    assert str(caught.value).splitlines()[-1].startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "strategy", "hint"),
+    [
+        ((ONNX,), "cached", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        ((ONNX, AVX2), "quantized", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        (
+            (ONNX, AVX2),
+            "lazy",
+            "Install onnxruntime (`pip install 'firstvec[onnx]'`), or allow INT8 with enable_quantization=True.",
+        ),
+        ((TORCHSCRIPT,), "lazy", "Install torch (`pip install 'firstvec[torch]'`)."),
+        ((ONNX, TORCHSCRIPT), "cached", "Install onnxruntime (`pip install 'firstvec[onnx]'`)."),
+        (
+            (NATIVE_INT8,),
+            "quantized",
+            "Install firstvec from a wheel for this machine, or with a C compiler, because it has no engine.",
+        ),
+        # onnxruntime would not help, because the strategy does not take the artifact.
+        ((AVX2,), "cached", "This bundle has INT8 only: use strategy='quantized'."),
+    ],
+)
+def test_the_hint_names_the_extra_of_an_engine_that_is_not_installed(
+    artifacts: tuple[Artifact, ...], strategy: str, hint: str
+) -> None:
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(bundle(*artifacts), machine(torch=None, onnxruntime=None), strategy)
+    assert str(caught.value).splitlines()[-1] == hint
+
+
+def test_the_hint_names_the_extra_of_the_artifact_that_is_asked_for() -> None:
+    with pytest.raises(NoCompatibleArtifact, match=r"pip install 'firstvec\[onnx\]'"):
+        choose(bundle(), machine(torch=None, onnxruntime=None), artifact="onnx")
 
 
 @pytest.mark.parametrize("device", ["mps", "cuda", "cuda:0", "tpu"])

@@ -128,7 +128,7 @@ def test_tensors_are_over_the_same_memory() -> None:
     assert stacked[0, 0] == 9.0
 
 
-@pytest.mark.parametrize(("name", "install"), [("numpy", "numpy"), ("torch", r"firstvec\[torch\]")])
+@pytest.mark.parametrize(("name", "install"), [("numpy", r"firstvec\[numpy\]"), ("torch", r"firstvec\[torch\]")])
 def test_a_missing_package_is_named(name: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, view = np.array(NUMBERS, np.float32), view_of(NUMBERS)
     monkeypatch.setitem(sys.modules, name, None)

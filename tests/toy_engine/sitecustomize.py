@@ -19,7 +19,6 @@ ENGINES["abacus"] = Engine(
     memory_mb=1,
     memory_when_loaded_mb=1,
     maps_weights=False,
-    is_required=False,
     install="abacus",
     purpose="computes with numpy",
 )

@@ -47,7 +47,7 @@ class OpenFile:
         self._identity: tuple[int, ...] = ()
         self._is_settled = False
 
-    def verify(self, *, may_have_links: bool, use_markers: bool) -> None:
+    def verify(self, *, use_markers: bool) -> None:
         """Compare the file with the manifest, or raise IntegrityError. A marker can stand in for hashing."""
         try:
             status = os.fstat(self.descriptor)
@@ -55,8 +55,7 @@ class OpenFile:
                 raise self._error("a regular file", "something else")
             if status.st_size != self.size:
                 raise self._error(f"{self.size} bytes", f"{status.st_size} bytes")
-            # On a read-only file system nobody can write to the file through another name.
-            if status.st_nlink > 1 and not may_have_links and not os.fstatvfs(self.descriptor).f_flag & os.ST_RDONLY:
+            if status.st_nlink > 1 and not self._may_have_links():
                 raise self._error("a file with one name", f"{status.st_nlink} hard links to it: copy the bundle")
             self._identity = cache.file_identity(status)
             self._is_settled = cache.is_settled(status)
@@ -67,7 +66,7 @@ class OpenFile:
             self._compare_digest()
         except OSError as error:
             raise _unreadable(self.path, self.size, error, self._artifact) from error
-        if self._is_settled:
+        if self._is_settled and cache.will_last(self.path):
             cache.put_marker(marker)
 
     def read(self) -> bytes:
@@ -86,6 +85,10 @@ class OpenFile:
             # The identity changes, too, when a new build takes the file's name away. Only the digest can tell.
             self._compare_digest()
             self._identity = now
+
+    def _may_have_links(self) -> bool:
+        # On a read-only file system nobody can write to the file through another name.
+        return bool(os.fstatvfs(self.descriptor).f_flag & os.ST_RDONLY) or _is_installed(self.folder)
 
     def _compare_digest(self) -> None:
         import hashlib  # 3 ms, most of it for OpenSSL: a file that is remembered does not need it
@@ -141,7 +144,8 @@ def open_verified(root: str, file: File, artifact: str = "", *, use_markers: boo
     """Open ``file`` of the bundle in folder ``root``, and verify that it is the one that the manifest describes.
 
     A file with several names (hard links) is refused, because somebody can write to it through a name that nobody
-    looks at. It is accepted where packages are installed, because installers such as uv link files from their cache.
+    looks at. It is accepted where packages are installed, because installers such as uv and pex link files from their
+    cache. The bundle can be a wheel of its own, or a folder of the app's package.
 
     Args:
         root: the bundle's folder.
@@ -156,8 +160,7 @@ def open_verified(root: str, file: File, artifact: str = "", *, use_markers: boo
     """
     opened = OpenFile(root, file, artifact, _open(root, file, artifact))
     try:
-        is_installed = os.path.basename(os.path.dirname(os.path.abspath(root))) == WHEEL_PACKAGE
-        opened.verify(may_have_links=is_installed, use_markers=use_markers)
+        opened.verify(use_markers=use_markers)
     except BaseException:
         opened.close()
         raise
@@ -201,6 +204,25 @@ def _open(root: str, file: File, artifact: str) -> int:
             if os.path.islink(part):
                 raise IntegrityError(part, "a regular file", "a symbolic link", artifact) from error
         raise _unreadable(path, file.size, error, artifact) from error
+
+
+def _is_installed(folder: str) -> bool:
+    """Return whether the folder lies where an installer puts packages: beside the package there is its metadata.
+
+    A folder in which everyone can write, such as ``/tmp``, is none, because everyone could put metadata there.
+    """
+    inner = os.path.abspath(folder)
+    while (outer := os.path.dirname(inner)) != inner:
+        if os.path.basename(inner) == WHEEL_PACKAGE:
+            return True
+        try:
+            has_metadata = any(name.endswith(".dist-info") for name in os.listdir(outer))
+            if has_metadata and not os.stat(outer).st_mode & stat.S_IWOTH:
+                return True
+        except OSError:  # this user may pass through the folder, and not list it
+            pass
+        inner = outer
+    return False
 
 
 def _unreadable(path: str, size: int, error: OSError, artifact: str) -> IntegrityError:

@@ -25,6 +25,7 @@ from firstvec.machine.profile import ResourceProfile
 from firstvec.options import Options
 from firstvec.selection import cannot_run, select, usable_devices
 from firstvec.strategy import STRATEGIES
+from firstvec.text.tokenizer import open_quick
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,12 +35,13 @@ _TIME_LIMIT = 120.0
 """Seconds for one process. The import of torch from a cold disk takes many of them."""
 
 _PACKAGES = (
-    ("tokenizers", "turns text into tokens", True, ("tokenizers",)),
-    ("firstvec[cli]", "`firstvec --help`, `firstvec build`", False, ("typer",)),
-    ("firstvec[verify]", "signatures of bundles", False, ("cryptography",)),
-    ("firstvec[build]", "`firstvec build`", False, ("torch", "optimum", "onnx", "sentence_transformers")),
+    ("firstvec[numpy]", "vectors as arrays, which are the default", ("numpy",)),
+    ("firstvec[tokenizers]", "tokenizers of which a bundle has no tables, and rare texts", ("tokenizers",)),
+    ("firstvec[cli]", "`firstvec --help`, `firstvec build`", ("typer",)),
+    ("firstvec[verify]", "signatures of bundles", ("cryptography",)),
+    ("firstvec[build]", "`firstvec build`", ("torch", "optimum", "onnx", "sentence_transformers")),
 )
-"""What to give to ``pip install``, what needs it, whether nothing works without it, and what Python imports."""
+"""What to give to ``pip install``, what needs it, and what Python imports."""
 
 _CHILD = """
 import json, sys
@@ -79,7 +81,7 @@ def examine(model: str | None = None, *, run_self_tests: bool = True) -> dict[st
         "firstvec": __version__,
         "python": sys.version.split()[0],
         "machine": {**profile.to_dict(), "engines": dict(profile.engines)},
-        "engines": {name: _engine_use(name, profile) for name, engine in ENGINES.items() if engine.is_required},
+        "engines": {name: _engine_use(name, profile) for name, engine in ENGINES.items() if engine.describes_use},
         "native": _native_use(),
         "cache": cache.cache_folder(),
         "cache_problem": cache.cache_problem(),
@@ -95,25 +97,25 @@ def examine(model: str | None = None, *, run_self_tests: bool = True) -> dict[st
         },
         "broken": broken,
         "missing": _missing(profile),
+        "without_tokenizer": [manifest.root for manifest in manifests if _lacks_tokenizer(manifest)],
     }
     problems = find_problems(found)
     return {**found, "problems": problems, "healthy": not problems}
 
 
 def find_problems(found: dict[str, Any]) -> list[str]:
-    """Return what keeps something from working here, for people. What is optional is no problem."""
-    problems = [
-        f"{each['install']} is missing, which {each['needed_for']}: pip install '{each['install']}'"
-        for each in found["missing"]
-        if each["required"]
-    ]
-    problems += [f"{name} {use['description']}" for name, use in found["engines"].items() if use["crashed"]]
+    """Return what keeps something from working here, for people. A package that no bundle here needs is no problem."""
+    problems = [f"{name} {use['description']}" for name, use in found["engines"].items() if use["crashed"]]
     problems += [f"broken bundle: {reason}" for reason in found["broken"].values()]
     if not found["bundles"] and not found["broken"]:
         problems.append("no bundle was found: build one with `firstvec build`, or set FIRSTVEC_ARTIFACTS")
     for root, choices in found["bundles"].items():
         if all("error" in choice for choice in choices.values()):
             problems.append(f"{root}: no strategy can take an artifact on this machine")
+    problems += [
+        f"{root}: its texts need the package tokenizers, which is not installed: pip install 'firstvec[tokenizers]'"
+        for root in found["without_tokenizer"]
+    ]
     for root, tests in found["self_tests"].items():
         for artifact, test in tests.items():
             if test["status"] in ("failed", "crashed"):
@@ -134,7 +136,7 @@ def _engine_use(name: str, profile: ResourceProfile) -> dict[str, Any]:
 def _native_use() -> str:
     isa = native.instruction_set()
     if isa is None:
-        return native.why_missing() or "not installed: onnxruntime is used"
+        return native.why_missing() or "not installed: ONNX artifacts need onnxruntime"
     return f"kernels for {isa}; this processor can use {', '.join(native.module().instruction_sets())}"  # type: ignore[union-attr]
 
 
@@ -195,9 +197,17 @@ def _ask_child(module: str, function: str, *arguments: str) -> dict[str, str]:
 
 def _missing(profile: ResourceProfile) -> list[dict[str, Any]]:
     engines = [row for name, row in ENGINES.items() if profile.engine_version(name) is None]
-    rows = [(engine.install, engine.purpose, engine.is_required) for engine in engines]
-    rows += [row[:3] for row in _PACKAGES if not all(map(find_spec, row[3]))]
-    return [{"install": install, "needed_for": purpose, "required": required} for install, purpose, required in rows]
+    rows = [(engine.install, engine.purpose) for engine in engines]
+    rows += [row[:2] for row in _PACKAGES if not all(map(find_spec, row[2]))]
+    return [{"install": install, "needed_for": purpose} for install, purpose in rows]
+
+
+def _lacks_tokenizer(manifest: Manifest) -> bool:
+    """Return whether every text of a bundle needs the tokenizers package, and the package is not installed."""
+    try:
+        return find_spec("tokenizers") is None and open_quick(manifest) is None
+    except FirstvecError:
+        return False  # a damaged file: a load, and `firstvec verify`, say so
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -229,10 +239,9 @@ def _print(found: dict[str, Any]) -> None:
         tests = found["self_tests"].get(root, {})
         rows += [["self-test", artifact, f"{test['status']}: {test['details']}"] for artifact, test in tests.items()]
         print_table(rows, indent="  ")
-    optional = [each for each in found["missing"] if not each["required"]]
-    if optional:
+    if missing := found["missing"]:
         print_text("\noptional, and not installed")
-        print_table([[f"pip install '{each['install']}'", each["needed_for"]] for each in optional], indent="  ")
+        print_table([[f"pip install '{each['install']}'", each["needed_for"]] for each in missing], indent="  ")
     problems = found["problems"]
     print_text(f"\n{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "\nno problem was found")
     print_table([["-", problem] for problem in problems], indent="  ")

@@ -116,7 +116,7 @@ def own_programs(manifest: Manifest, profile: ResourceProfile, strategy: str | N
             name=f"firstvec {artifact}",
             code=_OURS,
             fresh=(manifest.root, artifact, device, strategies[0], "buffer"),
-            warm=(manifest.root, artifact, device, "background", "numpy"),  # it opens the session that runs fastest
+            warm=(manifest.root, artifact, device, "background", "buffer"),  # it opens the session that runs fastest
             strategies=tuple(strategies),
         )
         for (artifact, device), strategies in takers.items()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         def version(self) -> str: ...  # of the engine's library, which the first call loads. Holds the GIL.
         def open_session(self, options: SessionOptions) -> Session: ...  # opens an artifact
         def start(self) -> None: ...  # only where ``starts_early``: does what the first session would wait for
-        def describe_use(self) -> str: ...  # only where ``is_required``: how the library is used here, for people
+        def describe_use(self) -> str: ...  # only where ``describes_use``: how the library is used here, for people
 
 
 def _usable_cores() -> int:

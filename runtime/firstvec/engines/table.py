@@ -35,7 +35,7 @@ class Engine(Record):
     memory_mb: float  # for the library and for small runs, in 2^20 bytes. 0: nobody has to look at the memory first
     memory_when_loaded_mb: float  # the same in a process that has imported the package already
     maps_weights: bool  # whether a quick-start session uses the weights where the file is mapped, and copies none
-    is_required: bool  # firstvec's own dependencies include it
+    describes_use: bool = False  # whether the module says how the library is used here: ``describe_use``
     install: str  # what to give to ``pip install``
     purpose: str  # what the engine does, for people
 
@@ -67,7 +67,6 @@ ENGINES = {
         memory_mb=0,
         memory_when_loaded_mb=0,
         maps_weights=True,
-        is_required=False,
         install="firstvec",
         purpose="starts soonest (firstvec was installed without its C module: see docs/native-engine.md)",
     ),
@@ -87,8 +86,8 @@ ENGINES = {
         memory_mb=60,
         memory_when_loaded_mb=60,
         maps_weights=True,
-        is_required=True,
-        install="onnxruntime",
+        describes_use=True,
+        install="firstvec[onnx]",
         purpose="runs the ONNX artifacts",
     ),
     "torch": Engine(
@@ -105,7 +104,6 @@ ENGINES = {
         memory_mb=180,
         memory_when_loaded_mb=60,
         maps_weights=False,
-        is_required=False,
         install="firstvec[torch]",
         purpose="runs the TorchScript artifact (accelerators)",
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firstvec.bundle import integrity
-from firstvec.errors import IncompatibleArtifact, InputError
+from firstvec.errors import IncompatibleArtifact, InputError, MissingDependency, excerpt
 from firstvec.machine import native
 from firstvec.process.threads import ComputedOnce
 
@@ -32,6 +32,7 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
 
     Raises:
         IntegrityError: a file is not the one that was built.
+        MissingDependency: all texts need the tokenizers package, and the package is not installed.
         IncompatibleArtifact: the tokenizers package is needed at once, and cannot read the file.
     """
     root, length = manifest.root, manifest.model.max_seq_length
@@ -41,11 +42,21 @@ def open_tokenizer(manifest: Manifest) -> Tokenizer:
     def open_json() -> OpenFile:
         return file if file.is_open else integrity.open_verified(root, manifest.tokenizer)
 
-    rules, tables = manifest.wordpiece, manifest.quick_tokenizer
-    quick = _open_quick(root, rules, length) if rules is not None else None
-    if quick is None and tables is not None:
-        quick = _open_tables(root, tables, length)
-    return Tokenizer(open_json, length, rules, quick)
+    return Tokenizer(open_json, length, manifest.wordpiece, open_quick(manifest))
+
+
+def open_quick(manifest: Manifest) -> Quick | None:
+    """Open the quick tokenizer of a bundle. None: there is none, so all texts need the tokenizers package.
+
+    Raises:
+        IntegrityError, IncompatibleArtifact: as for `open_tokenizer`.
+    """
+    root, length = manifest.root, manifest.model.max_seq_length
+    if manifest.wordpiece is not None:
+        return _open_wordpiece(root, manifest.wordpiece, length)
+    if manifest.quick_tokenizer is not None:
+        return _open_tables(root, manifest.quick_tokenizer, length)
+    return None
 
 
 def _open_tables(root: str, tables: QuickTables, max_seq_length: int) -> Quick | None:
@@ -62,7 +73,7 @@ def _open_tables(root: str, tables: QuickTables, max_seq_length: int) -> Quick |
         return quick
 
 
-def _open_quick(root: str, rules: WordPiece, max_seq_length: int) -> Quick:
+def _open_wordpiece(root: str, rules: WordPiece, max_seq_length: int) -> Quick:
     """Open the quick tokenizer: the one in C where the engine and the bundle have it, else the one in Python."""
     module = native.module()
     if module is not None and rules.tables is not None:
@@ -106,13 +117,14 @@ class Tokenizer:
         self._one_by_one = False
         self._package = ComputedOnce(lambda: _load_package(open_json, max_seq_length))
         if quick is None:
-            self._package.result()
+            self._tokenize_with_package([])
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return each text's token ids.
 
         Raises:
             InputError: a text is not a string, or holds a lone surrogate. The error has its index.
+            MissingDependency: a text needs the tokenizers package, and the package is not installed.
             IncompatibleArtifact: a text needs the tokenizers package, and the package cannot read the file.
         """
         check_texts(texts)
@@ -130,7 +142,11 @@ class Tokenizer:
         return [len(ids) for ids in self.tokenize(texts)]
 
     def _tokenize_with_package(self, texts: Sequence[str]) -> list[list[int]]:
-        package = self._package.result()
+        try:
+            package = self._package.result()
+        except ModuleNotFoundError as error:
+            what = self._why_left(texts[0]) if texts else "the bundle's tokenizer, of which this install has no tables,"
+            raise MissingDependency(what, "tokenizers", "firstvec[tokenizers]") from error
         if len(texts) > 1 and not self._one_by_one:  # a batch starts a thread pool
             try:
                 return [encoding.ids for encoding in package.encode_batch_fast(texts)]
@@ -140,6 +156,21 @@ class Tokenizer:
                     raise
                 self._one_by_one = True
         return [package.encode(text).ids for text in texts]
+
+    def _why_left(self, text: str) -> str:
+        """Return what the quick tokenizer has left to the package, for people."""
+        quick = self._quick
+        if quick is None:
+            return "a text"
+        for token in self._rules.added_tokens if self._rules is not None else ():
+            if token in text:
+                return f"a text with the special token {excerpt(token)!r}"
+        from bisect import bisect
+
+        # A longer beginning is left, too: the first one that is ends with the reason.
+        length = bisect(range(len(text)), 0, key=lambda end: quick.tokenize(text[: end + 1]) is None)
+        found = text[length : length + 1]
+        return f"a text with {found!a} (U+{ord(found or chr(0)):04X}) at character {length}"
 
 
 def _cut(text: str, rules: WordPiece, max_seq_length: int) -> str:
@@ -156,8 +187,10 @@ def _cut(text: str, rules: WordPiece, max_seq_length: int) -> str:
 def _load_package(open_json: Callable[[], OpenFile], max_seq_length: int) -> Any:
     try:
         import tokenizers
+    except ModuleNotFoundError:
+        raise
     except ImportError as error:
-        raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; pip install tokenizers") from error
+        raise IncompatibleArtifact("", f"tokenizers cannot be imported: {error}; repair its install") from error
     with open_json() as file:
         alias = file.alias
         content = file.read() if alias is None else b""

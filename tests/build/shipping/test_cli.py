@@ -1,18 +1,22 @@
-"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom`, `push` and `pull`."""
+"""The commands for a bundle that was built: `firstvec wheel`, `sign`, `sbom`, `export`, `push` and `pull`."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firstvec.bundle.manifest import Manifest
 from firstvec_build.shipping.sbom import make_sbom
 from firstvec_build.shipping.signing import sign
-from tests.conftest import Fresh
+from tests.conftest import Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, make_keys, peer_accepts
 from tests.registries import IS_MISSING, PASSWORD, USER, docker_registry, liar_with
 
@@ -22,7 +26,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
-@pytest.mark.parametrize("command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",)])
+@pytest.mark.parametrize(
+    "command", [("wheel",), ("sign", "--private-key", "KEY"), ("sbom",), ("export", "--ort-package", "DIR")]
+)
 def test_shipping_commands_demand_a_bundle(command: tuple[str, ...], firstvec: Fresh) -> None:
     missing = firstvec(*command)
     assert (missing.returncode, missing.stdout) == (2, "")
@@ -39,6 +45,63 @@ def test_wheel_packs_a_bundle(tiny_built: Path, firstvec: Fresh, tmp_path: Path)
     assert result["size"] == Path(result["wheel"]).stat().st_size > 10_000
     assert Path(result["wheel"]).parent == tmp_path / "dist"
     assert result["signed"] is False
+
+
+def test_wheel_writes_parts_and_says_what_replaces_other_bytes(
+    tiny_bundle: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    command = ("wheel", tiny_bundle, "-o", tmp_path / "dist", "--split", "--only", "native-int8", "--version", "1.0")
+    result = json.loads(firstvec(*command, "--json").stdout)
+    names = [f"firstvec_bundle_tiny_bert_{part}-1.0-py3-none-any.whl" for part in ("base", "part_native_int8")]
+    assert [Path(each["wheel"]).name for each in result["wheels"]] == names
+    assert [each["size"] for each in result["wheels"]] == [(tmp_path / "dist" / name).stat().st_size for name in names]
+    assert [each["replaced"] for each in result["wheels"]] == [False, False]
+    assert "replaces a wheel" not in firstvec(*command).stdout
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(revision="another"))
+    text = firstvec(*command).stdout
+    assert f"{names[0]} replaces a wheel of the same version and of other bytes" in text
+    assert "above 100 MB" not in text
+
+
+WITH_A_LOW_LIMIT = """
+import sys
+from firstvec_build.shipping import wheel
+wheel.USUAL_LIMIT = 200_000
+from firstvec.commands.main import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [((), "pack less with --only, or write several with --split"), (("--split",), "ask the index for more")],
+)
+def test_wheel_says_which_wheel_is_above_the_usual_limit(
+    options: tuple[str, ...], advice: str, tiny_bundle: Path, fresh: Fresh, tmp_path: Path
+) -> None:
+    (tiny_bundle / "config.json").write_bytes(os.urandom(300_000))
+    edit_manifest(tiny_bundle, lambda document: describe_again(document, tiny_bundle / "config.json"))
+    text = fresh(WITH_A_LOW_LIMIT, "wheel", tiny_bundle, "-o", tmp_path, *options).stdout
+    assert re.search(
+        rf"^firstvec_bundle_\S+ is above 0 MB, which is the limit of many .*: {advice}", text, re.MULTILINE
+    )
+
+
+def describe_again(document: dict[str, Any], path: Path) -> None:
+    """Let the manifest describe a support file as it is."""
+    [entry] = [each for each in document["support_files"] if each["path"] == path.name]
+    entry.update(size=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_wheel_asks_for_a_licence_that_the_bundle_does_not_state(
+    tiny_bundle: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].pop("license"))
+    command = ("wheel", tiny_bundle, "-o", tmp_path / "dist", "--only", "onnx-fp32")
+    done = firstvec(*command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "give it, such as --license Apache-2.0" in done.stderr
+    assert firstvec(*command, "--license", "apache-2.0").returncode == 0
 
 
 def test_wheel_says_whether_the_signature_is_packed(
@@ -61,6 +124,9 @@ def test_wheel_says_whether_the_signature_is_packed(
         (["{bundle}", "--only", "onnx-int4"], "the bundle has no artifact 'onnx-int4'"),
         (["{bundle}", "--output", "{tmp}/file"], "cannot be written"),
         (["{bundle}", "--output", ""], "--output is empty: give a path"),
+        (["{bundle}", "--version", "1+r1110"], "has a local part, which a package index refuses"),
+        (["{bundle}", "--version", "latest", "--split"], "the version 'latest' is no version of a package"),
+        (["{bundle}", "--license", "Apache-2.0"], "the bundle states the licence MIT, not Apache-2.0"),
     ],
 )
 def test_wheel_ends_with_one_message(
@@ -171,6 +237,41 @@ def test_command_without_its_extra_says_how_to_install_it(
     assert not (tmp_path / "wheels").exists()
 
 
+def test_export_writes_a_model_package(tiny_built: Path, firstvec: Fresh, tmp_path: Path) -> None:
+    done = firstvec("export", tiny_built, "--ort-package", tmp_path / "all")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "onnx-fp32: any processor\n  onnx-int8-avx2: processors with avx2\n" in done.stdout
+    assert "Ship this package" not in done.stdout
+    one = ("export", "--model", tiny_built, "--ort-package", tmp_path / "one", "--only", "onnx-int8-avx2")
+    assert "onnxruntime takes onnx-int8-avx2 on every processor" in firstvec(*one).stdout
+    assert json.loads(firstvec(*one, "--json").stdout) == {
+        "ort_package": str(tmp_path / "one"),
+        "size": sum(path.stat().st_size for path in (tmp_path / "one").rglob("*") if path.is_file()),
+        "component": "model",
+        "variants": [{"name": "onnx-int8-avx2", "isa": "avx2"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["no-such-bundle", "--ort-package", "{tmp}/new"], 1, "no bundle for model 'no-such-bundle' was found"),
+        (["{bundle}"], 2, "Missing option '--ort-package'"),
+        (["{bundle}", "--ort-package", ""], 1, "--ort-package is empty: give a path"),
+        (["{bundle}", "--ort-package", "{bundle}"], 1, "is no model package of firstvec, so it is not replaced"),
+        (["{bundle}", "--ort-package", "{tmp}/new", "--only", "torchscript-fp32"], 1, "is no ONNX artifact"),
+    ],
+)
+def test_export_ends_with_one_message(
+    arguments: list[str], code: int, message: str, tiny_built: Path, firstvec: Fresh, tmp_path: Path
+) -> None:
+    done = firstvec("export", *(argument.format(bundle=tiny_built, tmp=tmp_path) for argument in arguments))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
 LOOPBACK = {"NO_PROXY": "127.0.0.1,localhost", "HOME": "/nonexistent"}
 
 
@@ -216,7 +317,7 @@ def test_push_and_pull_print_what_they_did(tiny_bundle: Path, keys: Pair, tmp_pa
         (("push", "{bundle}", "oci://{host}/tiny"), "names no version; write a tag or a digest"),
         (("push", "{bundle}", "oci://{host}/Tiny:1"), "'Tiny' is not a repository"),
         (("push", "no-such-bundle", "oci://{host}/tiny:1"), "no bundle for model 'no-such-bundle' was found"),
-        (("pull", "hf://org/name"), "hf:// is not served yet"),
+        (("push", "{bundle}", "oci://{host}/tiny:1", "--private"), "--private is for hf:// only"),
         (("pull", "oci://{host}/tiny:1", "--only", "onnx-int4", "--insecure"), "has no artifact 'onnx-int4'"),
         (("pull", "oci://{host}/tiny:1", "--output", ""), "--output is empty: give a path"),
         (("pull", "oci://{host}/tiny:1", "--ca", ""), "--ca is empty: give a path"),

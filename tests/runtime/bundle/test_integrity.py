@@ -390,6 +390,20 @@ def test_files_that_an_installer_linked_from_its_cache_are_accepted(root: Path, 
     verify(installed, entry())
 
 
+def test_such_files_of_an_apps_own_package_are_accepted_beside_its_metadata(root: Path, tmp_path: Path) -> None:
+    os.link(root / "onnx/model.onnx", tmp_path / "installers-cache")
+    package = tmp_path / "installed" / "app" / "data"
+    package.mkdir(parents=True)
+    root.rename(package / "bundle")
+    with pytest.raises(IntegrityError, match="found 2 hard links to it: copy the bundle"):
+        verify(package / "bundle", entry())
+    (tmp_path / "installed" / "app-1.0.dist-info").mkdir()
+    verify(package / "bundle", entry())
+    (tmp_path / "installed").chmod(0o1777)  # like /tmp, where everyone could put such metadata
+    with pytest.raises(IntegrityError, match="found 2 hard links to it: copy the bundle"):
+        verify(package / "bundle", entry())
+
+
 def test_too_many_open_files_are_a_load_error_and_no_fault_of_the_bundle(root: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)

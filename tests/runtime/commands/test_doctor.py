@@ -211,10 +211,6 @@ def test_an_engine_that_never_answers_is_a_problem(
     assert diagnosis["healthy"] is False
 
 
-def missing(install: str, *, required: bool) -> dict[str, Any]:
-    return {"missing": [{"install": install, "needed_for": "turns text into tokens", "required": required}]}
-
-
 def with_status(status: str) -> dict[str, Any]:
     return {"self_tests": {"/b": {"a": {"status": status, "details": "x"}}}}
 
@@ -229,10 +225,7 @@ def healthy(tiny_built: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (
-            missing("tokenizers", required=True),
-            "tokenizers is missing, which turns text into tokens: pip install 'tokenizers'",
-        ),
+        ({"without_tokenizer": ["/b"]}, "/b: its texts need the package tokenizers, which is not installed: pip "),
         ({"engines": {"onnxruntime": {"description": "crashed: x", "crashed": True}}}, "onnxruntime crashed: x"),
         ({"broken": {"/b": "/b/firstvec.json: is no JSON"}}, "broken bundle: /b/firstvec.json: is no JSON"),
         ({"bundles": {}}, "no bundle was found: "),
@@ -240,7 +233,7 @@ def healthy(tiny_built: Path) -> dict[str, Any]:
         (with_status("failed"), "/b: the self-test of a failed"),
         (with_status("crashed"), "/b: the self-test of a crashed"),
     ],
-    ids=["missing", "engine", "broken", "no bundle", "no artifact", "failed", "crashed"],
+    ids=["no tokenizer", "engine", "broken", "no bundle", "no artifact", "failed", "crashed"],
 )
 def test_each_problem_is_named(changes: dict[str, Any], problem: str, healthy: dict[str, Any]) -> None:
     (found,) = find_problems(healthy | changes)
@@ -250,7 +243,7 @@ def test_each_problem_is_named(changes: dict[str, Any], problem: str, healthy: d
 @pytest.mark.parametrize(
     "changes",
     [
-        missing("firstvec[torch]", required=False),
+        {"missing": [{"install": "firstvec[torch]", "needed_for": "runs the TorchScript artifact"}]},
         with_status("not run"),
         {"self_tests": {}},
         {"cache_problem": "cannot be written"},
@@ -272,11 +265,34 @@ print(json.dumps([each["install"] for each in examine(sys.argv[1], run_self_test
 """
     for names, missing in (
         ((), []),
+        (("numpy", "tokenizers"), ["firstvec[numpy]", "firstvec[tokenizers]"]),
         (("typer",), ["firstvec[cli]"]),
         (("cryptography",), ["firstvec[verify]"]),
         (("optimum",), ["firstvec[build]"]),
     ):
         assert json.loads(fresh(code, tiny_built, *names).stdout) == missing
+
+
+@pytest.mark.parametrize(("has_tables", "healthy"), [(True, True), (False, False)])
+def test_a_bundle_of_which_every_text_needs_a_missing_package_is_a_problem(
+    has_tables: bool, healthy: bool, tiny_bundle: Path, fresh: Fresh
+) -> None:
+    if not has_tables:
+        edit_manifest(tiny_bundle, lambda document: document.pop("wordpiece"))
+    code = """
+import json, sys
+sys.modules["tokenizers"] = None
+from firstvec.commands.doctor import examine
+found = examine(sys.argv[1], run_self_tests=False)
+print(json.dumps([found["healthy"], found["problems"]]))
+"""
+    found, problems = json.loads(fresh(code, tiny_bundle).stdout)
+    assert found is healthy
+    if not healthy:
+        assert problems == [
+            f"{tiny_bundle}: its texts need the package tokenizers, which is not installed: "
+            "pip install 'firstvec[tokenizers]'"
+        ]
 
 
 def test_what_is_optional_is_shown(tiny_built: Path, bare: Fresh) -> None:
