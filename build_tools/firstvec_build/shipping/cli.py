@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_json, print_text
 from firstvec.errors import InputError
@@ -334,7 +335,6 @@ def pull_bundle(
     Every file is checked while it arrives, and the bundle appears whole or not at all. A pull that broke off goes on
     where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
     """
-    from firstvec_build.cli import default_output
     from firstvec_build.shipping.addresses import parse_address
     from firstvec_build.shipping.arrival import receive
     from firstvec_build.shipping.progress import TransferDisplay
@@ -446,6 +446,14 @@ def export_bundle(
             f"onnxruntime takes {first.id} on every processor, because it does not check a CPU's instruction set. Ship "
             f"this package to machines with {first.isa} only."
         )
+
+
+def default_output() -> Path:
+    """Return the user's folder for bundles, or raise InputError."""
+    folder = data_folder()
+    if folder is None:
+        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
+    return Path(folder) / "bundles"
 
 
 def check_path(option: str, text: str) -> Path:

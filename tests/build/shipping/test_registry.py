@@ -742,6 +742,19 @@ def test_a_token_is_fetched_for_the_scope_and_renewed(liar: Liar, tiny_built: Pa
     assert tokens == ["token-0", "expired", "token-2"]
 
 
+def test_a_public_bundle_needs_no_login_but_a_token(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
+    def demand_token(request: Any) -> None:
+        if request.path.startswith("/token"):
+            assert request.headers["Authorization"] is None
+            raise Answer(200, b'{"access_token": "for-everybody"}', Content_Type="application/json")
+        if request.headers.get("Authorization") != "Bearer for-everybody":
+            raise Answer(401, WWW_Authenticate=f'Bearer realm="http://{liar.host}/token",service="r"')
+
+    liar.lie = demand_token
+    got = take_from(liar, tmp_path)
+    assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
+
+
 def test_the_login_is_not_sent_without_tls_for_a_registry_with_tls(liar: Liar) -> None:
     client = registry._Client(at(f"oci://{liar.host}/tiny:1"), Access(username=USER, password=PASSWORD))
 
