@@ -57,13 +57,13 @@ def bundle_wheel(tiny_built: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def installed(firstvec_wheel: Path, bundle_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a fresh environment, with both wheels and the dependencies of firstvec."""
+    """The folder of programs of a fresh environment, with both wheels and what any bundle needs (the extra all)."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(folder, with_pip=False)
     programs = folder / "bin"
     pip(
         *("--python", programs / "python", "install", "--constraint", REPOSITORY / "constraints.txt"),
-        *(firstvec_wheel, bundle_wheel),
+        *(f"{firstvec_wheel}[all]", bundle_wheel),
     )
     return programs
 
