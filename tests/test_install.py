@@ -189,7 +189,7 @@ COMMANDS = (
         1,
         "needs numpy, which is not installed: pip install 'firstvec[numpy]'",
     ),
-    (["explain", "--artifact", "onnx-fp32"], 1, "The bundle has no artifact 'onnx-fp32'"),
+    (["encode", "--artifact", "onnx-fp32", "text"], 1, "The bundle has no artifact 'onnx-fp32'"),
     (["--help"], 1, "pip install 'firstvec[cli]'"),
 )
 """Command line, exit code, and a part of what is printed, where nothing but firstvec is installed."""

@@ -190,10 +190,10 @@ static size_t put_added(const struct tables *t, const uint8_t *text, size_t byte
     return longest;
 }
 
-int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {
+/* `has_added` is a constant of each call, so that usual texts do not ask for added tokens at each character. */
+static inline int tokenize_text(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room,
+                                const int has_added) {
     const struct tables_header *h = t->header;
-    const int has_added = holds_one_of(t->added, h->added_tokens, h->added_bytes, text, bytes);
-    if (has_added && !t->added_ids) return -1;
     struct output out = {ids, 0, room - h->suffixes};
     struct word word;
     word.length = word.characters = 0;
@@ -222,4 +222,11 @@ int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t
     out.room = room;
     for (uint32_t i = 0; i < h->suffixes; i++) put(&out, h->around[h->prefixes + i]);
     return (int)out.count;
+}
+
+int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {
+    const struct tables_header *h = t->header;
+    if (!holds_one_of(t->added, h->added_tokens, h->added_bytes, text, bytes))
+        return tokenize_text(t, text, bytes, ids, room, 0);
+    return t->added_ids ? tokenize_text(t, text, bytes, ids, room, 1) : -1;
 }
