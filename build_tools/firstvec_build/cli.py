@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional
 from firstvec.commands.output import print_artifacts, print_json, print_text
-from firstvec.errors import InputError
 from firstvec_build.shipping import cli as shipping
-from firstvec_build.shipping.cli import check_path
+from firstvec_build.shipping.cli import check_path, default_output
 
 if TYPE_CHECKING:
     from firstvec_build.needs import Needs
@@ -184,14 +182,6 @@ def build_model(
         print_json(_result_values(result, timings or {}))
     elif not quiet:
         _print_result(result, timings)
-
-
-def default_output() -> Path:
-    """Return the user's folder for bundles, or raise InputError."""
-    folder = data_folder()
-    if folder is None:
-        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
-    return Path(folder) / "bundles"
 
 
 def _print_result(result: BuildResult, timings: dict[str, tuple[float, float] | None] | None) -> None:

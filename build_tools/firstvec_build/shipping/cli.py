@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_json, print_text
 from firstvec.errors import InputError
@@ -197,7 +198,13 @@ def _load_registry() -> _Place:
     return registry
 
 
-_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry}
+def _load_hub() -> _Place:
+    from firstvec_build.shipping import hub
+
+    return hub
+
+
+_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry, "hf": _load_hub}
 """Scheme of an address → the module for such places."""
 
 _Username = Annotated[
@@ -231,25 +238,36 @@ def push_bundle(
             autocompletion=completer("bundles"),
         ),
     ],
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG.", show_default=False)],
+    address: Annotated[
+        str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG or hf://ORG/NAME.", show_default=False)
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository on a hub private. Others keep what they are.")
+    ] = False,
     username: _Username = None,
     password_stdin: _PasswordStdin = False,
     insecure: _Insecure = False,
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Push a bundle to a registry. The signature is pushed, too. What the registry has is not sent again.
+    """Push a bundle to a registry or a hub. The signature is pushed, too. What is there is not sent again.
 
-    The command first verifies every file, and sets the tag last. It prints the address with the digest, which names
-    these bytes for ever.
+    The command first verifies every file. It sets the tag of a registry last, and makes one commit on a hub. It prints
+    the address with the digest or the commit, which names the same bundle for ever.
     """
+    from dataclasses import replace
+
     from firstvec.bundle import store
-    from firstvec_build.shipping.addresses import parse_address
+    from firstvec_build.shipping.addresses import Hub, parse_address
     from firstvec_build.shipping.progress import TransferDisplay
 
     to = parse_address(address)
     place = _find_place(address)
     access = _read_access(username, password_stdin, insecure, ca)
+    if private:
+        if not isinstance(to, Hub):
+            raise InputError("--private is for hf:// only, because a registry itself decides who reads a repository")
+        access = replace(access, private=True)
     manifest = store.find_bundle(bundle)
     with TransferDisplay("push", silent=as_json) as display:
         pushed = place.push(manifest, to, access, display.report)
@@ -274,7 +292,9 @@ def pull_bundle(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS", help="oci://HOST/REPO:TAG or oci://HOST/REPO@sha256:DIGEST.", show_default=False
+            metavar="ADDRESS",
+            help="oci://HOST/REPO:TAG, oci://HOST/REPO@sha256:DIGEST or hf://ORG/NAME@COMMIT.",
+            show_default=False,
         ),
     ],
     only: Annotated[list[str] | None, typer.Option(help="Take this artifact only. May be repeated.")] = None,
@@ -310,12 +330,11 @@ def pull_bundle(
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Pull a bundle from a registry. Only the files of the wanted artifacts are fetched.
+    """Pull a bundle from a registry or a hub. Only the files of the wanted artifacts are fetched.
 
     Every file is checked while it arrives, and the bundle appears whole or not at all. A pull that broke off goes on
     where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
     """
-    from firstvec_build.cli import default_output
     from firstvec_build.shipping.addresses import parse_address
     from firstvec_build.shipping.arrival import receive
     from firstvec_build.shipping.progress import TransferDisplay
@@ -371,10 +390,7 @@ def _print_received(received: Received, address: str, key: Path | None) -> None:
 
 
 def _find_place(address: str) -> _Place:
-    scheme = address.partition("://")[0]
-    if scheme not in _PLACES:
-        raise InputError(f"{scheme}:// is not served yet; write an address of {', '.join(_PLACES)}://")
-    return _PLACES[scheme]()
+    return _PLACES[address.partition("://")[0]]()
 
 
 def _read_access(username: str | None, password_stdin: bool, insecure: bool, authorities: str | None) -> Access:
@@ -430,6 +446,14 @@ def export_bundle(
             f"onnxruntime takes {first.id} on every processor, because it does not check a CPU's instruction set. Ship "
             f"this package to machines with {first.isa} only."
         )
+
+
+def default_output() -> Path:
+    """Return the user's folder for bundles, or raise InputError."""
+    folder = data_folder()
+    if folder is None:
+        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
+    return Path(folder) / "bundles"
 
 
 def check_path(option: str, text: str) -> Path:

@@ -145,7 +145,8 @@ def _known(folder: str) -> tuple[str, tuple[str, Known]]:
             from firstvec.bundle.manifest import Manifest  # which most processes do not need here
 
             known = _known_of(Manifest.read(folder))
-            cache.write_note(path, marshal.dumps(known))
+            if cache.will_last(folder):
+                cache.write_note(path, marshal.dumps(known))
         _seen[key] = known
     return _seen[key][0]["model_name"], (folder, _seen[key])
 

@@ -108,7 +108,8 @@ def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
         return manifest.model.name, (manifest, b"")
     manifest, data = _parse(folder)
     after = os.lstat(path)
-    if cache.file_identity(before) == cache.file_identity(after) and cache.is_settled(after):
+    is_same = cache.file_identity(before) == cache.file_identity(after)
+    if is_same and cache.is_settled(after) and cache.will_last(path):
         cache.write_note(note, marshal.dumps({**manifest.to_plain(), "path": ""}))
     return manifest.model.name, (locate(manifest, path), data)
 
