@@ -27,7 +27,7 @@ wheels: $(VENV)/.installed  ## build what users install, in dist/: wheels for Li
 
 faults: artifacts  ## run the long campaigns of tests/faults and tests/native (more than an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults --group wheels
-	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py tests/test_shipped_forms.py --faults --durations=0
+	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py tests/test_interop.py tests/test_shipped_forms.py tests/build/shipping/frozen --faults --durations=0
 
 guard: artifacts  ## compare the code's processor time with this machine's baseline
 	$(BIN)/python benchmarks/guard.py

@@ -21,6 +21,7 @@ from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
 from tests.conftest import REPOSITORY
+from tests.package_index import check_with_twine
 
 MODULE, NOTE = "firstvec/_native.abi3.so", "firstvec/_native.txt"
 PYTHONS = [sys.executable, *map(str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python")))]
@@ -121,6 +122,12 @@ def assert_is_pure(wheel: Path) -> None:
     assert tags(wheel) == {Tag("py3", "none", "any")}
     assert NOTE in contents(wheel)
     assert not [name for name in contents(wheel) if name.endswith((".so", ".c", ".h"))]
+
+
+@needs_compiler
+def test_a_package_index_accepts_the_wheel_and_the_source_distribution(wheel: Path, tmp_path: Path) -> None:
+    hatchling(f"backend.build_sdist({str(tmp_path)!r})")
+    check_with_twine(wheel, *tmp_path.glob("*.tar.gz"))
 
 
 @needs_compiler

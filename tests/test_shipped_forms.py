@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,6 +87,24 @@ def test_a_file_of_a_packer_unpacks_its_bundle_once_and_verifies_it_once(
 
 
 @pytest.mark.native
+@pytest.mark.parametrize(
+    ("name", "next_start"),
+    [("pyinstaller", "remembered"), ("pyinstaller-file", "hashed now"), ("pyinstaller-beside", "remembered")],
+)
+def test_a_frozen_app_finds_its_bundle(
+    name: str, next_start: str, ship: Any, shop: Any, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--faults"):
+        pytest.skip("make faults runs it, and make test runs tests/build/shipping/frozen")
+    if shutil.which("objdump") is None or not sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        pytest.skip("PyInstaller needs objdump (Debian's binutils) and a libpython.so")
+    form = ship.FORMS[name](shop)
+    form.forget()
+    found = [verification(search(form, FIRSTVEC_TRACE="1")) for _ in range(2)]
+    assert found == ["hashed now", next_start]
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("linked", ["bundle", "package"])
 def test_a_bundle_that_pex_links_from_its_cache_is_used(
     linked: str, shop: Any, tmp_path: Path, request: pytest.FixtureRequest
@@ -98,17 +117,17 @@ def test_a_bundle_that_pex_links_from_its_cache_is_used(
         unpacked, source = tmp_path / "unpacked", tmp_path / "source"
         [wheel] = dist.glob("firstvec_bundle*.whl")
         shutil.unpack_archive(wheel, unpacked, "zip")
-        shutil.copytree(unpacked / "firstvec_bundles/all-MiniLM-L6-v2", source / "docsearch/bundle")
+        [packed] = (unpacked / "firstvec_bundles").iterdir()
+        shutil.copytree(packed, source / "docsearch/bundle")
         shutil.copy(REPOSITORY / "examples/docsearch/docsearch.py", source / "docsearch/__init__.py")
         project = (REPOSITORY / "examples/docsearch/pyproject.toml").read_text("utf-8")
-        project = project.replace(', "firstvec-bundle-all-minilm-l6-v2"', "")
         project = project.replace('only-include = ["docsearch.py"]', 'packages = ["docsearch"]')
         (source / "pyproject.toml").write_text(project, "utf-8")
         dist = tmp_path / "dist"
         shop.run(f"pip wheel --no-deps --wheel-dir {dist} {source}")
         [runtime] = (shop.folder / "dist").glob("firstvec-*.whl")
         shutil.copy(runtime, dist)
-    pack = f"pex --output-file {tmp_path}/app.pex --console-script docsearch --no-index --find-links {dist} docsearch"
+    pack = f"pex --output-file {tmp_path}/app.pex --console-script docsearch --no-index {dist}/*.whl"
     shop.run(f"{pack} --venv prepend --venv-site-packages-copies")
     form = shop.form(f"linked {linked}", tmp_path / "app.pex", shop.search(tmp_path / "app.pex"))
     form.forget()
@@ -331,5 +350,6 @@ def test_the_image_answers_as_another_user_without_anything_to_write_to(image: S
 
 def test_the_page_has_the_commands_that_build_the_forms(ship: Any) -> None:
     page = (REPOSITORY / "docs/frozen.md").read_text("utf-8").splitlines()
-    for command in (*ship.WHEELS, *ship.SHIV, *ship.PEX, *ship.PEX_VENV, *ship.FUNCTION):
+    frozen = (*ship.FREEZING, *ship.FROZEN, *ship.ONE_FILE, *ship.BESIDE)
+    for command in (*ship.WHEELS, *ship.SHIV, *ship.PEX, *ship.PEX_VENV, *ship.FUNCTION, *frozen):
         assert command in page, command

@@ -26,7 +26,7 @@ OF_NO_SINGLE_MODULE = {
 def mirrored_files() -> set[str]:
     """Return the test files that the modules must have: ``runtime/bundle/test_store.py`` for ``bundle/store.py``."""
     return {
-        (Path(folder) / module.relative_to(package)).with_name(f"test_{module.name}").as_posix()
+        (Path(folder) / module.relative_to(package)).with_name(f"test_{module.name.replace('-', '_')}").as_posix()
         for folder, package in PACKAGES.items()
         for module in package.rglob("*.py")
         if module.stem not in ("__init__", "__main__")

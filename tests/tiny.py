@@ -240,6 +240,7 @@ def _save(
             modules=[*modules, Normalize()] if normalize else modules, device="cpu", prompts=prompts
         )
         model.save(str(folder), create_model_card=False)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A random model\n", "utf-8")
     return folder
 
 

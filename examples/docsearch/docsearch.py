@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from firstvec import EmbeddingProvider
 
-_SHIPPED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bundle")
+# Beside this file, or beside the executable of a frozen app.
+_HOME = os.path.dirname(os.path.abspath(sys.executable if getattr(sys, "frozen", False) else __file__))
+_SHIPPED = os.path.join(_HOME, "bundle")
 BUNDLE = _SHIPPED if os.path.isdir(_SHIPPED) else "all-MiniLM-L6-v2"
 # A search needs its first vector soon and then ends. Indexing needs the session that runs fastest. Both strategies take
 # the same artifact, because the vectors of two artifacts differ a little.

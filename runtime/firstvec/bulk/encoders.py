@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from firstvec.bulk.worker import describe, encode_with, load, read_message, write_message
-from firstvec.errors import WorkerError
+from firstvec.errors import InputError, WorkerError
 from firstvec.machine.limits import usable_cores
 from firstvec.process.threads import Task
 
@@ -123,12 +123,15 @@ def open_encoders(job: Job) -> list[Encoder]:
     """Return an encoder for each worker of the job. Each has loaded the model.
 
     Raises:
+        InputError: several workers are asked for in a frozen app.
         WorkerError: the processes found different models, or one of them ended.
         FirstvecError: why a load failed.
     """
     count = job.workers or 1
     if count == 1:
         return [LocalEncoder(job)]
+    if getattr(sys, "frozen", False):  # there, sys.executable is the app, and would start the same job again
+        raise InputError(f"workers is {count}: a frozen app has no Python that could run them, so take 1")
     cores = max(1, usable_cores() // count)
     workers: list[WorkerEncoder] = []
     try:

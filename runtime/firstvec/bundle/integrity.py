@@ -66,7 +66,7 @@ class OpenFile:
             self._compare_digest()
         except OSError as error:
             raise _unreadable(self.path, self.size, error, self._artifact) from error
-        if self._is_settled:
+        if self._is_settled and cache.will_last(self.path):
             cache.put_marker(marker)
 
     def read(self) -> bytes:

@@ -98,6 +98,15 @@ def is_settled(status: os.stat_result) -> bool:
     return time.time_ns() - status.st_ctime_ns > _TICK
 
 
+def will_last(path: str) -> bool:
+    """Return False for a file that a one-file app of PyInstaller has unpacked for this start of the app.
+
+    The next start unpacks the file again, into another folder, so what is remembered of this one is of no use.
+    """
+    folder: str = getattr(sys, "_MEIPASS", "")
+    return not (os.path.basename(folder).startswith("_MEI") and path.startswith(f"{folder}/"))
+
+
 def identity_text(identity: tuple[int, ...]) -> str:
     """Return the identity as it stands in the name of a marker or note."""
     return "%x-%x-%x-%x-%x" % identity  # noqa: UP031 - twice as fast as five f-strings

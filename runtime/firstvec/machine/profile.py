@@ -135,7 +135,9 @@ Installed = tuple[tuple[tuple[str, "str | None"], ...], dict[str, str]]
 _known: dict[Any, Installed] = {}
 """What was found counts until ``sys.path``, or a folder of it, changes."""
 
-_STANDARD_LIBRARY = frozenset((os.path.dirname(os.__file__), os.path.join(os.path.dirname(os.__file__), "lib-dynload")))
+_HOME = os.path.dirname(getattr(os, "__file__", ""))
+# In a frozen app, the module os has no file, or lies among the packages, in no folder such as python3.11.
+_STANDARD_LIBRARY = (_HOME, f"{_HOME}/lib-dynload") if os.path.basename(_HOME).startswith("python") else ()
 """These folders hold no packages."""
 
 

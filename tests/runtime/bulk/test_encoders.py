@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_a_worker_computes_what_this_process_computes(tiny_built: Path) -> None:
 def test_the_error_of_a_load_is_the_error_here(tmp_path: Path) -> None:
     with pytest.raises(BundleNotFound, match="no-such-model"):
         open_encoders(make_job("-", "out", model="no-such-model", workers=2))
+
+
+def test_a_frozen_app_does_not_start_itself_as_a_worker(monkeypatch: pytest.MonkeyPatch, tiny_built: Path) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with pytest.raises(InputError, match="workers is 2: a frozen app has no Python"):
+        open_encoders(make_job("-", "out", model=tiny_built, workers=2))
+    [local] = open_encoders(make_job("-", "out", model=tiny_built))
+    local.close()
 
 
 def test_an_error_of_a_text_leaves_the_worker_usable(tiny_built: Path) -> None:

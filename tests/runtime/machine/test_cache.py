@@ -352,6 +352,24 @@ def test_a_file_is_settled_a_moment_after_it_was_written(tmp_path: Path) -> None
     assert cache.is_settled((tmp_path / "file").stat())
 
 
+@pytest.mark.parametrize(
+    ("folder", "path", "lasts"),
+    [
+        ("/tmp/_MEIk3x9", "/tmp/_MEIk3x9/firstvec_bundles/m/model.fvw", False),  # a one-file app
+        ("/tmp/_MEIk3x9", "/opt/app/bundle/model.fvw", True),
+        ("/tmp/_MEIk3x9", "/tmp/_MEIk3x90/model.fvw", True),
+        ("/opt/app/_internal", "/opt/app/_internal/firstvec_bundles/m/model.fvw", True),  # a folder app
+        (None, "/opt/app/bundle/model.fvw", True),
+    ],
+)
+def test_what_a_one_file_app_unpacks_does_not_last(
+    monkeypatch: pytest.MonkeyPatch, folder: str | None, path: str, lasts: bool
+) -> None:
+    if folder is not None:
+        monkeypatch.setattr(sys, "_MEIPASS", folder, raising=False)
+    assert cache.will_last(path) is lasts
+
+
 def test_a_marker_is_there_once_it_was_put_there(folder: Path) -> None:
     path = cache.path_of("verified", "x")
     assert not cache.has_marker(path)

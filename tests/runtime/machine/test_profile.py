@@ -235,6 +235,22 @@ def test_a_package_that_is_installed_while_the_process_runs_is_seen(
     assert ResourceProfile.detect().engine_version("torch") is None
 
 
+@pytest.mark.parametrize(("home", "expected"), [("_internal", "7.5"), ("python3.11", "None"), (None, "7.5")])
+def test_a_frozen_app_has_its_packages_beside_the_standard_library(
+    home: str | None, expected: str, fresh: Fresh, tmp_path: Path
+) -> None:
+    """PyInstaller's ``os`` lies among the packages, and cx_Freeze's has no file."""
+    place = 'os.__file__ = sys.argv[1] + "/os.pyc"' if home is not None else "del os.__file__"
+    code = f"""
+import os, sys
+{place}
+from firstvec import ResourceProfile
+sys.path[:] = [sys.argv[1]]
+print(ResourceProfile.detect().engine_version("torch"))
+"""
+    assert fresh(code, site(tmp_path / (home or "lib"), "torch-7.5")).stdout.strip() == expected
+
+
 def test_cores_memory_and_storage_are_looked_up_when_they_are_asked_for(
     files: Files, cores: Cores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
