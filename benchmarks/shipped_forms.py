@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from fresh import BUNDLE, Usage, measure
+from fresh import BUNDLE, ProcessFailed, Usage, measure
 from record import machine, markdown_list, markdown_table, write
 
 REPOSITORY = Path(__file__).parents[1]
@@ -38,11 +38,11 @@ WHEELS = (
     "pip wheel --no-deps --wheel-dir dist firstvec examples/docsearch",
     "firstvec wheel --model all-MiniLM-L6-v2 --only native-int8",
 )
-SHIV = ("shiv --output-file docsearch.pyz --console-script docsearch --find-links dist docsearch",)
-PEX = ("pex --output-file docsearch.pex --console-script docsearch --find-links dist docsearch",)
+SHIV = ("shiv --output-file docsearch.pyz --console-script docsearch dist/*.whl",)
+PEX = ("pex --output-file docsearch.pex --console-script docsearch dist/*.whl",)
 PEX_VENV = (f"{PEX[0]} --venv prepend",)
 FUNCTION = (
-    "pip install --no-compile --find-links dist --target function docsearch",
+    "pip install --no-compile --target function dist/*.whl",
     "cp examples/docsearch/handler.py function",
     "PYTHONPATH=function python -m docsearch index --index function/stdlib.index",
     "python -m compileall -q --invalidation-mode unchecked-hash function",
@@ -51,15 +51,15 @@ FUNCTION = (
 FREEZING = (
     "python -m venv freezing",
     "freezing/bin/pip install pyinstaller",
-    "freezing/bin/pip install --find-links dist docsearch",
+    "freezing/bin/pip install dist/*.whl",
 )
 FROZEN = ("freezing/bin/pyinstaller --strip --exclude-module inspect examples/docsearch/docsearch.py",)
 _FAST_FILE = f"PYINSTALLER_ZLIB_COMPRESSION_LEVEL=0 {FROZEN[0]} --onefile"
 ONE_FILE = (f"{_FAST_FILE} --name docsearch-file",)
 BESIDE = (
     "python -m zipfile -e dist/firstvec_bundle*.whl unpacked",
-    "cp -r unpacked/firstvec_bundles/all-MiniLM-L6-v2 dist/bundle",
-    "freezing/bin/pip uninstall --yes firstvec-bundle-all-minilm-l6-v2",
+    "mv unpacked/firstvec_bundles/* dist/bundle",
+    "rm -r freezing/lib/python3*/site-packages/firstvec_bundles",
     f"{_FAST_FILE} --name docsearch-beside",
 )
 
@@ -125,7 +125,7 @@ class Workshop:
         # From the checkout and not from an index. The environment has hatchling.
         command = command.replace("--wheel-dir dist firstvec ", f"--wheel-dir dist {shlex.quote(str(REPOSITORY))} ")
         command = command.replace("pip wheel ", "pip wheel --quiet --no-build-isolation --no-index ")
-        command = command.replace("--find-links dist", "--no-index --find-links dist")
+        command = command.replace(" dist/*.whl", " --no-index dist/*.whl")
         command = command.replace("pip install ", "pip install --quiet --disable-pip-version-check ")
         if command.startswith("shiv "):
             command += f" --python {shlex.quote(PYTHON)}"
@@ -133,12 +133,15 @@ class Workshop:
             command += f" --python {shlex.quote(PYTHON)}"
         if " index --index " in command:
             command += f" --limit {self.entries}"
-        unset = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PIP_CONSTRAINT")
+        if command.startswith("firstvec "):
+            environ["FIRSTVEC_ARTIFACTS"] = str(self._bundle.parent)
+        # An installed app must find the bundle that it was installed with.
+        unset = ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PIP_CONSTRAINT", "FIRSTVEC_ARTIFACTS")
         own = {name: value for name, value in os.environ.items() if name not in unset}
         own |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{own.get('PATH', os.defpath)}",
-            "FIRSTVEC_ARTIFACTS": str(self._bundle.parent),
             "FIRSTVEC_CACHE": str(self.folder / "build-cache"),
+            "FIRSTVEC_HOME": str(self.folder / "no-bundles"),
             "PEX_ROOT": str(self.folder / "pex-root"),
             "HF_HUB_OFFLINE": "1",
         }
@@ -157,10 +160,8 @@ class Workshop:
         """Make the index for the forms that take it as a file, once."""
         path = self.folder / "stdlib.index"
         if not path.exists():
-            command = (
-                f"{shlex.quote(sys.executable)} {shlex.quote(str(DOCSEARCH / 'docsearch.py'))} index --index {path}"
-            )
-            self.run(command)
+            program = f"{shlex.quote(sys.executable)} {shlex.quote(str(DOCSEARCH / 'docsearch.py'))}"
+            self.run(f"{program} index --index {path}", FIRSTVEC_ARTIFACTS=str(self._bundle.parent))
         return path
 
     def search(self, *program: object, index: Path | None = None) -> tuple[str, ...]:
@@ -253,7 +254,7 @@ def make_function(shop: Workshop) -> Form:
 
 def make_folder(shop: Workshop) -> Form:
     """Make a folder of installed packages, as the Dockerfile does."""
-    shop.run("pip install --no-compile --find-links dist --target app docsearch")
+    shop.run("pip install --no-compile --target app dist/*.whl")
     shop.run("python -m compileall -q --invalidation-mode unchecked-hash app")
     folder = shop.folder / "app"
     return shop.form("folder (Dockerfile)", folder, shop.search(PYTHON, "-m", "docsearch"), PYTHONPATH=str(folder))
@@ -453,7 +454,7 @@ def main() -> None:
                 print(f"building: {name}", file=sys.stderr)
                 forms.append(FORMS[name](shop))
             samples = measure_forms(forms, options.rounds, options.first_starts)
-        except BuildFailed as error:
+        except (BuildFailed, ProcessFailed) as error:
             sys.exit(f"error: {error}")
         sizes = {form.name: (size(form.ships, form.home), packed_size(form, Path(scratch))) for form in forms}
     found = table(forms, sizes, samples)

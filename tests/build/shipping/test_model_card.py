@@ -54,7 +54,9 @@ def test_bundle_without_fp32_onnx_is_not_offered_to_other_libraries(bundle: Path
 
 def test_values_of_the_manifest_are_no_markup(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
-    model = manifest.model.replace(name="a\n---\nlicense: |<script>", source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"})
+    model = manifest.model.replace(
+        name="a\n---\nlicense: |<script>", source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"}
+    )
     card = make_model_card(manifest.replace(model=model), ADDRESS)
     assert set(head(card)) == {"library_name", "pipeline_tag", "tags"}
     assert "<script>" not in re.sub(r"\\<", "", card)
@@ -64,7 +66,7 @@ def test_values_of_the_manifest_are_no_markup(bundle: Path) -> None:
 
 def test_block_for_onnxruntime_computes_the_vector_of_firstvec(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make_model_card(Manifest.read(bundle), ADDRESS)
-    block = next(block for block in re.findall(r"```python\n(.*?)```", card, re.S) if "InferenceSession" in block)
+    block = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "InferenceSession" in block)
     names: dict[str, object] = {}
     monkeypatch.chdir(bundle)
     exec(block, names)
