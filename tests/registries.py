@@ -20,8 +20,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from firstvec.bundle.manifest import Manifest
-from firstvec_build.shipping.registry import describe
+from firstvec.errors import TransferError
+from firstvec_build.shipping.addresses import Access, Registry, parse_address
+from firstvec_build.shipping.arrival import Received, receive
+from firstvec_build.shipping.model_pack import describe
+from firstvec_build.shipping.registry import Pushed, open_remote, push
 
 DOCKER_REGISTRY = shutil.which("docker-registry")
 IS_MISSING = "" if DOCKER_REGISTRY else "docker-registry is not installed (Debian's package of that name)"
@@ -307,3 +313,33 @@ def liar_with(bundle: Path, certificate: Path | None = None) -> Iterator[Liar]:
         yield liar
     finally:
         liar.close()
+
+
+# -- pushes and pulls
+
+PLAIN = Access(insecure=True)
+
+
+def at(text: str) -> Registry:
+    address = parse_address(text)
+    assert isinstance(address, Registry)
+    return address
+
+
+def send(bundle: Path, text: str, access: Access = PLAIN) -> Pushed:
+    return push(Manifest.read(bundle), at(text), access)
+
+
+def take(text: str, output: Path, access: Access = PLAIN, **options: Any) -> Received:
+    return receive(open_remote(at(text), access), output, **options)
+
+
+def take_from(liar: Liar, output: Path, **options: Any) -> Received:
+    return take(f"oci://{liar.host}/tiny:1", output, **options)
+
+
+def refuse(liar: Liar, output: Path, message: str) -> TransferError:
+    with pytest.raises(TransferError, match=message) as caught:
+        take_from(liar, output)
+    assert not (output / "tiny-bert").exists()
+    return caught.value

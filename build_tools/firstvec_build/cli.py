@@ -15,7 +15,7 @@ import typer
 from firstvec.commands.app import also_positional
 from firstvec.commands.output import print_artifacts, print_json, print_text
 from firstvec_build.shipping import cli as shipping
-from firstvec_build.shipping.cli import check_path, default_output
+from firstvec_build.shipping.options import check_path, default_output
 
 if TYPE_CHECKING:
     from firstvec_build.needs import Needs

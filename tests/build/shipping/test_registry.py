@@ -22,30 +22,36 @@ from firstvec.bundle.manifest import File, Manifest
 from firstvec.bundle.store import find_bundle
 from firstvec.errors import BuildError, InputError, IntegrityError, ManifestError, SignatureError, TransferError
 from firstvec_build import publishing
-from firstvec_build.shipping import arrival, registry
-from firstvec_build.shipping.addresses import Access, Registry, parse_address
-from firstvec_build.shipping.arrival import Received, receive
-from firstvec_build.shipping.registry import Pushed, describe, open_remote, push
+from firstvec_build.shipping import arrival
+from firstvec_build.shipping.addresses import Access
+from firstvec_build.shipping.arrival import receive
+from firstvec_build.shipping.model_pack import describe
+from firstvec_build.shipping.registry import open_remote, push
 from firstvec_build.shipping.signing import sign
 from tests.build.test_publishing import snapshot
 from tests.conftest import Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, make_keys
-from tests.registries import IS_MISSING, PASSWORD, USER, Answer, Liar, Server, docker_registry, liar_with, wire_to
+from tests.registries import (
+    IS_MISSING,
+    PASSWORD,
+    PLAIN,
+    USER,
+    Answer,
+    Liar,
+    Server,
+    at,
+    docker_registry,
+    liar_with,
+    refuse,
+    send,
+    take,
+    take_from,
+    wire_to,
+)
 
-PLAIN = Access(insecure=True)
 STARTER = "onnx-fp32"
+pytestmark = pytest.mark.usefixtures("on_the_loopback")
 needs_registry = pytest.mark.skipif(bool(IS_MISSING), reason=IS_MISSING)
-
-
-@pytest.fixture(autouse=True)
-def _on_the_loopback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let no proxy and no credentials of this user decide, and let nothing wait."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setenv("HOME", str(tmp_path / "user"))
-    for name in ("DOCKER_CONFIG", "ORAS_USER", "ORAS_PASS", "FIRSTVEC_REGISTRY_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-    for module in (arrival, registry):
-        monkeypatch.setattr(module, "_PAUSE_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,30 +65,6 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_keys(tmp_path_factory.mktemp("keys"))
 
 
-@pytest.fixture
-def liar(tiny_built: Path) -> Iterator[Liar]:
-    with liar_with(tiny_built) as running:
-        yield running
-
-
-def at(text: str) -> Registry:
-    address = parse_address(text)
-    assert isinstance(address, Registry)
-    return address
-
-
-def send(bundle: Path, text: str, access: Access = PLAIN) -> Pushed:
-    return push(Manifest.read(bundle), at(text), access)
-
-
-def take(text: str, output: Path, access: Access = PLAIN, **options: Any) -> Received:
-    return receive(open_remote(at(text), access), output, **options)
-
-
-def take_from(liar: Liar, output: Path, **options: Any) -> Received:
-    return take(f"oci://{liar.host}/tiny:1", output, **options)
-
-
 def largest(root: Path) -> File:
     return max(Manifest.read(root).files(), key=lambda file: file.size)
 
@@ -92,69 +74,6 @@ def size_of(root: Path, *, only: str | None = None) -> int:
     if only is not None:
         manifest = manifest.replace(artifacts=tuple(each for each in manifest.artifacts if each.id == only))
     return sum(file.size for file in manifest.files())
-
-
-# -- what a bundle is in a registry
-
-
-def test_the_manifest_is_that_of_modelpack_and_always_the_same(tiny_built: Path, tmp_path: Path) -> None:
-    manifest = Manifest.read(tiny_built)
-    data = (tiny_built / "firstvec.json").read_bytes()
-    document, config, layers = describe(manifest, data, b"a signature")
-    other = Path(shutil.copytree(tiny_built, tmp_path / "elsewhere"))
-    assert describe(Manifest.read(other), data, b"a signature") == (document, config, layers)
-    oci = json.loads(document)
-    assert oci["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
-    assert oci["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
-    assert oci["config"] == {
-        "mediaType": "application/vnd.cncf.model.config.v1+json",
-        "digest": f"sha256:{hashlib.sha256(config).hexdigest()}",
-        "size": len(config),
-    }
-    paths = [layer["annotations"]["org.cncf.model.filepath"] for layer in oci["layers"]]
-    assert paths == ["firstvec.json", "model.sig", *(file.path for file in manifest.files())]
-    assert [layer["digest"] for layer in oci["layers"][2:]] == [f"sha256:{file.sha256}" for file in manifest.files()]
-    weights = {file.path for artifact in manifest.artifacts for file in artifact.files}
-    for layer in oci["layers"]:
-        path = layer["annotations"]["org.cncf.model.filepath"]
-        kind = "weight" if path in weights else "weight.config"
-        assert layer["mediaType"] == f"application/vnd.cncf.model.{kind}.v1.raw"
-        assert ("firstvec.artifact" in layer["annotations"]) == (path in weights)
-    annotations = oci["annotations"]
-    assert annotations["org.opencontainers.image.title"] == manifest.model.name
-    assert annotations["firstvec.artifacts"].split() == [artifact.id for artifact in manifest.artifacts]
-    quality = json.loads(annotations["firstvec.quality"])
-    assert quality[STARTER]["cosine_min"] == manifest.artifacts[1].quality.cosine_min
-    # The keys of ModelPack's config, and no others.
-    values = json.loads(config)
-    assert {*values} == {"descriptor", "config", "modelfs"}
-    assert {*values["config"]} <= {"architecture", "format", "paramSize", "precision", "quantization", "capabilities"}
-    assert values["config"]["precision"] == "mixed"
-    assert values["modelfs"] == {"type": "layers", "diffIds": [layer["digest"] for layer in oci["layers"]]}
-    assert b"created" not in document + config
-
-
-def test_one_format_and_the_revision_are_named(tiny_built: Path) -> None:
-    manifest = Manifest.read(tiny_built)
-    one = manifest.replace(
-        artifacts=tuple(each for each in manifest.artifacts if each.id == STARTER),
-        model=manifest.model.replace(revision="1110a243"),
-    )
-    document, config, _ = describe(one, b"{}", None)
-    assert json.loads(config)["config"] | {"capabilities": None} == {
-        "architecture": "BertModel",
-        "format": "onnx",
-        "precision": "fp32",
-        "capabilities": None,
-    }
-    assert json.loads(config)["descriptor"]["revision"] == "1110a243"
-    assert json.loads(document)["annotations"]["org.opencontainers.image.revision"] == "1110a243"
-
-
-def test_documents_have_their_own_media_type() -> None:
-    assert registry._media_type("LICENSE", {}) == "application/vnd.cncf.model.doc.v1.raw"
-    assert registry._media_type("docs/card.md", {}) == "application/vnd.cncf.model.doc.v1.raw"
-    assert registry._media_type("vocab.txt", {}) == "application/vnd.cncf.model.weight.config.v1.raw"
 
 
 # -- a real registry
@@ -469,13 +388,6 @@ def peak_of(fresh: Fresh, *arguments: object, **environment: str) -> int:
 # -- a registry that lies
 
 
-def refuse(liar: Liar, output: Path, message: str) -> TransferError:
-    with pytest.raises(TransferError, match=message) as caught:
-        take_from(liar, output)
-    assert not (output / "tiny-bert").exists()
-    return caught.value
-
-
 def is_for(request: Any, path: str, liar: Liar) -> bool:
     return bool(request.path.endswith(liar.digest_of(path)))
 
@@ -664,140 +576,6 @@ def test_a_tag_that_moves_while_it_is_pulled_does_not_mix_two_bundles(
     assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
     liar.lie = lambda _request: None
     assert snapshot(Path(take_from(liar, tmp_path / "output").manifest.root)) == snapshot(tiny_bundle)
-
-
-def test_a_redirect_to_another_host_gets_no_credentials(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
-    """Registries of clouds send the reader to a store of blobs."""
-    netrc = Path(os.environ["HOME"]) / ".netrc"
-    netrc.parent.mkdir()
-    netrc.write_text("machine localhost login ada password sesame\nmachine 127.0.0.1 login eve password other\n")
-    with liar_with(tiny_built) as store:
-
-        def demand_login_and_redirect(request: Any) -> None:
-            if request.headers.get("Authorization") != "Basic YWRhOnNlc2FtZQ==":
-                raise Answer(401, WWW_Authenticate='Basic realm="the vault"')
-            if "/blobs/" in request.path:
-                raise Answer(307, Location=f"http://localhost:{store.port}{request.path}?signed=1")
-
-        liar.lie = demand_login_and_redirect
-
-        def strip(request: Any) -> None:
-            request.path = request.path.removesuffix("?signed=1")
-
-        store.lie = strip
-        access = Access(insecure=True, username=USER, password=PASSWORD)
-        got = take(f"oci://{liar.host}/tiny:1", tmp_path, access)
-        assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
-        assert len(store.requests) > 10
-        assert {"authorization" in headers for _, _, headers in store.requests} == {False}
-        assert sum("authorization" not in headers for _, _, headers in liar.requests) == 1
-
-
-def test_a_registry_with_tls_cannot_redirect_to_a_place_without(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
-    with liar_with(tiny_built, tmp_path / "ca.pem") as safe:
-
-        def redirect(request: Any) -> None:
-            if "/blobs/" in request.path:
-                raise Answer(307, Location=f"http://{liar.host}{request.path}")
-
-        safe.lie = redirect
-        trusting = Access(authorities=str(tmp_path / "ca.pem"))
-        with pytest.raises(TransferError, match="redirects to a place without TLS"):
-            take(f"oci://{safe.host}/tiny:1", tmp_path / "output", trusting)
-        assert liar.requests == []
-        safe.lie = lambda _request: None
-        got = take(f"oci://{safe.host}/tiny:1", tmp_path / "output", trusting)
-        assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
-
-
-def test_redirects_come_to_an_end(liar: Liar, tmp_path: Path) -> None:
-    def go_round(request: Any) -> None:
-        raise Answer(302, Location=request.path)
-
-    liar.lie = go_round
-    refuse(liar, tmp_path, "redirects too often")
-    assert len(liar.requests) == 6
-
-
-def test_a_token_is_fetched_for_the_scope_and_renewed(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
-    """Docker's token authentication: the challenge names the place of the tokens, and the scope."""
-    tokens: list[str] = []
-
-    def demand_token(request: Any) -> None:
-        if request.path.startswith("/token"):
-            assert request.headers["Authorization"] == "Basic YWRhOnNlc2FtZQ=="
-            assert "scope=repository%3Atiny%3Apull" in request.path
-            tokens.append(f"token-{len(tokens)}")
-            raise Answer(200, json.dumps({"token": tokens[-1]}).encode(), Content_Type="application/json")
-        current = tokens[-1] if tokens else ""
-        if request.headers.get("Authorization") != f"Bearer {current}" or len(liar.requests) == 12:
-            tokens and len(liar.requests) == 12 and tokens.append("expired")
-            challenge = f'Bearer realm="http://{liar.host}/token",service="r",scope="repository:tiny:pull"'
-            raise Answer(401, WWW_Authenticate=challenge)
-
-    liar.lie = demand_token
-    access = Access(insecure=True, username=USER, password=PASSWORD)
-    got = take(f"oci://{liar.host}/tiny:1", tmp_path, access)
-    assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
-    assert tokens == ["token-0", "expired", "token-2"]
-
-
-def test_a_public_bundle_needs_no_login_but_a_token(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
-    def demand_token(request: Any) -> None:
-        if request.path.startswith("/token"):
-            assert request.headers["Authorization"] is None
-            raise Answer(200, b'{"access_token": "for-everybody"}', Content_Type="application/json")
-        if request.headers.get("Authorization") != "Bearer for-everybody":
-            raise Answer(401, WWW_Authenticate=f'Bearer realm="http://{liar.host}/token",service="r"')
-
-    liar.lie = demand_token
-    got = take_from(liar, tmp_path)
-    assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
-
-
-def test_the_login_is_not_sent_without_tls_for_a_registry_with_tls(liar: Liar) -> None:
-    client = registry._Client(at(f"oci://{liar.host}/tiny:1"), Access(username=USER, password=PASSWORD))
-
-    class Challenge:
-        headers = {"WWW-Authenticate": f'Bearer realm="http://{liar.host}/token",service="r"'}  # noqa: RUF012
-
-    with pytest.raises(TransferError, match=r"sends the login to .* without TLS"):
-        client._log_in(Challenge())  # type: ignore[arg-type]
-    assert liar.requests == []
-
-
-@pytest.mark.parametrize(
-    ("answer", "message", "attempts"),
-    [
-        (Answer(503), r"answers 503 Service Unavailable; try again later", 3),
-        (Answer(429, b'{"errors": [{"code": "TOOMANYREQUESTS", "message": "slow down"}]}'), r"\(slow down\)", 3),
-        (Answer(403, b'{"errors": [{"code": "DENIED"}]}'), r"403 Forbidden \(DENIED\); log in", 1),
-        (Answer(418, b'{"errors": 3}'), "answers 418", 1),
-        (Answer(404), "has no such bundle; check the name and the tag", 1),
-        (Answer(400, b'{"errors": [{"message": "\\u001b[2J"}]}'), r"\\x1b", 1),
-    ],
-    ids=["503", "429", "403", "418", "404", "control characters"],
-)
-def test_what_the_registry_says_is_passed_on(
-    answer: Answer, message: str, attempts: int, liar: Liar, tmp_path: Path
-) -> None:
-    def say(_request: Any) -> None:
-        raise answer
-
-    liar.lie = say
-    error = refuse(liar, tmp_path, message)
-    assert "\x1b" not in str(error)
-    assert len(liar.requests) == attempts
-
-
-def test_a_registry_that_is_silent_is_given_up(liar: Liar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_TIMEOUT", (1.0, 0.2))
-
-    def sleep(_request: Any) -> None:
-        time.sleep(1)
-
-    liar.lie = sleep
-    assert refuse(liar, tmp_path, "cannot be reached .*timed out").is_passing
 
 
 def test_a_registry_that_changes_the_manifest_is_noticed(liar: Liar, tiny_built: Path) -> None:
