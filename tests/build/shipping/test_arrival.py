@@ -480,14 +480,14 @@ from firstvec_build import publishing
 from firstvec_build.shipping.arrival import receive
 from tests.build.shipping.test_arrival import Folder
 
-replace = publishing._replace_folder
+replace = publishing.replace_folder
 
 def die(folder, target):
     if sys.argv[3] == "after":
         replace(folder, target)
     os.kill(os.getpid(), signal.SIGKILL)
 
-publishing._replace_folder = die
+publishing.replace_folder = die
 receive(Folder(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
