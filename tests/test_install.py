@@ -278,7 +278,7 @@ def pack(arguments: list[str]) -> None:
 def test_off_asks_for_a_pure_wheel(tmp_path: Path) -> None:
     wheel, printed = build_wheel(tmp_path, FIRSTVEC_NATIVE="off")
     assert_is_pure(wheel)
-    assert "uses onnxruntime" in printed
+    assert "needs onnxruntime: pip install 'firstvec[onnx]'" in printed
     assert "FIRSTVEC_NATIVE=off" in printed
     assert read(wheel, NOTE).decode() in printed
 
@@ -289,7 +289,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_how_to_get_the_engine(
     wheel, printed = build_wheel(tmp_path, **nowhere)
     assert_is_pure(wheel)
     assert "no C compiler was found" in printed
-    assert "uses onnxruntime" in printed
+    assert "needs onnxruntime: pip install 'firstvec[onnx]'" in printed
     assert "apt-get install gcc" in printed
     assert read(wheel, NOTE).decode() in printed
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _UPGRADE = ": upgrade"  # ends the reason against an artifact of a newer firstvec
 _ABSENT = "not installed: its files are in another wheel of the bundle"
+_TOO_SLOW = ", and none of them is used here"  # ends the reason against the native engine in plain C
 _NOT_INSTALLED = ": not installed"  # ends the reason against an artifact whose engine is missing
 
 
@@ -161,7 +162,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     if version is None:
         return f"{artifact.engine}{_NOT_INSTALLED}"
     if kernels and profile.native_isa not in kernels:
-        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only, and none of them is used here"
+        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only{_TOO_SLOW}"
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
     if profile.recommended_device not in devices and "cpu" not in devices:
@@ -256,6 +257,8 @@ def _hint(
         if name == "native":
             install = "Install firstvec from a wheel for this machine, or with a C compiler, because it has no engine"
         return f"{install}{', or allow INT8 with enable_quantization=True' if is_unasked_int8 else ''}."
+    if any(reason.endswith(_TOO_SLOW) for _, reason in rejected):
+        return "Build ONNX artifacts for this processor, and install onnxruntime (`pip install 'firstvec[onnx]'`)."
     if options.device not in (None, "cpu"):
         return "Leave the device out, or choose cpu."
     if options.artifact is not None:

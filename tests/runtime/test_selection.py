@@ -883,6 +883,11 @@ def test_the_hint_names_the_extra_of_an_engine_that_is_not_installed(
     assert str(caught.value).splitlines()[-1] == hint
 
 
+def test_the_hint_names_onnxruntime_where_the_native_engine_has_plain_c_only() -> None:
+    with pytest.raises(NoCompatibleArtifact, match=r"Build ONNX artifacts .* \(`pip install 'firstvec\[onnx\]'`\)\.$"):
+        choose(bundle(NATIVE_INT8), native_machine("plain", onnxruntime=None), "quantized")
+
+
 def test_the_hint_names_the_extra_of_the_artifact_that_is_asked_for() -> None:
     with pytest.raises(NoCompatibleArtifact, match=r"pip install 'firstvec\[onnx\]'"):
         choose(bundle(), machine(torch=None, onnxruntime=None), artifact="onnx")

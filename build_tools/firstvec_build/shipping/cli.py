@@ -16,6 +16,7 @@ import typer
 from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_json, print_text
+from firstvec.commands.table import same_value
 from firstvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -230,17 +231,28 @@ _Authorities = Annotated[
 
 def push_bundle(
     bundle: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="BUNDLE",
+            metavar="MODEL",
             help="Name of a bundle, or the path of its folder.",
             show_default=False,
             autocompletion=completer("bundles"),
         ),
-    ],
+    ] = None,
     address: Annotated[
-        str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG or hf://ORG/NAME.", show_default=False)
-    ],
+        str | None, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG or hf://ORG/NAME.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The same as the argument MODEL.",
+            show_default=False,
+            autocompletion=completer("bundles"),
+        ),
+    ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="Make a new repository on a hub private. Others keep what they are.")
     ] = False,
@@ -261,6 +273,14 @@ def push_bundle(
     from firstvec_build.shipping.addresses import Hub, parse_address
     from firstvec_build.shipping.progress import TransferDisplay
 
+    if model is not None:
+        if address is None:  # the one argument that is left
+            bundle, address = model, bundle
+        bundle = same_value(model, bundle or model, "MODEL")
+    if bundle is None:
+        raise typer.BadParameter("MODEL is missing. Name of a bundle, or the path of its folder.")
+    if address is None:
+        raise typer.BadParameter("ADDRESS is missing. Write oci://HOST/REPO:TAG or hf://ORG/NAME.")
     to = parse_address(address)
     place = _find_place(address)
     access = _read_access(username, password_stdin, insecure, ca)

@@ -61,6 +61,6 @@ def _verify_file(root: str, file: File) -> str:
 
 def _signature_line(verifier: str, found: str | None) -> str:
     if found is None:
-        why = "it or an artifact is not installed, or a file is no plain file"
-        return f"  --   signature: {verifier} was not asked: {why}"
+        why = f"{verifier} is not installed, or an artifact is not, or a file is no plain file"
+        return f"  --   signature: {why}: it was not asked"
     return f"  ok   signature, says {verifier}" if found == "ok" else f"  BAD  signature, says {verifier}: {found}"

@@ -275,6 +275,18 @@ def test_export_ends_with_one_message(
 LOOPBACK = {"NO_PROXY": "127.0.0.1,localhost", "HOME": "/nonexistent"}
 
 
+def test_push_takes_a_bundle_with_and_without_its_option(tiny_built: Path, firstvec: Fresh) -> None:
+    place = "oci://127.0.0.1:9/tiny:1"
+    for given in ((tiny_built, place), ("-m", tiny_built, place), (tiny_built, place, "--model", tiny_built)):
+        assert "127.0.0.1:9 cannot be reached" in firstvec("push", *given, "--insecure", **LOOPBACK).stderr
+    twice = firstvec("push", "one", place, "-m", "two")
+    assert twice.stderr == "error: MODEL is given twice, as 'one' and as 'two': give one of them\n"
+    for arguments, what in (((), "MODEL"), ((tiny_built,), "ADDRESS"), (("-m", tiny_built), "ADDRESS")):
+        missing = firstvec("push", *arguments)
+        assert (missing.returncode, missing.stdout) == (2, "")
+        assert f"{what} is missing" in missing.stderr
+
+
 @pytest.mark.skipif(bool(IS_MISSING), reason=IS_MISSING)
 def test_push_and_pull_print_what_they_did(tiny_bundle: Path, keys: Pair, tmp_path: Path, firstvec: Fresh) -> None:
     sign(Manifest.read(tiny_bundle), keys.private)
