@@ -40,6 +40,7 @@ def test_card_says_what_the_bundle_is_and_how_good(bundle: Path) -> None:
 def test_head_is_yaml_that_names_the_model(bundle: Path) -> None:
     fields = head(make_model_card(Manifest.read(bundle), ADDRESS))
     assert fields["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert fields["license"] == "apache-2.0"
     assert fields["library_name"] == "firstvec"
     assert fields["tags"] == ["firstvec", "sentence-similarity", "sentence-transformers", "onnx"]
 
@@ -76,7 +77,7 @@ def test_bundle_without_fp32_onnx_is_not_offered_to_other_libraries(bundle: Path
 def test_values_of_the_manifest_are_no_markup(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     model = manifest.model.replace(
-        name="a\n---\nlicense: |<script>", source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"}
+        name="a\n---\nlicense: |<script>", license=None, source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"}
     )
     card = make_model_card(manifest.replace(model=model), ADDRESS)
     assert set(head(card)) == {"library_name", "pipeline_tag", "tags"}
