@@ -4,7 +4,7 @@ PYTHON ?= python3
 BUNDLE := artifacts/all-MiniLM-L6-v2
 
 .DEFAULT_GOAL := help
-.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-hosts bench-warm bench-sts bench-retrieval bench-ship bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
+.PHONY: help artifacts test wheels faults guard guard-baseline bench-operations bench bench-cold bench-hosts bench-install bench-warm bench-sts bench-retrieval bench-ship bench-odd-texts bench-bulk bench-ray sts-given report docs lint typecheck clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## */\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -27,7 +27,7 @@ wheels: $(VENV)/.installed  ## build what users install, in dist/: wheels for Li
 
 faults: artifacts  ## run the long campaigns of tests/faults and tests/native (more than an hour); figures in build/faults/figures.json
 	$(BIN)/pip install --quiet --constraint constraints.txt --group faults --group wheels
-	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py tests/test_shipped_forms.py tests/build/shipping/frozen --faults --durations=0
+	$(BIN)/pytest tests/faults tests/native tests/runtime/bulk/test_cluster.py tests/runtime/text/test_wordpiece.py tests/test_install.py tests/test_interop.py tests/test_shipped_forms.py tests/build/shipping/frozen --faults --durations=0
 
 guard: artifacts  ## compare the code's processor time with this machine's baseline
 	$(BIN)/python benchmarks/guard.py
@@ -49,6 +49,10 @@ bench-hosts: artifacts  ## measure the cold start of the adapters, and of their 
 	$(BIN)/pip install --quiet --constraint constraints.txt --group bench-hosts
 	$(BIN)/python benchmarks/hosts.py --bundle $(BUNDLE) --json build/benchmarks/hosts.json \
 		--markdown build/benchmarks/hosts.md $(addprefix --rounds ,$(ROUNDS))
+
+bench-install: artifacts  ## measure what installs take on disk, firstvec's extras and its peers, and their first vector (10 minutes)
+	$(BIN)/python benchmarks/install_sizes.py --bundle $(BUNDLE) --json build/benchmarks/install-sizes.json \
+		--markdown build/benchmarks/install-sizes.md $(addprefix --rounds ,$(ROUNDS))
 
 bench-warm: artifacts  ## measure the warm native engine: one text, two threads, a million texts, Ctrl-C (8 minutes)
 	$(BIN)/python benchmarks/warm.py --bundle $(BUNDLE) --json build/benchmarks/warm.json

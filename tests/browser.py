@@ -24,7 +24,7 @@ class Browser:
     """A session of one window."""
 
     def __init__(self, port: int) -> None:
-        self._open = build_opener(ProxyHandler({})).open
+        self._request = build_opener(ProxyHandler({})).open
         self._root = f"http://127.0.0.1:{port}"
         options = {"binary": CHROMIUM, "args": [*_ARGUMENTS]}
         logged = {"goog:loggingPrefs": {"browser": "ALL"}}
@@ -39,6 +39,10 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
         self._post("/url", {"url": page.as_uri()})
+
+    def open(self, address: str) -> None:
+        """Open a page of a server."""
+        self._post("/url", {"url": address})
 
     def run(self, script: str) -> Any:
         """Return what a script returns. The script of a page itself may be forbidden all the same."""
@@ -60,12 +64,12 @@ class Browser:
         return base64.b64decode(shot["data"])
 
     def close(self) -> None:
-        with self._open(Request(self._root, method="DELETE"), timeout=60):
+        with self._request(Request(self._root, method="DELETE"), timeout=60):
             pass
 
     def _post(self, path: str, values: dict[str, Any]) -> Any:
         request = Request(self._root + path, json.dumps(values).encode(), {"Content-Type": "application/json"})
-        with self._open(request, timeout=60) as answer:
+        with self._request(request, timeout=60) as answer:
             return json.load(answer)["value"]
 
 

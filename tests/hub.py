@@ -165,7 +165,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.asked().append((self.command, self.path, headers))
         self.hub.before(self.command, self.path)
-        self.answer()
+        try:
+            self.answer()
+        except ConnectionError:  # the reader has gone
+            self.close_connection = True
 
     def asked(self) -> list[Request]:
         return self.hub.requests
@@ -218,12 +221,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def create(self) -> None:
         request = json.loads(self.body)
         name = f"{request['organization']}/{request['name']}"
+        is_private = request.get("visibility") == "private" or request.get("private", False)  # the new way and the old
         if not self.hub.can_write:
             self.send(403, {"error": "You don't have the rights to create a model under this namespace"})
         elif name in self.hub.repositories:
             self.send(409, {"error": "You already created this model repo", "url": f"{self.hub.endpoint}/{name}"})
         else:
-            repository = self.hub.repositories[name] = Repository(private=request.get("visibility") == "private")
+            repository = self.hub.repositories[name] = Repository(private=is_private)
             repository.commit({".gitattributes": GITATTRIBUTES}, message="initial commit")
             self.send(200, {"url": f"{self.hub.endpoint}/{name}"})
 
@@ -232,8 +236,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in repository.commits[sha]]
             self.send(200, {"id": name, "sha": sha, "private": repository.private, "siblings": siblings})
 
-    def list_tree(self, repository: Repository, name: str, revision: str) -> None:
-        if sha := self.find_commit(repository, revision):
+    def list_tree(self, repository: Repository, name: str, revision: str, below: str | None = None) -> None:
+        if below is not None:
+            self.send(404, headers={"X-Error-Code": "EntryNotFound"})  # nobody asks for a folder that is there
+        elif sha := self.find_commit(repository, revision):
             folders = {parent.as_posix() for path in repository.commits[sha] for parent in PurePosixPath(path).parents}
             entries: list[dict[str, object]] = [
                 {"type": "directory", "path": folder, "size": 0, "oid": "0" * 40} for folder in folders - {"."}
@@ -386,7 +392,7 @@ _ROUTES: list[tuple[tuple[str, ...], str, Callable[..., None]]] = [
     (("POST",), r"/api/validate-yaml", _Handler.validate),
     (("GET", "HEAD"), rf"/api/models/{_NAME}", _Handler.describe),
     (("GET", "HEAD"), rf"/api/models/{_NAME}/revision/(?P<revision>[^/]+)", _Handler.describe),
-    (("GET", "HEAD"), rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)", _Handler.list_tree),
+    (("GET", "HEAD"), rf"/api/models/{_NAME}/tree/(?P<revision>[^/]+)(?:/(?P<below>.+))?", _Handler.list_tree),
     (("GET",), rf"/api/models/{_NAME}/xet-(?:read|write)-token/[^/]+", _Handler.open_xet),
     (("POST",), rf"/api/models/{_NAME}/preupload/(?P<revision>[^/]+)", _Handler.preupload),
     (("POST",), rf"/api/models/{_NAME}/commit/(?P<revision>[^/]+)", _Handler.take_commit),

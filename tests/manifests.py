@@ -11,7 +11,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
     """Return a valid manifest of three artifacts, with every key that the format knows."""
     return {
         "format": "firstvec-bundle",
-        "format_version": "1.1",
+        "format_version": "1.2",
         "model": {
             "name": name,
             "revision": revision,
@@ -25,6 +25,7 @@ def document(name: str = "organization/tiny", revision: str | None = "1110a243")
             "pad_token_id": 0,
             "prompts": {"query": "", "document": "passage: "},
             "default_prompt_name": "query",
+            "license": "Apache-2.0",
         },
         "tokenizer": file("tokenizer.json"),
         "wordpiece": {

@@ -79,6 +79,21 @@ def test_hosts_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
     assert "| Chroma | its default, ONNX |" in (tmp_path / "hosts.md").read_text("utf-8")
 
 
+def test_install_sizes_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
+    done = run(
+        "benchmarks/install_sizes.py",
+        *("--bundle", bundle, "--rounds", 1, "--only", "firstvec", "--folder", tmp_path / "sizes"),
+        *("--json", tmp_path / "sizes.json", "--markdown", tmp_path / "sizes.md"),
+    )
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads((tmp_path / "sizes.json").read_text("utf-8"))["programs"]
+    assert found["packages"] == 1
+    assert 0.5 < found["packages_mb"] < 5
+    assert 20 < found["model_mb"] < 30
+    assert [cpu > 0 and wall > 0 for wall, cpu in found["samples"]] == [True]
+    assert "| firstvec | 1 |" in (tmp_path / "sizes.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +106,11 @@ def test_hosts_measures_and_checks(bundle: Path, tmp_path: Path) -> None:
         (["signature.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["hosts.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["hosts.py", "--only", "nothing"], "--only must be one of LangChain, LlamaIndex, Chroma, Haystack, none"),
+        (["install_sizes.py", "--rounds", "0"], "--rounds must be at least 1"),
+        (
+            ["install_sizes.py", "--only", "nothing"],
+            "--only must be one of firstvec, firstvec[numpy], ",
+        ),
         (["families.py", "--rounds", "0"], "--rounds must be at least 1"),
         (["warm.py", "--texts", "0"], "--rounds and --texts must be at least 1"),
         (["retrieval.py", "--passages", "10"], "--passages must be at least 20"),

@@ -274,7 +274,10 @@ def is_whole(command: str) -> bool:
 
 
 def is_long_and_right(line: str) -> bool:
-    """Return whether a command takes too long for this test. Fail if its target, option or extra does not exist."""
+    """Return whether a command takes too long for this test, or needs a network.
+
+    Fail if its target, option or extra does not exist.
+    """
     words = shlex.split(line, comments=True)
     while words and re.match(r"\w+=", words[0]):
         words.pop(0)
@@ -285,8 +288,8 @@ def is_long_and_right(line: str) -> bool:
         check_make(words[1:])
     elif program == "pip":
         check_pip(words[1:])
-    elif program == "firstvec" and words[1] == "build":
-        check_build(words[2:])
+    elif program == "firstvec" and words[1] in ("build", "push", "pull"):
+        check_command(words[1:])
     elif program == "python" and words[1].endswith(".py"):
         check_script(words[1], words[2:])
     else:
@@ -309,15 +312,17 @@ def check_pip(arguments: list[str]) -> None:
             assert (REPOSITORY / arguments.pop(0)).is_file()
         elif argument == "--group":
             assert arguments.pop(0) in project["dependency-groups"]
-        elif argument not in ("-e", "--editable", "--upgrade"):
+        elif argument == "--find-links":
+            assert arguments.pop(0) == "dist"  # of `make wheels`
+        elif argument not in ("-e", "--editable", "--upgrade", "--no-index"):
             named = re.fullmatch(r"(?:firstvec|\.)(?:\[([\w,-]+)\])?", argument)
             assert named, argument
             assert {*(named[1] or "").split(",")} - {""} <= {*project["project"]["optional-dependencies"]}
 
 
-def check_build(arguments: list[str]) -> None:
+def check_command(arguments: list[str]) -> None:
     # An unknown option ends the command before --help does.
-    command = [str(Path(sys.executable).with_name("firstvec")), "build", *arguments, "--help"]
+    command = [str(Path(sys.executable).with_name("firstvec")), *arguments, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -342,8 +347,10 @@ def check_script(script: str, arguments: list[str]) -> None:
         ("make test", True),
         ("STS=x make bench-sts STS=path/of/sts-test.csv  # long", True),
         (".venv/bin/pip install -c constraints.txt -e '.[build]'", True),
+        ("pip install --no-index --find-links dist firstvec", True),
         ("firstvec build NAME==VERSION --sha256 DIGEST", True),
         (".venv/bin/python benchmarks/cold_start.py --rounds 5", True),
+        ("firstvec pull oci://registry.example.com/tiny:1 --only onnx-fp32", True),
         ("firstvec list", False),
         ("export FIRSTVEC_TRACE=1", False),
     ],
@@ -359,7 +366,9 @@ def test_commands_that_take_long_are_known(line: str, is_long: bool) -> None:
         "pip install 'firstvec[no-such-extra]'",
         "pip install another-package",
         "pip install -c no-such-file firstvec",
+        "pip install --find-links elsewhere firstvec",
         "firstvec build --no-such-option",
+        "firstvec pull oci://registry.example.com/tiny:1 --no-such-option",
         "python benchmarks/cold_start.py --no-such-option",
     ],
 )

@@ -21,6 +21,7 @@ from packaging.tags import Tag
 from packaging.utils import parse_wheel_filename
 
 from tests.conftest import REPOSITORY
+from tests.package_index import check_with_twine
 
 MODULE, NOTE = "firstvec/_native.abi3.so", "firstvec/_native.txt"
 PYTHONS = [sys.executable, *map(str, sorted(Path.home().glob(".pyenv/versions/3.1[2-9]*/bin/python")))]
@@ -124,6 +125,12 @@ def assert_is_pure(wheel: Path) -> None:
 
 
 @needs_compiler
+def test_a_package_index_accepts_the_wheel_and_the_source_distribution(wheel: Path, tmp_path: Path) -> None:
+    hatchling(f"backend.build_sdist({str(tmp_path)!r})")
+    check_with_twine(wheel, *tmp_path.glob("*.tar.gz"))
+
+
+@needs_compiler
 def test_a_wheel_with_the_engine_is_for_this_platform_and_every_python_since_3_11(wheel: Path) -> None:
     [tag] = tags(wheel)
     assert (tag.interpreter, tag.abi) == ("cp311", "abi3")
@@ -165,10 +172,113 @@ def test_the_source_distribution_gives_the_same_engine(wheel: Path, unpacked: Pa
     assert b"/tmp" not in module
 
 
+COMMANDS = (
+    (["encode", "--format", "text", "how do I reset my password?"], 0, "-0.0"),
+    (["encode", "a search for [SEP] and \u09ce"], 0, '"artifact": "native-int8"'),
+    (["similar", "--top", "1", "reset a password", "{text}"], 0, "how do I reset my password?"),
+    (["explain"], 0, "takes  native-int8"),
+    (["list"], 0, "all-MiniLM-L6-v2"),
+    (["inspect"], 0, "native-int8"),
+    (["verify"], 0, "ok: every file is the one that the manifest describes"),
+    (["doctor"], 0, "no problem was found"),
+    (["doctor", "--quick"], 0, "pip install 'firstvec[onnx]'        runs the ONNX artifacts"),
+    (["bench", "--rounds", "1", "--quiet"], 0, "firstvec native-int8"),
+    (["encode", "--format", "npy", "text"], 1, "pip install 'firstvec[numpy]'; or take output='list' or 'buffer'"),
+    (
+        ["encode", "--precision", "int8", "text"],
+        1,
+        "needs numpy, which is not installed: pip install 'firstvec[numpy]'",
+    ),
+    (["encode", "--artifact", "onnx-fp32", "text"], 1, "The bundle has no artifact 'onnx-fp32'"),
+    (["--help"], 1, "pip install 'firstvec[cli]'"),
+)
+"""Command line, exit code, and a part of what is printed, where nothing but firstvec is installed."""
+
+
+@needs_compiler
+def test_firstvec_and_an_int8_bundle_are_two_packages_of_30_mb_and_serve_every_command(
+    wheel: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest app: no numpy, no onnxruntime, no tokenizers. README's quick start and all commands work."""
+    pack([*("wheel", "--model", str(bundle), "--only", "native-int8"), *("--output", str(tmp_path / "bundle"))])
+    [packed] = (tmp_path / "bundle").glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv/bin/python")
+    # Without an index, pip fails if it needs another package.
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--isolated"]
+    [site] = (tmp_path / "venv").glob("lib/python*/site-packages")
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
+    assert len([*site.glob("*.dist-info")]) == 1
+    subprocess.run([*pip, str(packed)], check=True, capture_output=True)
+    assert len([*site.glob("*.dist-info")]) == 2
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    assert 20e6 < size <= 30e6
+
+    text = tmp_path / "text.txt"
+    text.write_text("when is the office closed?\nhow do I reset my password?\n", "utf-8")
+    monkeypatch.delenv("FIRSTVEC_ARTIFACTS")
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    for arguments, code, part in COMMANDS:
+        command = [str(tmp_path / "venv/bin/firstvec"), *(each.format(text=text) for each in arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, part in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    quick_start = """
+from firstvec import LoadingStrategy, MissingDependency, OptimizedEmbeddingLoader
+loader = OptimizedEmbeddingLoader("all-MiniLM-L6-v2", LoadingStrategy.QUANTIZED)
+print(loader.get_embedding_dim_fast())
+provider = loader.get_provider(timeout=10)
+try:
+    provider.encode(["one text", "another"])
+except MissingDependency as error:
+    print(error.install)
+print(len(provider.encode(["one text", "another"], output="list")))
+from firstvec.compat import SentenceTransformer
+try:
+    SentenceTransformer("all-MiniLM-L6-v2", strategy="quantized")
+except MissingDependency as error:
+    print(error.install)
+"""
+    done = subprocess.run([python, "-c", quick_start], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["384", "firstvec[numpy]", "2", "firstvec[numpy]"]
+    assert done.stderr == ""
+
+
+@needs_compiler
+def test_a_bundle_that_only_onnxruntime_serves_names_the_extra_where_it_is_missing(
+    wheel: Path, bundle: Path, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    pack([*("wheel", "--model", str(bundle), "--only", "onnx-fp32"), *("--output", str(tmp_path / "bundle"))])
+    [packed] = (tmp_path / "bundle").glob("*.whl")
+    with zipfile.ZipFile(packed) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from firstvec.commands.main import main; main()"
+    environment = {name: value for name, value in os.environ.items() if name != "FIRSTVEC_ARTIFACTS"}
+    command = [sys.executable, "-I", "-S", "-c", code, str(tmp_path / "installed")]
+    done = subprocess.run([*command, "encode", "text"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[1:] == [
+        "  - onnx-fp32: onnxruntime: not installed",
+        "Install onnxruntime (`pip install 'firstvec[onnx]'`).",
+    ]
+    done = subprocess.run([*command, "doctor"], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "no strategy can take an artifact on this machine" in done.stdout
+    assert "pip install 'firstvec[onnx]'" in done.stdout
+
+
+def pack(arguments: list[str]) -> None:
+    command = [str(Path(sys.executable).with_name("firstvec")), *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
 def test_off_asks_for_a_pure_wheel(tmp_path: Path) -> None:
     wheel, printed = build_wheel(tmp_path, FIRSTVEC_NATIVE="off")
     assert_is_pure(wheel)
-    assert "uses onnxruntime" in printed
+    assert "needs onnxruntime: pip install 'firstvec[onnx]'" in printed
     assert "FIRSTVEC_NATIVE=off" in printed
     assert read(wheel, NOTE).decode() in printed
 
@@ -179,7 +289,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_how_to_get_the_engine(
     wheel, printed = build_wheel(tmp_path, **nowhere)
     assert_is_pure(wheel)
     assert "no C compiler was found" in printed
-    assert "uses onnxruntime" in printed
+    assert "needs onnxruntime: pip install 'firstvec[onnx]'" in printed
     assert "apt-get install gcc" in printed
     assert read(wheel, NOTE).decode() in printed
 

@@ -129,8 +129,10 @@ NOT_IN_A_BUNDLE = {
     "huggingface-hub": "fetches the source, whose digest the bundle has",
     "PyInstaller": "reads the hook that lies in the toolchain's package",
     "optimum": "names the library of a folder that cannot be built",
+    "packaging": "spells a licence and the version of a wheel",
     "rich": "shows the progress of a build",
     "typer": "reads the command line",
+    "yaml": "reads a model card",
     "scipy": "ranks similarities for Spearman, where a labelled set is given",
 }
 """Packages that the toolchain imports, but that do not change the bytes of an artifact."""

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional
 from firstvec.commands.output import print_artifacts, print_json, print_text
-from firstvec.errors import InputError
 from firstvec_build.shipping import cli as shipping
-from firstvec_build.shipping.cli import check_path
+from firstvec_build.shipping.cli import check_path, default_output
 
 if TYPE_CHECKING:
     from firstvec_build.needs import Needs
@@ -71,6 +69,14 @@ def build_model(
             help="Run the code that lies beside the model. The code can do whatever you can. A bundle has none of it.",
         ),
     ] = False,
+    license: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        typer.Option(
+            metavar="SPDX",
+            help="The model's licence, such as Apache-2.0. The default is what the model card states.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +160,7 @@ def build_model(
             sha256=sha256,
             pooling=pooling,
             trust_remote_code=trust_remote_code,
+            license=license,
             name=name,
             only=only or (),
             thresholds=Thresholds(**{name: value for name, value in thresholds.items() if value is not None}),
@@ -175,14 +182,6 @@ def build_model(
         print_json(_result_values(result, timings or {}))
     elif not quiet:
         _print_result(result, timings)
-
-
-def default_output() -> Path:
-    """Return the user's folder for bundles, or raise InputError."""
-    folder = data_folder()
-    if folder is None:
-        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
-    return Path(folder) / "bundles"
 
 
 def _print_result(result: BuildResult, timings: dict[str, tuple[float, float] | None] | None) -> None:

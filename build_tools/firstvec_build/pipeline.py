@@ -25,7 +25,7 @@ from firstvec.errors import (
     QuantizationError,
 )
 from firstvec.machine.profile import ResourceProfile
-from firstvec_build import memory, publishing, quality, source
+from firstvec_build import licence, memory, publishing, quality, source
 from firstvec_build.needs import Needs, check_memory, estimate, read_shape
 from firstvec_build.quality import Thresholds
 from firstvec_build.recipes import RECIPES, LeftOut, Recipe
@@ -67,6 +67,7 @@ def build(
     sha256: str | None = None,
     pooling: str | None = None,
     trust_remote_code: bool = False,
+    license: str | None = None,  # noqa: A002 - the word of SPDX, of the hub and of a package's metadata
     name: str | None = None,
     only: Sequence[str] = (),
     thresholds: Thresholds | None = None,
@@ -89,6 +90,7 @@ def build(
         sha256: expected digest of the weights.
         pooling: pooling mode for a plain transformers model: one of `firstvec_build.source.POOLINGS`.
         trust_remote_code: let the build run the code that lies beside the model. The runtime never runs it.
+        license: SPDX expression of the model's licence. None: the one that the source states.
         name: of the bundle, ``NAME`` or ``ORGANIZATION/NAME``. None: the model's name, or that of its folder.
         only: keys of `firstvec_build.recipes.RECIPES`. Empty: all but those that are made on request.
         thresholds: what the artifacts must reach. None: the defaults.
@@ -108,7 +110,8 @@ def build(
     Raises:
         SourceError, ExportError, QuantizationError, QualityError, BuildError: the previous bundle is untouched. One of
             the reasons for BuildError is that the memory will not suffice.
-        InputError: ``only`` names an unknown artifact, ``pooling`` is unknown, or ``name`` is no name of a bundle.
+        InputError: ``only`` names an unknown artifact, ``pooling`` is unknown, ``license`` is no SPDX expression, or
+            ``name`` is no name of a bundle.
         MissingDependency: the toolchain is not installed.
     """
     started = time.perf_counter()
@@ -120,7 +123,12 @@ def build(
     publishing.check_writable(Path(output))
     report_stage("fetching the model", 0, count)
     origin = source.resolve(
-        model, revision=revision, sha256=sha256, pooling=pooling, trust_remote_code=trust_remote_code
+        model,
+        revision=revision,
+        sha256=sha256,
+        pooling=pooling,
+        trust_remote_code=trust_remote_code,
+        license=license,
     )
     if name is not None:
         origin = replace(origin, name=name)
@@ -228,8 +236,9 @@ def _digest_inputs(origin: source.Source, *options: object) -> str:
         digest.update(json.dumps(parts, sort_keys=True, ensure_ascii=True).encode())
 
     add(origin.name, origin.revision, origin.origin, origin.sha256, origin.pooling, origin.trust_remote_code)
+    add(origin.license)
     for path in sorted(origin.path.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".txt", ".model", ".py"):
+        if path.is_file() and (path.suffix in (".json", ".txt", ".model", ".py") or licence.is_text(path)):
             add(path.relative_to(origin.path).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
     add(_read_tool_versions(), f"{sys.version_info.major}.{sys.version_info.minor}")
     code, runtime = Path(__file__).parent, Path(firstvec.__file__).parent

@@ -46,7 +46,7 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
     if find_disagreement(QuickTokenizer(rules, vocabulary, length), compared, expected) is not None:
         (folder / VOCABULARY_NAME).unlink()
         return None
-    if (tables := wordpiece_tables.make_tables(rules, vocabulary)) is None:
+    if (tables := wordpiece_tables.make_tables(rules, vocabulary, _plain_added_ids(document))) is None:
         return rules
     path = folder / TABLES_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_vocabulary(tokenizer_json: str, folder: Path, texts: Sequence[str]) ->
     if (module := native.module()) is not None:
         with path.open("rb") as stream:
             quick = module.WordPiece(stream.fileno(), len(tables), length)
-        assert find_disagreement(quick, compared, expected) is None, "the tokenizer in C is not the one in Python"
+        assert find_disagreement(quick, compared, expected) is None, "the tokenizer in C is not the package's"
     return rules.replace(tables=publishing.describe_file(folder, TABLES_NAME))
 
 
@@ -153,6 +153,16 @@ def _make_rules(document: dict[str, Any], vocabulary: File) -> WordPiece:
         suffix_ids=suffix_ids,
         added_tokens=tuple(token["content"] for token in document["added_tokens"]),
     )
+
+
+def _plain_added_ids(document: dict[str, Any]) -> list[int] | None:
+    """Return the ids of the added tokens, if each begins wherever its text is. None: the package judges them.
+
+    White space around an added token, which ``lstrip`` and ``rstrip`` remove, has no ids in any case.
+    """
+    added = document["added_tokens"]
+    is_plain = not any(token["single_word"] or any(map(str.isspace, token["content"])) for token in added)
+    return [token["id"] for token in added] if is_plain else None
 
 
 def find_outer_ids(post_processor: dict[str, Any] | None) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

@@ -16,6 +16,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from firstvec.bundle.manifest import Model
 from firstvec.errors import ExportError, SourceError
+from firstvec_build.licence import find_license_files
 from firstvec_build.memory import split_into_batches
 from firstvec_build.quiet_tools import silence_tools
 from firstvec_build.source import Source, find_code
@@ -244,6 +245,7 @@ def describe_model(model: SentenceTransformer, source: Source) -> Model:
         pad_token_id=pad_token_id,
         prompts=dict(model.prompts or {}),
         default_prompt_name=model.default_prompt_name,
+        license=source.license,
     )
 
 
@@ -307,7 +309,8 @@ def write_support_files(model: SentenceTransformer, source: Source, folder: Path
     """
     paths = find_support_files(source)
     if is_static(model):
-        paths = [path for path in paths if path.suffix == ".json"]  # the weights are those of the artifacts
+        # The weights are those of the artifacts.
+        paths = [path for path in paths if path.suffix not in (".safetensors", ".bin")]
     for path in paths:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path / path, folder / path)
@@ -369,4 +372,4 @@ def _read_object(copy: Path, origin: Path) -> dict[str, Any]:
 def find_support_files(source: Source) -> list[Path]:
     """Return the source's files that the bundle copies, relative to the source's folder."""
     found = {path.relative_to(source.path) for pattern in _SUPPORT_FILES for path in source.path.glob(pattern)}
-    return sorted(found, key=str)
+    return sorted({*found, *find_license_files(source.path)}, key=str)

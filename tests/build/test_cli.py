@@ -26,6 +26,7 @@ def test_build_writes_where_the_runtime_looks_and_prints_json(
     home = {"FIRSTVEC_HOME": str(tmp_path / "home"), "FIRSTVEC_ARTIFACTS": ""}
     # A random model of 32 components has many near neighbours.
     command = ("build", tiny_model, "--only", "onnx-fp32", "--only", INT8_HERE, "--min-neighbour-overlap", "0.8")
+    command = (*command, "--license", "cc-by-nc-4.0")
     done = firstvec(*command, "--json", **home)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
@@ -40,6 +41,7 @@ def test_build_writes_where_the_runtime_looks_and_prints_json(
         assert artifact["quality"]["cosine_min"] > 0.9
         assert 0 < artifact["load_ms"] < artifact["first_vector_ms"]
 
+    assert "licence         CC-BY-NC-4.0\n" in firstvec("inspect", "tiny-bert", **home).stdout
     encoded = firstvec("encode", "--model", "tiny-bert", "some text", **home)
     assert len(json.loads(encoded.stdout)["vectors"][0]) == 32
 
@@ -99,8 +101,9 @@ def test_quiet_build_prints_nothing(tiny_model: Path, firstvec: Fresh, tmp_path:
         (["{model}", "--sts", "{tmp}/missing.tsv"], "missing.tsv: cannot be read"),
         (["{model}", "--corpus", "{tmp}/corpus.txt"], "corpus.txt:2: is empty; a corpus holds one text a line"),
         (["{model}", "--only", INT8_HERE, "--min-cosine", "1.0"], f"{INT8_HERE}: cosine_min is 0.9"),
+        (["{model}", "--license", "free"], "the licence 'free' is no SPDX expression"),
     ],
-    ids=["folder", "output", "no output", "only", "sha256", "sts", "corpus", "threshold"],
+    ids=["folder", "output", "no output", "only", "sha256", "sts", "corpus", "threshold", "licence"],
 )
 def test_build_ends_with_one_message(
     arguments: list[str], message: str, tiny_model: Path, firstvec: Fresh, tmp_path: Path

@@ -126,14 +126,29 @@ def test_damaged_bundle_is_built_again(tiny_model: Path, output: Path) -> None:
     [
         {"only": (*QUICK, INT8_HERE)},
         {"thresholds": Thresholds(fp32_max_abs_diff=2e-5)},
+        {"license": "apache-2.0"},
     ],
-    ids=["only", "thresholds"],
+    ids=["only", "thresholds", "licence"],
 )
 def test_other_options_build_again(options: dict[str, Any], tiny_model: Path, output: Path) -> None:
     result = build_quick(tiny_model, output, **options)
     assert result.rebuilt
     assert [artifact.id for artifact in result.manifest.artifacts] == list(options.get("only", QUICK))
     assert not build_quick(tiny_model, output, **options).rebuilt
+
+
+def test_licence_and_its_text_become_part_of_the_bundle(tiny_model: Path, output: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "tiny-bert"))
+    (model / "README.md").write_text("---\nlicense: bsd-3-clause\n---\n", "utf-8")
+    (model / "LICENSE").write_text("the text", "utf-8")
+    result = build_quick(model, output)
+    assert result.rebuilt
+    assert result.manifest.model.license == "BSD-3-Clause"
+    assert "LICENSE" in [file.path for file in result.manifest.support_files]
+    assert (output / "tiny-bert" / "LICENSE").read_text("utf-8") == "the text"
+    assert not build_quick(model, output).rebuilt
+    (model / "LICENSE").write_text("another text", "utf-8")
+    assert build_quick(model, output).rebuilt
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"])

@@ -65,7 +65,7 @@ def test_tokenizer_truncates_and_never_pads_and_the_models_own_stays_as_it_is(ti
 
 def test_support_files_are_configuration_and_the_weights_of_later_modules(tmp_path: Path) -> None:
     for name in (
-        *("modules.json", "config.json", "model.safetensors", "README.md", "onnx/model.onnx"),
+        *("modules.json", "config.json", "model.safetensors", "README.md", "LICENSE", "onnx/model.onnx"),
         *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
     ):
         path = tmp_path / name
@@ -73,7 +73,8 @@ def test_support_files_are_configuration_and_the_weights_of_later_modules(tmp_pa
         path.write_text("{}" if path.suffix == ".json" else "some content")
     found = reference.find_support_files(source.resolve(str(tmp_path)))
     assert [path.as_posix() for path in found] == [
-        *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "config.json", "modules.json")
+        *("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"),
+        *("LICENSE", "config.json", "modules.json"),
     ]
 
 

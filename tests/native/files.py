@@ -141,8 +141,10 @@ def words(count: int) -> list[str]:
 
 
 @cache
-def make_words(count: int = 200, *, added_tokens: tuple[str, ...] = SPECIALS, longest: int = 100) -> bytes:
-    """Return a tables file with `words` and BERT's rules."""
+def make_words(
+    count: int = 200, *, added_tokens: tuple[str, ...] = SPECIALS, longest: int = 100, has_ids: bool = True
+) -> bytes:
+    """Return a tables file with `words` and BERT's rules, and with the ids of the added tokens or without them."""
     rules = WordPiece(
         vocabulary=None,  # type: ignore[arg-type]
         tables=None,
@@ -154,7 +156,7 @@ def make_words(count: int = 200, *, added_tokens: tuple[str, ...] = SPECIALS, lo
         suffix_ids=(3,),
         added_tokens=added_tokens,
     )
-    data = make_tables(rules, "\n".join(words(count)) + "\n")
+    data = make_tables(rules, "\n".join(words(count)) + "\n", range(len(added_tokens)) if has_ids else None)
     assert data is not None
     return data
 

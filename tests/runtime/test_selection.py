@@ -552,6 +552,42 @@ def test_int8_is_taken_where_the_bundle_has_no_full_precision(strategy: str) -> 
     assert choice.reason == "INT8 for this CPU (avx2); the bundle has no full precision"
 
 
+# --- Bundles of which some artifacts are installed -------------------------------------------------------------------
+
+ABSENT = "not installed: its files are in another wheel of the bundle"
+
+
+@pytest.mark.parametrize("strategy", BEST)
+def test_what_is_not_installed_is_passed_over_with_the_reason(strategy: str) -> None:
+    choice = choose(bundle(AVX2, ARM).replace(absent=(ONNX, TORCHSCRIPT)), machine(), strategy)
+    assert order(choice) == ["int8-avx2"]
+    assert choice.reason == "INT8 for this CPU (avx2); no full precision is installed"
+    assert list(reasons(choice)) == ["int8-arm64", "onnx", "torchscript"]
+    assert reasons(choice)["onnx"] == reasons(choice)["torchscript"] == ABSENT
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "hint"),
+    [
+        ("cached", {}, "Install the wheel with one of the artifacts that are not installed."),
+        ("lazy", {"artifact": "onnx"}, "Install the wheel with this artifact, or leave the artifact out"),
+        ("lazy", {"artifact": "int8-arm64"}, "Leave the artifact out: the strategy then chooses one."),
+        ("lazy", {"artifact": "none"}, "The bundle has no artifact 'none': it has int8-arm64, onnx."),
+    ],
+)
+def test_error_says_what_to_install(strategy: str, options: dict[str, str], hint: str) -> None:
+    manifest = bundle(ARM).replace(absent=(ONNX,))
+    with pytest.raises(NoCompatibleArtifact) as caught:
+        choose(manifest, machine(), strategy, **options)
+    assert dict(caught.value.rejected)["onnx"] == ABSENT
+    assert str(caught.value).splitlines()[-1].startswith(hint)
+
+
+def test_without_any_installed_artifact_the_error_says_so() -> None:
+    with pytest.raises(NoCompatibleArtifact, match="Install the wheel with one of the artifacts"):
+        choose(bundle(ONNX).replace(artifacts=(), absent=(ONNX,)), machine())
+
+
 def test_cached_never_takes_int8_and_names_the_strategy_that_does() -> None:
     with pytest.raises(NoCompatibleArtifact) as caught:
         choose(bundle(AVX2, ARM), machine(), "cached")
@@ -845,6 +881,11 @@ def test_the_hint_names_the_extra_of_an_engine_that_is_not_installed(
     with pytest.raises(NoCompatibleArtifact) as caught:
         choose(bundle(*artifacts), machine(torch=None, onnxruntime=None), strategy)
     assert str(caught.value).splitlines()[-1] == hint
+
+
+def test_the_hint_names_onnxruntime_where_the_native_engine_has_plain_c_only() -> None:
+    with pytest.raises(NoCompatibleArtifact, match=r"Build ONNX artifacts .* \(`pip install 'firstvec\[onnx\]'`\)\.$"):
+        choose(bundle(NATIVE_INT8), native_machine("plain", onnxruntime=None), "quantized")
 
 
 def test_the_hint_names_the_extra_of_the_artifact_that_is_asked_for() -> None:

@@ -59,6 +59,8 @@ class Access:
     """Whether to speak HTTP without TLS."""
     authorities: str | None = None
     """File of the certificates (PEM) of the authorities to trust, in place of those that Python trusts."""
+    private: bool = False
+    """Whether a push makes a new repository private. Only a hub makes repositories."""
 
 
 def parse_address(text: str) -> Address:

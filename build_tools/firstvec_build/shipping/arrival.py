@@ -130,7 +130,9 @@ def receive(
     with publishing.lock(target, report_wait):
         current = _read_current(target, kept_data, kept_signature)
         is_new, has_replaced = current is None, (target / MANIFEST_NAME).exists()
-        if current is None:
+        if current is not None:
+            temporary.remove_abandoned(target.parent, _stem(target))
+        else:
             with _make_workplace(target, data) as folder:
                 _take_what_is_here(target, data, folder, files)
                 done = 0

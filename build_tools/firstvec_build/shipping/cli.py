@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from firstvec.bundle.store import data_folder
 from firstvec.commands.app import also_positional, completer
 from firstvec.commands.output import print_json, print_text
+from firstvec.commands.table import same_value
 from firstvec.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,30 +52,70 @@ def pack_wheel(
     model: _Bundle,
     output: Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the wheel.")] = "dist",
     only: Annotated[list[str] | None, typer.Option(help="Pack this artifact only. May be repeated.")] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split", help="Write a wheel for each artifact, and a base wheel with all other files, which they need."
+        ),
+    ] = False,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--version",
+            metavar="VERSION",
+            help="Release number, such as 1.0. The default is 0.N, where N comes from the content.",
+            show_default=False,
+        ),
+    ] = None,
+    license: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        typer.Option(
+            "--license",
+            metavar="SPDX",
+            help="The model's licence, such as Apache-2.0, if the bundle states none.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: _AsJson = False,
 ) -> None:
     """Pack a bundle as a wheel. Install the wheel beside firstvec, and the runtime finds the bundle by its name.
 
     The bundle's signature is packed, too. If --only leaves an artifact out, the signature is not packed, because it
-    covers the whole bundle.
+    covers the whole bundle. With --split, the base wheel has the signature in any case.
     """
     import zipfile
 
     from firstvec.bundle import SIGNATURE_NAME, store
-    from firstvec_build.shipping.wheel import pack
+    from firstvec_build.shipping.wheel import USUAL_LIMIT, pack, pack_parts
 
     manifest = store.find_bundle(model)
-    path = pack(manifest, check_path("--output", output), only=only or ())
-    with zipfile.ZipFile(path) as archive:
+    replaced: list[Path] = []
+
+    write: Callable[..., list[Path]] = pack_parts if split else lambda *given, **options: [pack(*given, **options)]
+    folder, report = check_path("--output", output), replaced.append
+    paths = write(manifest, folder, only=only or (), version=version, license=license, report_replaced=report)
+    with zipfile.ZipFile(paths[0]) as archive:
         is_signed = any(name.endswith(f"/{SIGNATURE_NAME}") for name in archive.namelist())
+    sizes = {path: path.stat().st_size for path in paths}
     if as_json:
-        print_json({"wheel": str(path), "size": path.stat().st_size, "signed": is_signed})
+        found = [{"wheel": str(path), "size": sizes[path], "replaced": path in replaced} for path in paths]
+        print_json({"wheels": found, "signed": is_signed} if split else {**found[0], "signed": is_signed})
         return
-    print_text(f"{path}  ({path.stat().st_size / 1e6:.1f} MB{', signed' if is_signed else ''})")
+    for path in paths:
+        print_text(f"{path}  ({sizes[path] / 1e6:.1f} MB{', signed' if is_signed and path == paths[0] else ''})")
+    for path in replaced:
+        print_text(
+            f"{path.name} replaces a wheel of the same version and of other bytes. If that one was installed or "
+            "published, give a higher --version, because pip takes two wheels of one version for the same."
+        )
+    if large := [path for path in paths if sizes[path] > USUAL_LIMIT]:
+        limit = f"{USUAL_LIMIT / 1e6:.0f} MB"
+        advice = "ask the index for more" if split else "pack less with --only, or write several with --split"
+        print_text(f"{large[0].name} is above {limit}, which is the limit of many package indexes: {advice}.")
     if not is_signed and os.path.lexists(os.path.join(manifest.root, SIGNATURE_NAME)):
         print_text(
-            "The wheel has no signature, because the bundle's signature covers all artifacts. For a signed wheel of "
-            "some artifacts: build only these with `firstvec build --only`, sign that bundle, and pack all of it."
+            "The wheel has no signature, because the bundle's signature covers all artifacts. For signed wheels of "
+            "some artifacts, write them with --split: the base wheel has the signature."
         )
 
 
@@ -157,7 +199,13 @@ def _load_registry() -> _Place:
     return registry
 
 
-_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry}
+def _load_hub() -> _Place:
+    from firstvec_build.shipping import hub
+
+    return hub
+
+
+_PLACES: dict[str, Callable[[], _Place]] = {"oci": _load_registry, "hf": _load_hub}
 """Scheme of an address → the module for such places."""
 
 _Username = Annotated[
@@ -183,33 +231,63 @@ _Authorities = Annotated[
 
 def push_bundle(
     bundle: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="BUNDLE",
+            metavar="MODEL",
             help="Name of a bundle, or the path of its folder.",
             show_default=False,
             autocompletion=completer("bundles"),
         ),
-    ],
-    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG.", show_default=False)],
+    ] = None,
+    address: Annotated[
+        str | None, typer.Argument(metavar="ADDRESS", help="oci://HOST/REPO:TAG or hf://ORG/NAME.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The same as the argument MODEL.",
+            show_default=False,
+            autocompletion=completer("bundles"),
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository on a hub private. Others keep what they are.")
+    ] = False,
     username: _Username = None,
     password_stdin: _PasswordStdin = False,
     insecure: _Insecure = False,
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Push a bundle to a registry. The signature is pushed, too. What the registry has is not sent again.
+    """Push a bundle to a registry or a hub. The signature is pushed, too. What is there is not sent again.
 
-    The command first verifies every file, and sets the tag last. It prints the address with the digest, which names
-    these bytes for ever.
+    The command first verifies every file. It sets the tag of a registry last, and makes one commit on a hub. It prints
+    the address with the digest or the commit, which names the same bundle for ever.
     """
+    from dataclasses import replace
+
     from firstvec.bundle import store
-    from firstvec_build.shipping.addresses import parse_address
+    from firstvec_build.shipping.addresses import Hub, parse_address
     from firstvec_build.shipping.progress import TransferDisplay
 
+    if model is not None:
+        if address is None:  # the one argument that is left
+            bundle, address = model, bundle
+        bundle = same_value(model, bundle or model, "MODEL")
+    if bundle is None:
+        raise typer.BadParameter("MODEL is missing. Name of a bundle, or the path of its folder.")
+    if address is None:
+        raise typer.BadParameter("ADDRESS is missing. Write oci://HOST/REPO:TAG or hf://ORG/NAME.")
     to = parse_address(address)
     place = _find_place(address)
     access = _read_access(username, password_stdin, insecure, ca)
+    if private:
+        if not isinstance(to, Hub):
+            raise InputError("--private is for hf:// only, because a registry itself decides who reads a repository")
+        access = replace(access, private=True)
     manifest = store.find_bundle(bundle)
     with TransferDisplay("push", silent=as_json) as display:
         pushed = place.push(manifest, to, access, display.report)
@@ -234,7 +312,9 @@ def pull_bundle(
     address: Annotated[
         str,
         typer.Argument(
-            metavar="ADDRESS", help="oci://HOST/REPO:TAG or oci://HOST/REPO@sha256:DIGEST.", show_default=False
+            metavar="ADDRESS",
+            help="oci://HOST/REPO:TAG, oci://HOST/REPO@sha256:DIGEST or hf://ORG/NAME@COMMIT.",
+            show_default=False,
         ),
     ],
     only: Annotated[list[str] | None, typer.Option(help="Take this artifact only. May be repeated.")] = None,
@@ -270,12 +350,11 @@ def pull_bundle(
     ca: _Authorities = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Pull a bundle from a registry. Only the files of the wanted artifacts are fetched.
+    """Pull a bundle from a registry or a hub. Only the files of the wanted artifacts are fetched.
 
     Every file is checked while it arrives, and the bundle appears whole or not at all. A pull that broke off goes on
     where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
     """
-    from firstvec_build.cli import default_output
     from firstvec_build.shipping.addresses import parse_address
     from firstvec_build.shipping.arrival import receive
     from firstvec_build.shipping.progress import TransferDisplay
@@ -331,10 +410,7 @@ def _print_received(received: Received, address: str, key: Path | None) -> None:
 
 
 def _find_place(address: str) -> _Place:
-    scheme = address.partition("://")[0]
-    if scheme not in _PLACES:
-        raise InputError(f"{scheme}:// is not served yet; write an address of {', '.join(_PLACES)}://")
-    return _PLACES[scheme]()
+    return _PLACES[address.partition("://")[0]]()
 
 
 def _read_access(username: str | None, password_stdin: bool, insecure: bool, authorities: str | None) -> Access:
@@ -390,6 +466,14 @@ def export_bundle(
             f"onnxruntime takes {first.id} on every processor, because it does not check a CPU's instruction set. Ship "
             f"this package to machines with {first.isa} only."
         )
+
+
+def default_output() -> Path:
+    """Return the user's folder for bundles, or raise InputError."""
+    folder = data_folder()
+    if folder is None:
+        raise InputError("this user has no home folder: give --output FOLDER, or set FIRSTVEC_HOME")
+    return Path(folder) / "bundles"
 
 
 def check_path(option: str, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Bundles on the Hugging Face hub: `push` makes one commit of a bundle, and `open_bundle` reads the bundle of a commit.
+"""Bundles on the Hugging Face hub: `push` makes one commit of a bundle, and `open_remote` reads the bundle of a commit.
 
 huggingface_hub finds the hub (``HF_ENDPOINT``), the token (``HF_TOKEN``, ``hf auth login``) and the proxy. A token goes
 to the hub only: httpx removes it from a request that is redirected to another host.
@@ -11,30 +11,34 @@ import hashlib
 import io
 import os
 import re
-import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from firstvec import __version__
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.manifest import MAX_BYTES, File, Manifest, read_manifest_bytes
 from firstvec.bundle.signature import MAX_BYTES as MAX_SIGNATURE_BYTES
-from firstvec.bundle.signature import read_signature, signed_files
-from firstvec.errors import BuildError, FirstvecError, InputError, ManifestError, TransferError, excerpt
-from firstvec_build.shipping.addresses import Hub
+from firstvec.errors import FirstvecError, InputError, ManifestError, MissingDependency, TransferError, excerpt
+from firstvec_build.shipping.addresses import Access, Hub
 from firstvec_build.shipping.model_card import MARK, make_model_card
+from firstvec_build.shipping.progress import Report, behind
+from firstvec_build.shipping.signing import read_fitting_signature
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
 _CARD_NAME = "README.md"
 _MAX_CARD_BYTES = 1 << 20
+_LARGE = 1 << 20
+"""Bytes. A file of this size is uploaded for itself, so that the display moves on."""
 _TIMEOUT = 30.0
 """Seconds in which the hub must answer, or send the next bytes."""
+_LIBRARY, _VERSION = "firstvec", __version__
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -43,8 +47,13 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 class Pushed:
     """What `push` did."""
 
-    address: Hub
+    address: str
     """With the commit, so that the same bundle can be pulled again."""
+    sent: int
+    """Bytes of files that are new or changed."""
+    present: int
+    """Bytes of files that the repository had."""
+    is_signed: bool
     is_new: bool
     """False: the repository held exactly this bundle, and there is no new commit."""
     written: tuple[str, ...]
@@ -53,7 +62,7 @@ class Pushed:
     """Files of the bundle before, which this bundle does not have."""
 
 
-def push(manifest: Manifest, address: Hub, *, private: bool = False) -> Pushed:
+def push(manifest: Manifest, address: Hub, access: Access, report: Report = lambda _done, _total: None) -> Pushed:
     """Commit a bundle to the branch ``main`` of a repository, and make the repository if there is none.
 
     One commit brings the files of the bundle, and removes those of the bundle that was there before. Files that a
@@ -62,29 +71,29 @@ def push(manifest: Manifest, address: Hub, *, private: bool = False) -> Pushed:
     Args:
         manifest: the bundle's manifest.
         address: the repository.
-        private: make a new repository private. False: as the organization's settings say.
+        access: whether a new repository is private. Nothing else, because huggingface_hub has its own settings.
+        report: called with the bytes that are done, and all bytes.
 
     Raises:
         IntegrityError: a file of the bundle is not the one that was built.
         ManifestError: the manifest was changed since it was read, or the one in the repository is not valid.
-        SignatureError: the bundle's signature is malformed.
-        BuildError: the bundle's signature covers other files.
-        InputError: the address names a revision, or ``private`` contradicts the repository.
+        SignatureError, BuildError: the bundle's signature is malformed, or covers other files.
+        InputError: the address names a revision, or ``access`` does not fit.
         TransferError: the hub cannot be reached or refuses, or a person's file is in the way.
+        MissingDependency: the package huggingface_hub is not installed.
     """
     if address.revision is not None:
         raise InputError(f"{address}: names a revision; push to hf://{address.repository}, and the push makes a commit")
+    api = _open_api(access)
     contents = _find_contents(manifest)
     with _explain_errors(address):
-        import huggingface_hub
-
-        api = huggingface_hub.HfApi(library_name="firstvec")
-        head = _open_repository(api, address, private=private)
+        head = _open_repository(api, address, private=access.private)
         there = _list_files(api, address.repository, head)
         old = _find_old_files(HubBundle(api, address.repository, head), there)
         if _CARD_NAME not in contents and (_CARD_NAME not in there or _CARD_NAME in old):
             contents[_CARD_NAME] = make_model_card(manifest, str(address)).encode()
-        changed = [path for path, content in contents.items() if not _is_same(there.get(path), content)]
+        sizes = {path: _size_of(content) for path, content in contents.items()}
+        changed = {path: content for path, content in contents.items() if not _is_same(there.get(path), content)}
         for path in changed:
             if path in there and path not in old:
                 raise TransferError(
@@ -93,16 +102,32 @@ def push(manifest: Manifest, address: Hub, *, private: bool = False) -> Pushed:
                     "push to a repository of its own, or remove the file on the hub",
                 )
         removed = sorted((old & there.keys()) - contents.keys())
+        sent = sum(sizes[path] for path in changed)
         if changed or removed:
-            additions = [huggingface_hub.CommitOperationAdd(path, contents[path]) for path in changed]
-            message = f"Bundle of {manifest.model.name}"
-            head = _commit(api, address.repository, additions, removed, head, message)
+            report_sent = behind(report, sum(sizes.values()) - sent, sum(sizes.values()))
+            head = _commit(api, address.repository, changed, removed, head, manifest.model.name, report_sent)
     return Pushed(
-        address=Hub(repository=address.repository, revision=head),
+        address=str(Hub(repository=address.repository, revision=head)),
+        sent=sent,
+        present=sum(sizes.values()) - sent,
+        is_signed=SIGNATURE_NAME in contents,
         is_new=bool(changed or removed),
         written=tuple(changed),
         removed=tuple(removed),
     )
+
+
+def _open_api(access: Access) -> HfApi:
+    if access.username is not None or access.insecure or access.authorities is not None:
+        raise InputError(
+            "hf:// takes no --username, --insecure and --ca: huggingface_hub reads HF_TOKEN, HF_ENDPOINT and "
+            "SSL_CERT_FILE"
+        )
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingDependency("a hub", error.name or "huggingface_hub", "firstvec[ship]") from error
+    return HfApi(library_name=_LIBRARY, library_version=_VERSION)
 
 
 def _find_contents(manifest: Manifest) -> dict[str, bytes | str]:
@@ -110,18 +135,17 @@ def _find_contents(manifest: Manifest) -> dict[str, bytes | str]:
     data = read_manifest_bytes(manifest.path)
     if Manifest.parse(data, manifest.path) != manifest:
         raise ManifestError(manifest.path, "was changed since it was read", "try again")
-    contents: dict[str, bytes | str] = {MANIFEST_NAME: data}
-    digests = {MANIFEST_NAME: hashlib.sha256(data).hexdigest()}
     for file in manifest.files():
         verify_file(manifest.root, file, use_markers=False)
-        contents[file.path] = os.path.join(manifest.root, file.path)
-        digests[file.path] = file.sha256
-    path = os.path.join(manifest.root, SIGNATURE_NAME)
-    if os.path.lexists(path):
-        signature = contents[SIGNATURE_NAME] = read_signature(manifest.root)
-        if signed_files(signature, path) != digests:
-            raise BuildError(f"{path}: covers other files than the bundle has; run `firstvec sign` again, or remove it")
-    return contents
+    contents: dict[str, bytes | str] = {MANIFEST_NAME: data}
+    signature = read_fitting_signature(manifest, data)
+    if signature is not None:
+        contents[SIGNATURE_NAME] = signature
+    return contents | {file.path: os.path.join(manifest.root, file.path) for file in manifest.files()}
+
+
+def _size_of(content: bytes | str) -> int:
+    return len(content) if isinstance(content, bytes) else os.path.getsize(content)
 
 
 def _open_repository(api: HfApi, address: Hub, *, private: bool) -> str:
@@ -155,7 +179,7 @@ def _find_old_files(bundle: HubBundle, there: dict[str, RepoFile]) -> set[str]:
     written = set()
     if MANIFEST_NAME in there:
         manifest = Manifest.parse(bundle.read_manifest(), f"{bundle.address}/{MANIFEST_NAME}")
-        written = {MANIFEST_NAME, SIGNATURE_NAME, *(file.path for file in manifest.files())} - {_CARD_NAME}
+        written = {MANIFEST_NAME, SIGNATURE_NAME, *(file.path for file in manifest.files())}
     if _CARD_NAME in there and MARK.encode() in (bundle.read(_CARD_NAME, _MAX_CARD_BYTES) or b""):
         written.add(_CARD_NAME)
     return written
@@ -178,19 +202,32 @@ def _is_same(there: RepoFile | None, content: bytes | str) -> bool:
 
 
 def _commit(
-    api: HfApi, repository: str, additions: list[CommitOperationAdd], removed: list[str], parent: str, message: str
+    api: HfApi,
+    repository: str,
+    contents: dict[str, bytes | str],
+    removed: list[str],
+    parent: str,
+    name: str,
+    report: Callable[[int], None],
 ) -> str:
     """Upload the files, make the commit, and return it. The branch must still point to the commit ``parent``."""
-    import huggingface_hub
+    from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
+    additions = [CommitOperationAdd(path, content) for path, content in contents.items()]
+    small = [each for each in additions if _size_of(contents[each.path_in_repo]) < _LARGE]
     operations: list[CommitOperationAdd | CommitOperationDelete | CommitOperationCopy] = [
         *additions,
-        *(huggingface_hub.CommitOperationDelete(path, is_folder=False) for path in removed),
+        *(CommitOperationDelete(path, is_folder=False) for path in removed),
     ]
-    with _leave_xet_out_where_it_is_missing(api, repository), _hide_progress_from_files():
-        # Without rules of our own, the repository's .gitignore would leave files out of the commit, in silence.
-        api.preupload_lfs_files(repository, additions, free_memory=False, gitignore_content="# none\n")
-        made = api.create_commit(repository, operations, commit_message=message, parent_commit=parent)
+    done = 0
+    with _leave_xet_out_where_it_is_missing(api, repository), _hide_bars():
+        for batch in [small, *([each] for each in additions if each not in small)]:
+            report(done)
+            # Without these rules, the repository's .gitignore would leave files out of the commit, in silence.
+            api.preupload_lfs_files(repository, batch, free_memory=False, gitignore_content="# none\n")
+            done += sum(_size_of(contents[each.path_in_repo]) for each in batch)
+        report(done)
+        made = api.create_commit(repository, operations, commit_message=f"Bundle of {name}", parent_commit=parent)
     return made.oid
 
 
@@ -205,7 +242,9 @@ def _leave_xet_out_where_it_is_missing(api: HfApi, repository: str) -> Iterator[
     from huggingface_hub.utils import build_hf_headers
 
     url = f"{api.endpoint}/api/models/{repository}/xet-write-token/main"
-    answer = get_session().get(url, headers=build_hf_headers(library_name="firstvec"), timeout=_TIMEOUT)
+    answer = get_session().get(
+        url, headers=build_hf_headers(library_name=_LIBRARY, library_version=_VERSION), timeout=_TIMEOUT
+    )
     is_disabled = constants.HF_HUB_DISABLE_XET
     if answer.status_code == httpx.codes.NOT_FOUND:
         # The package reads the environment at its import, and no function of it has an argument for Xet.
@@ -217,11 +256,11 @@ def _leave_xet_out_where_it_is_missing(api: HfApi, repository: str) -> Iterator[
 
 
 @contextmanager
-def _hide_progress_from_files() -> Iterator[None]:
-    """Let huggingface_hub show its bars on a terminal only."""
+def _hide_bars() -> Iterator[None]:
+    """Keep huggingface_hub from showing bars of its own."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if sys.stderr.isatty() or are_progress_bars_disabled():
+    if are_progress_bars_disabled():
         yield
         return
     disable_progress_bars()
@@ -231,21 +270,22 @@ def _hide_progress_from_files() -> Iterator[None]:
         enable_progress_bars()
 
 
-def open_bundle(address: Hub) -> HubBundle:
+def open_remote(address: Hub, access: Access) -> HubBundle:
     """Find the commit that an address names, and return the bundle of that commit. The bundle is not read yet.
 
     A branch or a tag is looked up once. If it moves meanwhile, the bundle is still that of one commit.
 
     Args:
         address: the repository, with a commit, a branch or a tag. Without one, the branch ``main`` is meant.
+        access: nothing, because huggingface_hub has its own settings.
 
     Raises:
+        InputError: ``access`` says something.
         TransferError: the hub cannot be reached or refuses, or has no such repository or revision.
+        MissingDependency: the package huggingface_hub is not installed.
     """
+    api = _open_api(access)
     with _explain_errors(address):
-        import huggingface_hub
-
-        api = huggingface_hub.HfApi(library_name="firstvec")
         commit = address.revision or "main"
         if not _COMMIT.fullmatch(commit):
             commit = str(api.model_info(address.repository, revision=commit, timeout=_TIMEOUT).sha)
@@ -322,7 +362,7 @@ class HubBundle:
 
         url = hf_hub_url(self.repository, path, revision=self.commit, endpoint=self._api.endpoint)
         # The bytes of a compressed answer have other places, so a transfer could not go on in the middle.
-        headers = build_hf_headers(library_name="firstvec") | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers(library_name=_LIBRARY, library_version=_VERSION) | {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
         with get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as answer:

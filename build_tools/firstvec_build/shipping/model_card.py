@@ -16,6 +16,21 @@ MARK = (
 
 _ONNX = "onnx/model.onnx"
 """The file that other libraries look for."""
+_LICENSES = frozenset(
+    [
+        "apache-2.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "cc-by-4.0",
+        "cc-by-nc-4.0",
+        "cc-by-nc-sa-4.0",
+        "cc-by-sa-4.0",
+        "cc0-1.0",
+        "mit",
+        "mpl-2.0",
+    ]
+)
+"""Names that the hub has for licences, and that are those of SPDX in lower case. Another licence is ``other`` there."""
 
 
 def make_model_card(manifest: Manifest, address: str) -> str:
@@ -31,6 +46,7 @@ def make_model_card(manifest: Manifest, address: str) -> str:
     facts = [
         ("model", _plain(model.name)),
         ("revision", _plain(model.revision or "not known")),
+        ("licence", _plain(model.license or "not stated")),
         ("source", _plain(model.source)),
         ("sha256 of the source's weights", model.source_sha256),
         ("vector", f"{model.embedding_dim} numbers{', of length 1' if model.normalized else ''}"),
@@ -92,6 +108,9 @@ def _head(manifest: Manifest, *, has_onnx: bool) -> str:
     """Return the page's head. JSON is YAML, so no value of the manifest can end its line."""
     tags = ["firstvec", "sentence-similarity", *(["sentence-transformers", "onnx"] if has_onnx else [])]
     fields: dict[str, object] = {"library_name": "firstvec", "pipeline_tag": "feature-extraction", "tags": tags}
+    if manifest.model.license is not None:
+        name = re.sub(r"[^a-z0-9.]+", "-", manifest.model.license.removeprefix("LicenseRef-").lower()).strip("-")
+        fields |= {"license": name} if name in _LICENSES else {"license": "other", "license_name": name}
     if re.fullmatch(r"[\w.-]+/[\w.-]+", manifest.model.name, re.ASCII):
         fields |= {"base_model": manifest.model.name, "base_model_relation": "quantized"}
     return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items()) + "---\n"

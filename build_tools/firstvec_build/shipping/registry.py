@@ -642,12 +642,8 @@ def _make_adapter() -> Any:
 def _innermost(error: BaseException) -> str:
     """Return the message of the first cause, because requests and urllib3 wrap it in long words."""
     reason: BaseException = error
-    while True:
-        inner = getattr(reason, "reason", None)
-        if not isinstance(inner, BaseException):
-            inner = next((each for each in reason.args if isinstance(each, BaseException)), None)
-        if inner is None or inner is reason:
-            break
-        reason = inner
+    for _ in range(10):  # an error may name itself as its cause
+        wrapped = (getattr(reason, "reason", None), *reason.args, reason.__cause__)
+        reason = next((each for each in wrapped if isinstance(each, BaseException)), reason)
     text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
     return excerpt(text)

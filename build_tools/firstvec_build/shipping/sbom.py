@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from firstvec.bundle import MANIFEST_NAME
+from firstvec.bundle.manifest import File
 from firstvec.errors import MissingDependency
 
 if TYPE_CHECKING:
+    from cyclonedx.model.license import License
+
     from firstvec.bundle.manifest import Manifest, Model
 
 
-def make_sbom(manifest: Manifest, data: bytes) -> bytes:
+def make_sbom(
+    manifest: Manifest, data: bytes, *, files: Sequence[File] | None = None, license_expression: str | None = None
+) -> bytes:
     """Return the bundle's bill of materials, as JSON.
 
     The document is about the model. The model's digest is that of the manifest, and the model's ancestor is the source.
@@ -24,6 +30,8 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
     Args:
         manifest: the bundle's manifest.
         data: the manifest's bytes.
+        files: the files that are shipped, where they are some of the bundle's. None: all, and the manifest.
+        license_expression: the model's licence, where the manifest states none.
 
     Raises:
         MissingDependency: cyclonedx-python-lib is not installed.
@@ -32,7 +40,9 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
         from cyclonedx.model import HashAlgorithm, HashType, Property
         from cyclonedx.model.bom import Bom, BomMetaData
         from cyclonedx.model.component import Component, ComponentScope, ComponentType, Pedigree
+        from cyclonedx.model.license import DisjunctiveLicense, LicenseAcknowledgement, LicenseExpression
         from cyclonedx.output.json import JsonV1Dot6
+        from cyclonedx.spdx import is_supported_id
         from packageurl import PackageURL
     except ImportError as error:
         missing = error.name or "cyclonedx-python-lib"
@@ -40,6 +50,15 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
 
     def make_hashes(digest: str) -> list[HashType]:
         return [HashType(alg=HashAlgorithm.SHA_256, content=digest)]
+
+    def make_licenses() -> list[License]:
+        expression = manifest.model.license or license_expression
+        if expression is None:
+            return []
+        stated = LicenseAcknowledgement.DECLARED
+        if is_supported_id(expression):
+            return [DisjunctiveLicense(id=expression, acknowledgement=stated)]
+        return [LicenseExpression(expression, acknowledgement=stated)]
 
     def describe_file(path: str, size: int, digest: str) -> Component:
         return Component(
@@ -60,6 +79,7 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
         version=about.revision,
         bom_ref="source",
         hashes=make_hashes(about.source_sha256),
+        licenses=make_licenses(),
         purl=_make_purl(about),
     )
     model = Component(
@@ -69,6 +89,7 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
         version=about.revision,
         bom_ref="model",
         hashes=make_hashes(digest),
+        licenses=make_licenses(),
         description=f"{about.architecture} sentence embeddings, {about.embedding_dim} components, as a firstvec bundle",
         pedigree=Pedigree(ancestors=[source], notes=f"built from {about.source}"),
         properties=[
@@ -84,8 +105,11 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
             if value is not None
         ],
     )
-    files = [describe_file(MANIFEST_NAME, len(data), digest)]
-    files += [describe_file(file.path, file.size, file.sha256) for file in manifest.files()]
+    whole = File(path=MANIFEST_NAME, size=len(data), sha256=digest)
+    listed = [
+        describe_file(file.path, file.size, file.sha256)
+        for file in ([whole, *manifest.files()] if files is None else files)
+    ]
     tools = [
         Component(
             type=ComponentType.LIBRARY,
@@ -98,12 +122,15 @@ def make_sbom(manifest: Manifest, data: bytes) -> bytes:
         for package, version in manifest.built_with.items()
         if package
     ]
+    identity = f"firstvec-bundle:sha256:{digest}"
+    if files is not None:
+        identity += "".join(f":{file.path}" for file in files)
     bom = Bom(
         metadata=BomMetaData(component=model),
-        components=[*files, *tools],
-        serial_number=uuid5(NAMESPACE_URL, f"firstvec-bundle:sha256:{digest}"),
+        components=[*listed, *tools],
+        serial_number=uuid5(NAMESPACE_URL, identity),
     )
-    bom.register_dependency(model, files)
+    bom.register_dependency(model, listed)
     document: dict[str, Any] = json.loads(JsonV1Dot6(bom).output_as_string())
     del document["metadata"]["timestamp"]  # the library always adds the time, which would change the bytes
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=True) + "\n").encode()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMAT = "firstvec-bundle"
 FORMAT_MAJOR = 1
-FORMAT_VERSION = f"{FORMAT_MAJOR}.1"
+FORMAT_VERSION = f"{FORMAT_MAJOR}.2"
 MAX_BYTES = 1 << 20
 MAX_PATH = 200
 
@@ -241,6 +241,8 @@ class Model(_Parsed):
     pad_token_id: int = _field("integer", 0, 1 << 31)
     prompts: dict[str, str] = _texts
     default_prompt_name: str | None = _optional(_text)
+    license: str | None = _optional(_text)
+    """SPDX expression, as the build was told or the source states it. Readers do not check it."""
 
     def _check(self, item: CheckedObject) -> None:
         name = self.default_prompt_name
@@ -287,6 +289,8 @@ class Manifest(_Parsed):
 
     path: str = ""
     """The manifest's file."""
+    absent: tuple[Artifact, ...] = ()
+    """Artifacts of which no file is installed. `firstvec.bundle.store` sets them apart from ``artifacts``."""
     model: Model = _one(Model)
     tokenizer: File = _one(File)
     wordpiece: WordPiece | None = _optional(_one(WordPiece))
@@ -309,7 +313,7 @@ class Manifest(_Parsed):
         return os.path.dirname(self.path)
 
     def files(self) -> Iterator[File]:
-        """Yield every file of the bundle but the manifest itself."""
+        """Yield every file of the bundle but the manifest itself, and but those of absent artifacts."""
         yield self.tokenizer
         if self.wordpiece is not None:
             yield self.wordpiece.vocabulary
@@ -373,7 +377,7 @@ class Manifest(_Parsed):
     def to_json(self) -> bytes:
         """Return the manifest's bytes. The same manifest gives the same bytes."""
         values = self.to_dict()
-        del values["path"]
+        del values["path"], values["absent"]
         return _document_bytes({"format": FORMAT, "format_version": FORMAT_VERSION, **values})
 
 

@@ -121,7 +121,7 @@ _seen: dict[tuple[int, ...], Known] = {}
 
 def _known_of(manifest: Manifest) -> Known:
     """Return what a manifest says. Two fields are filled in later, because they depend on the call and on the path."""
-    model, artifacts = manifest.model, manifest.artifacts
+    model, artifacts = manifest.model, (*manifest.artifacts, *manifest.absent)
     full = [artifact.size for artifact in artifacts if artifact.precision == "fp32"]
     values: dict[str, Any] = dict.fromkeys(ModelMetadata._fields) | {name: getattr(model, name) for name in _OF_MODEL}
     values["model_name"] = model.name

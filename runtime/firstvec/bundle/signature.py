@@ -129,7 +129,9 @@ def check_signature_bytes(manifest: Manifest, data: bytes, signature: bytes, key
     except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:  # ValueError: the point is not on the curve
         raise SignatureError(path, "is not a valid signature of the required key", _SIGN) from error
     files = _parse(_parse_statement, payload, path)
-    expected = {MANIFEST_NAME: sha256(data).hexdigest(), **{file.path: file.sha256 for file in manifest.files()}}
+    files_of_absent = [file for artifact in manifest.absent for file in artifact.files]
+    listed = {file.path: file.sha256 for file in (*manifest.files(), *files_of_absent)}
+    expected = {MANIFEST_NAME: sha256(data).hexdigest(), **listed}
     for name, digest in expected.items():
         if name not in files:
             raise SignatureError(path, f"does not cover {name}, which is a part of the bundle", _SIGN)
@@ -141,8 +143,8 @@ def ask_verifiers(manifest: Manifest, data: bytes, public_key: str) -> dict[str,
     """Return what each verifier finds: ``ok``, or the reason against the signature. None: the verifier was not asked.
 
     The verifiers are `check_signature` and model-signing's own, which hashes every file in the bundle's folder.
-    model-signing is not asked where it is not installed. It is not asked about pipes and devices either, because it
-    would read them for ever.
+    model-signing is not asked where it is not installed, nor where artifacts are not installed, because it wants every
+    file. It is not asked about pipes and devices either, because it would read them for ever.
     """
     verdicts: dict[str, str | None] = {"firstvec": "ok", "model-signing": None}
     try:
@@ -150,7 +152,8 @@ def ask_verifiers(manifest: Manifest, data: bytes, public_key: str) -> dict[str,
     except FirstvecError as error:
         verdicts["firstvec"] = str(error)
     signature = os.path.join(manifest.root, SIGNATURE_NAME)
-    if _is_plain_file(signature, MAX_BYTES) and _is_plain_file(public_key, MAX_KEY_BYTES):
+    may_ask = not manifest.absent
+    if may_ask and _is_plain_file(signature, MAX_BYTES) and _is_plain_file(public_key, MAX_KEY_BYTES):
         try:
             verdicts["model-signing"] = _ask_model_signing(manifest.root, public_key)
         except Exception as error:  # model-signing's own errors, and those of half a dozen packages that it uses

@@ -52,14 +52,38 @@ def find_bundle(model_name: str, require_signature: str | None = None, working_f
     raise BundleNotFound(model_name, search_path(working_folder), [*names])
 
 
+def locate(manifest: Manifest, path: str) -> Manifest:
+    """Return a whole manifest with the path of its file. Artifacts of which no file is installed become ``absent``.
+
+    Only installed wheels may lack artifacts, because `firstvec wheel --split` makes a wheel of each. Anywhere else a
+    missing file is damage.
+    """
+    # The absolute path stays right wherever the process goes. A daemon goes to the root.
+    path = os.path.abspath(path)
+    root = os.path.dirname(path)
+    if os.path.basename(os.path.dirname(root)) != WHEEL_PACKAGE:
+        return manifest.replace(path=path)
+    is_here = [
+        any(os.path.lexists(f"{root}/{file.path}") for file in artifact.files) for artifact in manifest.artifacts
+    ]
+    here, absent = (
+        tuple(artifact for artifact, found in zip(manifest.artifacts, is_here, strict=True) if found is wanted)
+        for wanted in (True, False)
+    )
+    return manifest.replace(path=path, artifacts=here, absent=absent)
+
+
 def _read(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
+    manifest, data = _parse(folder)
+    return manifest.model.name, (locate(manifest, manifest.path), data)
+
+
+def _parse(folder: str) -> tuple[Manifest, bytes]:
     from firstvec.bundle.manifest import Manifest, read_manifest_bytes
 
     path = os.path.join(folder, MANIFEST_NAME)
     data = read_manifest_bytes(path)
-    # The absolute path stays right wherever the process goes. A daemon goes to the root.
-    manifest = Manifest.parse(data, path).replace(path=os.path.abspath(path))
-    return manifest.model.name, (manifest, data)
+    return Manifest.parse(data, path), data
 
 
 def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
@@ -78,17 +102,16 @@ def _read_known(folder: str) -> tuple[str, tuple[Manifest, bytes]]:
         return _read(folder)
     # Another firstvec, or another Python, may have other fields, and may write them in another form.
     identity = cache.identity_text(cache.file_identity(before))
-    note = cache.path_of("manifests", f"{identity}-{__version__}-{sys.hexversion:x}-4")
+    note = cache.path_of("manifests", f"{identity}-{__version__}-{sys.hexversion:x}-5")
     if (data := cache.read_note(note)) is not None:
-        manifest = Manifest.from_plain(marshal.loads(data)).replace(path=path)
+        manifest = locate(Manifest.from_plain(marshal.loads(data)), path)
         return manifest.model.name, (manifest, b"")
-    found = _read(folder)
-    manifest = found[1][0]
+    manifest, data = _parse(folder)
     after = os.lstat(path)
     is_same = cache.file_identity(before) == cache.file_identity(after)
     if is_same and cache.is_settled(after) and cache.will_last(path):
         cache.write_note(note, marshal.dumps({**manifest.to_plain(), "path": ""}))
-    return found
+    return manifest.model.name, (locate(manifest, path), data)
 
 
 def search(model_name: str, working_folder: str, read: Callable[[str], tuple[str, T]]) -> T | None:
@@ -197,7 +220,7 @@ def read_installed(working_folder: str = "") -> tuple[list[Manifest], dict[str, 
     manifests, broken = [], {}
     for folder in installed_folders(working_folder):
         try:
-            manifests.append(Manifest.read(folder))
+            manifests.append(locate(Manifest.read(folder), os.path.join(folder, MANIFEST_NAME)))
         except ManifestError as error:
             broken[folder] = str(error)
     return manifests, broken

@@ -9,6 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from operator import mul
 from statistics import quantiles
 
@@ -89,7 +90,8 @@ def bench(
             if isinstance(opened, Worker):
                 workers[PEER] = opened
             throughput = _time_warm(workers, used, show)
-        first_vector = _time_fresh([BARE, NUMPY, *ours, *([peer] if peer else [])], texts[0], rounds, show)
+        others = [BARE, *([NUMPY] if find_spec("numpy") else []), *ours, *([peer] if peer else [])]
+        first_vector = _time_fresh(others, texts[0], rounds, show)
     finally:
         show("")
     found |= {

@@ -49,6 +49,7 @@ def inspect(model: str, as_json: bool) -> None:
         ["source", facts.source],
         ["revision", facts.revision or "none"],
         ["weights sha256", facts.source_sha256],
+        ["licence", facts.license or "none stated"],
         ["vectors", f"{facts.embedding_dim} components, {facts.pooling_mode} pooling, {form}"],
         ["input", f"at most {facts.max_seq_length} tokens"],
         *(["prompt", f"{name}: {text!r}"] for name, text in facts.prompts.items() if text),

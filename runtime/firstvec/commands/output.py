@@ -80,4 +80,5 @@ def print_artifacts(manifest: Manifest, timings: Mapping[str, tuple[float, float
             row += [f"{milliseconds:.0f}" for milliseconds in timing] if timing else ["–", "not here"]
     print_text(f"{manifest.model.name}  ({manifest.root})")
     print_table(rows, right=range(3, len(rows[0])), indent="  ")
+    print_table([[artifact.id, "not installed"] for artifact in manifest.absent], indent="  ")
     print_table([[name, f"left out: {reason}"] for name, reason in (manifest.left_out or {}).items()], indent="  ")

@@ -44,12 +44,13 @@ def register(
     Raises:
         BundleNotFound, ManifestError, SignatureError, NoCompatibleArtifact: why the model cannot be loaded.
         InputError: an argument is not usable.
-        MissingDependency: pyarrow is not installed.
+        MissingDependency: pyarrow or numpy is not installed.
     """
     if not hasattr(connection, "create_function"):
         raise InputError(f"{type(connection).__name__} is not a connection of duckdb")
-    if find_spec("pyarrow") is None:
-        raise MissingDependency("a function for DuckDB", "pyarrow", "firstvec[duckdb]")
+    for package in ("pyarrow", "numpy"):  # DuckDB itself imports numpy when a function is registered
+        if find_spec(package) is None:
+            raise MissingDependency("a function for DuckDB", package, "firstvec[duckdb]")
     if not (isinstance(name, str) and name.isidentifier()):
         raise InputError(f"name {name!r} is not the name of a function: letters, digits and _ only")
     loader = OptimizedEmbeddingLoader.get_instance(model, strategy, output="buffer", **options)

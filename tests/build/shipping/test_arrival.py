@@ -473,6 +473,42 @@ def test_a_killed_pull_leaves_the_old_bundle_and_the_next_one_goes_on(
     assert hidden(output) == []
 
 
+PULL_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from firstvec_build import publishing
+from firstvec_build.shipping.arrival import receive
+from tests.build.shipping.test_arrival import Folder
+
+replace = publishing._replace_folder
+
+def die(folder, target):
+    if sys.argv[3] == "after":
+        replace(folder, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+publishing._replace_folder = die
+receive(Folder(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_pull_that_is_killed_at_the_exchange_loses_nothing(
+    moment: str, tiny_built: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    receive(Folder(tiny_bundle), output, only=[STARTER])
+    old = snapshot(output / "tiny-bert")
+    command = [sys.executable, "-c", PULL_AND_DIE, str(tiny_built), str(output), moment]
+    assert subprocess.run(command, cwd=REPOSITORY, check=False).returncode == -signal.SIGKILL
+    assert snapshot(output / "tiny-bert") == (old if moment == "before" else without_signature(tiny_built))
+    remote = Folder(tiny_built)
+    assert receive(remote, output).is_new is (moment == "before")
+    assert remote.opened == []
+    assert snapshot(output / "tiny-bert") == without_signature(tiny_built)
+    assert hidden(output) == []
+
+
 def test_a_pull_puts_back_what_a_killed_build_moved_away(tiny_built: Path, tmp_path: Path) -> None:
     receive(Folder(tiny_built), tmp_path)
     previous = temporary.make_folder(tmp_path, ".tiny-bert.old-")

@@ -11,6 +11,7 @@ import yaml
 
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.bundle.manifest import Manifest
+from firstvec_build.licence import find_license
 from firstvec_build.shipping.model_card import MARK, make_model_card
 
 ADDRESS = "hf://org/bundle"
@@ -43,6 +44,26 @@ def test_head_is_yaml_that_names_the_model(bundle: Path) -> None:
     assert fields["tags"] == ["firstvec", "sentence-similarity", "sentence-transformers", "onnx"]
 
 
+@pytest.mark.parametrize(
+    ("license_", "stated"),
+    [
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("GPL-3.0-only", {"license": "other", "license_name": "gpl-3.0-only"}),
+        ("LicenseRef-gemma", {"license": "other", "license_name": "gemma"}),
+        (None, {}),
+    ],
+)
+def test_licence_is_stated_so_that_a_build_reads_it_again(
+    license_: str | None, stated: dict[str, str], tiny_built: Path, tmp_path: Path
+) -> None:
+    manifest = Manifest.read(tiny_built)
+    card = make_model_card(manifest.replace(model=manifest.model.replace(license=license_)), ADDRESS)
+    assert {name: value for name, value in head(card).items() if name.startswith("license")} == stated
+    assert f"| licence | {license_ or 'not stated'} |" in card
+    (tmp_path / "README.md").write_text(card, "utf-8")
+    assert find_license(tmp_path) == license_
+
+
 def test_bundle_without_fp32_onnx_is_not_offered_to_other_libraries(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     kept = tuple(artifact for artifact in manifest.artifacts if artifact.id != "onnx-fp32")
@@ -54,7 +75,9 @@ def test_bundle_without_fp32_onnx_is_not_offered_to_other_libraries(bundle: Path
 
 def test_values_of_the_manifest_are_no_markup(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
-    model = manifest.model.replace(name="a\n---\nlicense: |<script>", source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"})
+    model = manifest.model.replace(
+        name="a\n---\nlicense: |<script>", source="wheel `a` | b\x1b[2J", prompts={"q": "<b>\n"}
+    )
     card = make_model_card(manifest.replace(model=model), ADDRESS)
     assert set(head(card)) == {"library_name", "pipeline_tag", "tags"}
     assert "<script>" not in re.sub(r"\\<", "", card)
@@ -64,7 +87,7 @@ def test_values_of_the_manifest_are_no_markup(bundle: Path) -> None:
 
 def test_block_for_onnxruntime_computes_the_vector_of_firstvec(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     card = make_model_card(Manifest.read(bundle), ADDRESS)
-    block = next(block for block in re.findall(r"```python\n(.*?)```", card, re.S) if "InferenceSession" in block)
+    block = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "InferenceSession" in block)
     names: dict[str, object] = {}
     monkeypatch.chdir(bundle)
     exec(block, names)

@@ -122,6 +122,36 @@ def test_source_with_a_name_has_a_purl(source: str, purl: str | None, tiny_bundl
     assert about["pedigree"]["ancestors"][0].get("purl") == purl
 
 
+@pytest.mark.parametrize(
+    ("stated", "given", "licences"),
+    [
+        (None, None, None),
+        ("Apache-2.0", None, [{"license": {"acknowledgement": "declared", "id": "Apache-2.0"}}]),
+        ("Apache-2.0", "MIT", [{"license": {"acknowledgement": "declared", "id": "Apache-2.0"}}]),
+        (None, "MIT OR Apache-2.0", [{"acknowledgement": "declared", "expression": "MIT OR Apache-2.0"}]),
+        ("LicenseRef-gemma", None, [{"acknowledgement": "declared", "expression": "LicenseRef-gemma"}]),
+    ],
+)
+def test_document_states_the_licence_of_model_and_source(
+    stated: str | None, given: str | None, licences: list[Any] | None, tiny_bundle: Path
+) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(license=stated))
+    manifest = Manifest.read(tiny_bundle)
+    data = make_sbom(manifest, Path(manifest.path).read_bytes(), license_expression=given)
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode()) is None
+    about = json.loads(data)["metadata"]["component"]
+    assert about.get("licenses") == about["pedigree"]["ancestors"][0].get("licenses") == licences
+
+
+def test_document_of_some_files_lists_these(tiny_built: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    data = Path(manifest.path).read_bytes()
+    files = manifest.artifacts[0].files
+    document = json.loads(make_sbom(manifest, data, files=files))
+    assert [each["name"] for each in document["components"] if each["type"] == "file"] == [file.path for file in files]
+    assert document["serialNumber"] != json.loads(make_sbom(manifest, data))["serialNumber"]
+
+
 def test_same_bundle_gives_the_same_bytes_in_any_process(tiny_built: Path, fresh: Fresh) -> None:
     code = """
 import hashlib, sys

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -19,15 +20,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from packaging.metadata import Metadata
 
 from firstvec import OptimizedEmbeddingLoader
 from firstvec.bundle.manifest import Manifest
 from firstvec.bundle.store import find_bundle
-from firstvec.errors import BuildError, InputError, IntegrityError, ManifestError, SignatureError
+from firstvec.errors import (
+    BuildError,
+    InputError,
+    IntegrityError,
+    ManifestError,
+    NoCompatibleArtifact,
+    SignatureError,
+)
 from firstvec_build.shipping.signing import sign
-from firstvec_build.shipping.wheel import pack
+from firstvec_build.shipping.wheel import pack, pack_parts
 from tests.conftest import REPOSITORY, Fresh, edit_manifest
 from tests.keys import SIGNATURE, Pair, forge, make_keys, peer_accepts, sign_with_peer
+from tests.package_index import check_with_twine
 
 BUNDLE = "firstvec_bundles/tiny-bert"
 
@@ -47,13 +57,13 @@ def bundle_wheel(tiny_built: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def installed(firstvec_wheel: Path, bundle_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a fresh environment, with both wheels and the dependencies of firstvec."""
+    """The folder of programs of a fresh environment, with both wheels and what any bundle needs (the extra all)."""
     folder = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(folder, with_pip=False)
     programs = folder / "bin"
     pip(
         *("--python", programs / "python", "install", "--constraint", REPOSITORY / "constraints.txt"),
-        *(firstvec_wheel, bundle_wheel),
+        *(f"{firstvec_wheel}[all]", bundle_wheel),
     )
     return programs
 
@@ -178,21 +188,22 @@ except FirstvecError as error:
 
 
 def test_bundle_wheel_holds_the_bundle(bundle_wheel: Path, tiny_built: Path) -> None:
-    assert bundle_wheel.name == "firstvec_bundle_tiny_bert-1-py3-none-any.whl"
+    stem = bundle_wheel.name.removesuffix("-py3-none-any.whl")
+    assert re.fullmatch(r"firstvec_bundle_tiny_bert-0\.\d+", stem)
     with zipfile.ZipFile(bundle_wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     packed = {name.removeprefix(f"{BUNDLE}/"): data for name, data in contents.items() if name.startswith(BUNDLE)}
     assert packed == {
         path.relative_to(tiny_built).as_posix(): path.read_bytes() for path in tiny_built.rglob("*") if path.is_file()
     }
-    assert {name.split("/")[0] for name in contents} == {"firstvec_bundles", "firstvec_bundle_tiny_bert-1.dist-info"}
-    assert b"Requires-Dist: firstvec" in contents["firstvec_bundle_tiny_bert-1.dist-info/METADATA"]
+    assert {name.split("/")[0] for name in contents} == {"firstvec_bundles", f"{stem}.dist-info"}
+    assert b"\nRequires-Dist: firstvec>=0.1\n" in contents[f"{stem}.dist-info/METADATA"]
 
 
 def test_record_of_the_bundle_wheel_is_right(bundle_wheel: Path) -> None:
     with zipfile.ZipFile(bundle_wheel) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
-    record = "firstvec_bundle_tiny_bert-1.dist-info/RECORD"
+    [record] = [name for name in contents if name.endswith(".dist-info/RECORD")]
     rows = {name: (digest, size) for name, digest, size in csv.reader(io.StringIO(contents[record].decode()))}
     assert rows.pop(record) == ("", "")
     expected = {
@@ -205,29 +216,260 @@ def test_record_of_the_bundle_wheel_is_right(bundle_wheel: Path) -> None:
 
 def test_bundle_wheel_holds_its_bill_of_materials(bundle_wheel: Path, tiny_built: Path, tmp_path: Path) -> None:
     def files(wheel: Path) -> set[str]:
+        distribution = wheel.name.partition("-")[0]
         with zipfile.ZipFile(wheel) as archive:
-            [name] = [each for each in archive.namelist() if each.endswith("/sboms/firstvec_bundle_tiny_bert.cdx.json")]
-            bill = archive.read(name)
-            names = {name.removeprefix(f"{BUNDLE}/") for name in archive.namelist() if name.startswith(BUNDLE)}
-            digests = {name: hashlib.sha256(archive.read(f"{BUNDLE}/{name}")).hexdigest() for name in names}
-        listed = {
-            each["name"]: each["hashes"][0]["content"]
-            for each in json.loads(bill)["components"]
-            if each["type"] == "file"
-        }
+            names = archive.namelist()
+            [name] = [each for each in names if each.endswith(f".dist-info/sboms/{distribution}.cdx.json")]
+            bill = json.loads(archive.read(name))
+            digests = {
+                each.split("/", 2)[2]: hashlib.sha256(archive.read(each)).hexdigest()
+                for each in names
+                if each.startswith("firstvec_bundles/")
+            }
+        listed = {each["name"]: each["hashes"][0]["content"] for each in bill["components"] if each["type"] == "file"}
         assert listed == digests
-        return names
+        assert bill["metadata"]["component"]["licenses"] == [{"license": {"acknowledgement": "declared", "id": "MIT"}}]
+        serials.append(bill["serialNumber"])
+        return {*digests}
 
+    serials: list[str] = []
     some = pack(Manifest.read(tiny_built), tmp_path, only=["onnx-fp32"])
     assert files(some) < files(bundle_wheel)
+    paths = pack_parts(Manifest.read(tiny_built), tmp_path)
+    assert {file for path in paths for file in files(path)} == files(bundle_wheel)
+    assert len({*serials}) == len(paths) + 2
 
 
 def test_same_bundle_gives_the_same_wheel(bundle_wheel: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    parts = pack_parts(Manifest.read(tiny_bundle), tmp_path / "parts")
     for path in tiny_bundle.rglob("*"):
         os.utime(path, (1, 1))
-    again = pack(Manifest.read(tiny_bundle), tmp_path / "new" / "folder")
-    assert again.name == bundle_wheel.name
-    assert again.read_bytes() == bundle_wheel.read_bytes()
+    manifest = Manifest.read(tiny_bundle)
+    for again, before in zip(
+        [pack(manifest, tmp_path / "new" / "folder"), *pack_parts(manifest, tmp_path / "again")],
+        [bundle_wheel, *parts],
+        strict=True,
+    ):
+        assert again.name == before.name
+        assert again.read_bytes() == before.read_bytes()
+
+
+def test_twine_and_packaging_accept_every_wheel(tiny_built: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    pack(manifest, tmp_path)
+    pack(manifest, tmp_path, only=["onnx-fp32"], version="1.0")
+    paths = [*pack_parts(manifest, tmp_path, version="2026.11.30")]
+    assert len([*tmp_path.iterdir()]) == len(paths) + 2
+    check_with_twine(*tmp_path.iterdir())
+    for path in tmp_path.iterdir():
+        metadata = read_metadata(path)
+        assert metadata.license_expression == "MIT"
+        assert metadata.version is not None
+        assert metadata.version.local is None
+        assert path.name.startswith(f"{metadata.name.replace('-', '_')}-{metadata.version}-")
+
+
+def test_wheel_whose_page_would_not_be_rendered_is_found(tiny_built: Path, tmp_path: Path) -> None:
+    path = pack(Manifest.read(tiny_built), tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data.partition(b"\n\n")[0] + b"\n" if name.endswith("/METADATA") else data)
+    with pytest.raises(AssertionError, match="long_description"):
+        check_with_twine(path)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Return a wheel's metadata, which must keep every rule of the specification."""
+    with zipfile.ZipFile(path) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Metadata.from_email(archive.read(name))
+
+
+# The version
+
+
+def test_other_content_has_another_version(tiny_bundle: Path, tmp_path: Path, keys: Pair) -> None:
+    first = pack(Manifest.read(tiny_bundle), tmp_path)
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(revision="another"))
+    second = pack(Manifest.read(tiny_bundle), tmp_path)
+    sign(Manifest.read(tiny_bundle), keys.private)
+    third = pack(Manifest.read(tiny_bundle), tmp_path)
+    edit_manifest(tiny_bundle, lambda document: document["model"].pop("license"))
+    (tiny_bundle / SIGNATURE).unlink()
+    others = [pack(Manifest.read(tiny_bundle), tmp_path, license=each) for each in ("MIT", "Apache-2.0")]
+    names = {path.name for path in (first, second, third, *others)}
+    assert len(names) == 5
+    assert all(re.fullmatch(r"firstvec_bundle_tiny_bert-0\.\d{1,10}-py3-none-any\.whl", name) for name in names)
+
+
+def test_version_that_is_given_is_taken_and_a_wheel_of_other_bytes_is_reported(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    replaced: list[Path] = []
+
+    def pack_again() -> Path:
+        return pack(Manifest.read(tiny_bundle), tmp_path, version="v1.02", report_replaced=replaced.append)
+
+    path = pack_again()
+    assert path.name == "firstvec_bundle_tiny_bert-1.2-py3-none-any.whl"
+    assert pack_again() == path
+    assert replaced == []
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(revision="another"))
+    assert pack_again() == path
+    assert replaced == [path]
+
+
+# Wheels beside one another
+
+
+def test_no_two_wheels_have_a_file_in_common(tiny_built: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    paths = [pack(manifest, tmp_path, only=only) for only in ([], ["onnx-fp32"], ["native-int8"])]
+    paths += pack_parts(manifest, tmp_path)
+    seen: set[str] = set()
+    for path in paths:
+        with zipfile.ZipFile(path) as archive:
+            names = {*archive.namelist()}
+        assert not seen & names
+        seen |= names
+    assert len(paths) == len(manifest.artifacts) + 4
+
+
+def test_parts_of_some_artifacts_have_the_same_base(tiny_built: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_built)
+    base, *parts = pack_parts(manifest, tmp_path / "all")
+    same, part = pack_parts(manifest, tmp_path / "some", only=["native-int8"])
+    assert (same.name, same.read_bytes()) == (base.name, base.read_bytes())
+    assert part.name in [path.name for path in parts]
+    requirement = f"firstvec-bundle-tiny-bert-base=={read_metadata(base).version}"
+    assert [str(each) for each in read_metadata(part).requires_dist or []] == [requirement, "firstvec>=0.1"]
+
+
+def test_parts_come_and_go_and_the_runtime_takes_what_is_installed(
+    installed: Path, tiny_bundle: Path, keys: Pair, tmp_path: Path
+) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].update(name="org/parts"))
+    sign(Manifest.read(tiny_bundle), keys.private)
+    pack_parts(Manifest.read(tiny_bundle), tmp_path / "index")
+    names = [f"firstvec-bundle-parts-{each}" for each in ("part-native-int8", "part-native-fp32", "base")]
+    python = ("--python", installed / "python")
+    [site] = installed.parent.glob("lib/python*/site-packages")
+    root = site / "firstvec_bundles" / "parts-parts"
+
+    def change(*arguments: object) -> str:
+        """Let pip change the environment, and return the artifact that a program then takes. It prints no warning."""
+        pip(*python, *arguments)
+        code = EMBED.replace("tiny-bert", "parts")
+        done = run(installed, "python", "-c", code, "progressive", "text", cwd=tmp_path)
+        found, artifact, _ = json.loads(done.stdout)
+        assert found == str(root)
+        return str(artifact)
+
+    index = ("install", "--no-index", "--find-links", tmp_path / "index")
+    # Without a part in full precision, INT8 is all that there is.
+    assert change(*index, names[0]) == "native-int8"
+    found = json.loads(run(installed, "firstvec", "explain", "parts", "--json", cwd=tmp_path).stdout)
+    reason = found["strategies"]["lazy"]["rejected"]["onnx-fp32"]
+    assert reason == "not installed: its files are in another wheel of the bundle"
+    inspected = run(installed, "firstvec", "inspect", "parts", cwd=tmp_path).stdout
+    assert re.search(r"^  onnx-fp32 +not installed$", inspected, re.MULTILINE)
+    verified = run(installed, "firstvec", "verify", "parts", "--strict", cwd=tmp_path).stdout
+    assert "  --   onnx-fp32: not installed\n" in verified
+    assert "BAD" not in verified
+    assert find_bundle(str(root), str(keys.public)).root == str(root)
+    assert (root / SIGNATURE).read_bytes() == (tiny_bundle / SIGNATURE).read_bytes()
+    # An artifact is added, and taken away.
+    assert change(*index, names[1]) == "native-fp32"
+    assert change("uninstall", "--yes", names[1]) == "native-int8"
+    asked = ("encode", "--model", "parts", "--artifact", "onnx-fp32", "text")
+    failed = run(installed, "firstvec", *asked, cwd=tmp_path, check=False)
+    assert failed.returncode == 1
+    assert "Install the wheel with this artifact" in failed.stderr
+    # Nothing is left.
+    pip(*python, "uninstall", "--yes", names[0])
+    with pytest.raises(NoCompatibleArtifact, match="Install the wheel with one of the artifacts"):
+        OptimizedEmbeddingLoader(str(root)).choose()
+    pip(*python, "uninstall", "--yes", names[2])
+    assert not root.exists()
+    assert [path.name for path in root.parent.iterdir()] == ["tiny-bert"]
+
+
+def test_part_of_another_build_is_not_used(tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """pip warns of a part whose base has another version, and installs the base all the same."""
+    root = tmp_path / "site" / f"{BUNDLE}-parts"
+
+    def install(only: list[str]) -> None:
+        for path in pack_parts(Manifest.read(tiny_bundle), tmp_path / "wheels", only=only):
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(tmp_path / "site")
+
+    install(["native-fp32", "onnx-fp32"])
+    changed = tiny_bundle / "native" / "model.fvw"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\x01")
+    edit_manifest(tiny_bundle, lambda document: update_digests(document, tiny_bundle))
+    install(["onnx-fp32"])
+    provider = OptimizedEmbeddingLoader(str(root)).get_provider()
+    assert provider.artifact.id == "onnx-fp32"
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "native/model.fvw is not the file that was built" in warning
+
+
+def update_digests(document: dict[str, Any], bundle: Path) -> None:
+    """Let the manifest describe the files as they are."""
+    for artifact in document["artifacts"]:
+        for file in artifact["files"]:
+            data = (bundle / file["path"]).read_bytes()
+            file.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_missing_file_of_a_folder_or_of_an_installed_part_is_damage(tiny_bundle: Path, tmp_path: Path) -> None:
+    for path in (tiny_bundle / "onnx").iterdir():
+        path.unlink()
+    assert find_bundle(str(tiny_bundle)).absent == ()
+    installed = tmp_path / "site" / BUNDLE
+    installed.parent.mkdir(parents=True)
+    tiny_bundle.rename(installed)
+    absent = [artifact.id for artifact in find_bundle(str(installed)).absent]
+    assert absent == ["onnx-fp32", "onnx-int8-avx2", "onnx-int8-avx512_vnni", "onnx-int8-arm64"]
+    (installed / "onnx" / "model.onnx").touch()  # one of two files
+    assert "onnx-fp32" not in [artifact.id for artifact in find_bundle(str(installed)).absent]
+    with pytest.raises(BuildError, match="onnx-int8-avx2 is not installed; pack the folder that"):
+        pack(find_bundle(str(installed)), tmp_path)
+
+
+# The licence
+
+
+def test_licence_is_asked_for_where_the_bundle_states_none(tiny_bundle: Path, tmp_path: Path) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].pop("license"))
+    for function in (pack, pack_parts):
+        with pytest.raises(InputError, match=r"states no licence.*give it, such as --license Apache-2\.0"):
+            function(Manifest.read(tiny_bundle), tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()
+    path = pack(Manifest.read(tiny_bundle), tmp_path / "wheels", license="LicenseRef-ours")
+    assert read_metadata(path).license_expression == "LicenseRef-ours"
+    with zipfile.ZipFile(path) as archive:
+        [bill] = [archive.read(name) for name in archive.namelist() if name.endswith(".cdx.json")]
+    assert b'"LicenseRef-ours"' in bill
+
+
+def test_text_of_the_licence_is_packed_where_installers_look(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tiny_bundle / "LICENSE.txt").write_text("the text", "utf-8")
+    digest = hashlib.sha256(b"the text").hexdigest()
+    entry = {"path": "LICENSE.txt", "size": 8, "sha256": digest}
+    edit_manifest(tiny_bundle, lambda document: document["support_files"].append(entry))
+    paths = [pack(Manifest.read(tiny_bundle), tmp_path), *pack_parts(Manifest.read(tiny_bundle), tmp_path)]
+    check_with_twine(*paths)
+    for path in paths:
+        assert read_metadata(path).license_files == ["LICENSE.txt"]
+        with zipfile.ZipFile(path) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE.txt")]
+            assert archive.read(name) == b"the text"
+
+
+# Some artifacts only
 
 
 def test_wheel_with_some_artifacts_only_does_not_replace_the_whole_one(tiny_built: Path, tmp_path: Path) -> None:
@@ -243,7 +485,7 @@ def test_wheel_with_some_artifacts_only_is_a_bundle_of_these(tiny_built: Path, t
     path = pack(Manifest.read(tiny_built), tmp_path, only=["onnx-int8-avx2", "onnx-fp32"])
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "unpacked")
-    root = tmp_path / "unpacked" / BUNDLE
+    root = tmp_path / "unpacked" / f"{BUNDLE}-onnx-fp32-onnx-int8-avx2"
     manifest = Manifest.read(root)
     assert [artifact.id for artifact in manifest.artifacts] == ["onnx-fp32", "onnx-int8-avx2"]
     files = {file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file()}
@@ -305,7 +547,7 @@ def test_wheel_with_some_artifacts_only_keeps_keys_that_this_firstvec_does_not_k
     before = json.loads((tiny_bundle / "firstvec.json").read_text("utf-8"))
     done = firstvec("wheel", "--model", tiny_bundle, "-o", tmp_path, "--only", "onnx-fp32", "--json")
     with zipfile.ZipFile(json.loads(done.stdout)["wheel"]) as archive:
-        data = archive.read(f"{BUNDLE}/firstvec.json")
+        data = archive.read(f"{BUNDLE}-onnx-fp32/firstvec.json")
     after = json.loads(data)
     assert [artifact["id"] for artifact in after["artifacts"]] == ["onnx-fp32"]
     assert after["artifacts"] == [artifact for artifact in before["artifacts"] if artifact["id"] == "onnx-fp32"]
@@ -435,7 +677,7 @@ def test_wheel_of_any_revision_can_be_installed(revision: str, tiny_bundle: Path
     path = pack(Manifest.read(tiny_bundle), tmp_path, only=["onnx-fp32"])
     assert path.parent == tmp_path
     pip("install", "--no-deps", "--no-index", "--target", tmp_path / "site", path)
-    assert Manifest.read(tmp_path / "site" / BUNDLE).model.revision == revision
+    assert Manifest.read(tmp_path / "site" / f"{BUNDLE}-onnx-fp32").model.revision == revision
 
 
 @pytest.mark.parametrize("name", ["org/My-Model.v1.5", "my model, final", "模型"])

@@ -29,6 +29,7 @@ QUALITY = (*ARTIFACT, "quality")
 OPTIONAL = {
     ("model", "revision"),
     ("model", "default_prompt_name"),
+    ("model", "license"),
     *(("artifacts", index, key) for index in range(3) for key in ("isa", "isa_reason")),
     *(("artifacts", index, "quality", key) for index in range(3) for key in ("spearman", "matryoshka")),
     *(("artifacts", index, "quality", "odd_cosine_min") for index in range(3)),
@@ -157,8 +158,8 @@ def test_every_value_of_the_document_is_in_the_records() -> None:
 
     expected = document()
     assert expected.pop("format") == "firstvec-bundle"
-    assert expected.pop("format_version") == "1.1"
-    assert plain(parse(document())) == expected | {"path": "/b/firstvec.json"}
+    assert expected.pop("format_version") == "1.2"
+    assert plain(parse(document())) == expected | {"path": "/b/firstvec.json", "absent": []}
 
 
 def test_writing_and_parsing_gives_an_equal_manifest_and_the_same_bytes() -> None:
@@ -234,6 +235,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
     assert None in [
         manifest.model.revision,
         manifest.model.default_prompt_name,
+        manifest.model.license,
         manifest.wordpiece,
         manifest.wordpiece and manifest.wordpiece.tables,
         manifest.quick_tokenizer,
@@ -245,7 +247,7 @@ def test_an_optional_value_may_be_null_or_missing(place: Place, missing: bool) -
     ]
 
 
-@pytest.mark.parametrize("version", ["1.0", "1.1", "1.999"])
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2", "1.999"])
 def test_a_newer_minor_version_is_accepted(version: str) -> None:
     assert parse(changed(("format_version",), version)).model.name == "organization/tiny"
 

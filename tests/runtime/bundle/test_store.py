@@ -180,6 +180,23 @@ def test_installed_wheels_are_found_in_the_order_of_the_import_path(
     assert find_bundle("tiny").model.revision == "earlier"
 
 
+@pytest.mark.parametrize("place", ["site", "artifacts"])
+def test_artifacts_without_a_file_are_absent_in_installed_wheels_only(places: dict[str, Path], place: str) -> None:
+    folder = put(folder_in(places, place), "org/tiny")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "int8.onnx_data").touch()  # one of two files: the artifact is damaged, and not absent
+    expected = ["torchscript-fp32", "onnx-fp32"] if place == "site" else []
+    for _ in range(2):  # the second time from the note
+        found = find_bundle("org/tiny")
+        [listed] = read_installed()[0]
+        assert [artifact.id for artifact in found.absent] == [artifact.id for artifact in listed.absent] == expected
+        assert [artifact.id for artifact in (*found.absent, *found.artifacts)] == [
+            *("torchscript-fp32", "onnx-fp32", "onnx-int8-avx2")
+        ]
+    (folder / "onnx" / "model.onnx").touch()  # the artifact is installed, and the manifest stays the same
+    assert "onnx-fp32" in [artifact.id for artifact in find_bundle("org/tiny").artifacts]
+
+
 def test_finding_a_wheels_bundle_imports_nothing(places: dict[str, Path]) -> None:
     put(folder_in(places, "site"), "org/tiny")
     (places["site"] / WHEEL_PACKAGE / "__init__.py").write_text("raise RuntimeError('imported')", "utf-8")

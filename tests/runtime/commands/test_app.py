@@ -16,7 +16,7 @@ from firstvec.commands.table import COMMANDS
 from tests.conftest import Fresh
 from tests.keys import make_keys
 
-NAMES = (*COMMANDS, "build", "wheel", "sign", "sbom")
+NAMES = (*COMMANDS, "build", "export", "pull", "push", "sbom", "sign", "wheel")
 TAKE_A_BUNDLE = ("inspect", "explain", "verify", "doctor", "wheel", "sign", "sbom")
 
 
@@ -204,7 +204,9 @@ def test_another_package_that_cannot_be_imported_is_named(
 
 
 def test_the_commands_of_the_toolchain_come_by_the_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {"build", "wheel", "sign", "sbom"} <= {info.name or info.callback.__name__ for info in registered()}
+    assert {"build", "export", "pull", "push", "sbom", "sign", "wheel"} <= {
+        info.name or info.callback.__name__ for info in registered()
+    }
     install(monkeypatch)
     assert [info.name for info in registered()] == [*COMMANDS]
 

@@ -57,6 +57,7 @@ def test_list_shows_a_broken_bundle_once(tiny_bundle: Path, firstvec: Fresh) -> 
 def test_inspect_shows_quality_and_reasons(bundle: Path, firstvec: Fresh) -> None:
     text = firstvec("inspect", "--model", "all-MiniLM-L6-v2").stdout
     assert "1110a243fdf4706b3f48f1d95db1a4f5529b4d41" in text
+    assert "  licence         Apache-2.0\n" in text
     assert "avx2: weights limited in pairs" in text
     assert "enforced  max_abs_diff ≤ 1e-05" in text
     assert (
@@ -88,6 +89,11 @@ def test_inspect_shows_the_worst_cosine_of_sentences_and_odd_texts(tiny_bundle: 
     head, row = (line for line in text.splitlines() if " 0.1250 " in line or " worst " in line)
     assert row.index("0.1250") + 6 == head.index("worst") + 5
     assert "odd texts: cosine ≥ 0.1250" in text
+
+
+def test_inspect_says_where_no_licence_is_stated(tiny_bundle: Path, firstvec: Fresh) -> None:
+    edit_manifest(tiny_bundle, lambda document: document["model"].pop("license"))
+    assert "  licence         none stated\n" in firstvec("inspect", "-m", tiny_bundle).stdout
 
 
 def test_inspect_prints_the_file_itself_as_json(tiny_bundle: Path, firstvec: Fresh) -> None:

@@ -65,6 +65,7 @@ def complete(firstvec: Fresh, line: str, shell: str = "bash") -> list[str]:
         ("firstvec similar --to", ["--top"]),
         ("firstvec similar query ", []),  # the shell then offers files
         ("firstvec build ti", []),
+        ("firstvec push ti", ["tiny-bert"]),
     ],
 )
 def test_the_words_that_fit_are_offered(line: str, offered: list[str], bundles: Path, firstvec: Fresh) -> None:
@@ -78,7 +79,7 @@ def test_other_shells_get_their_own_form(shell: str, bundles: Path, firstvec: Fr
 
 
 def test_every_command_is_offered(bundles: Path, firstvec: Fresh) -> None:
-    assert {*COMMANDS, "build", "wheel", "sign", "sbom"} == {*complete(firstvec, "firstvec ")}
+    assert {*COMMANDS, "build", "export", "pull", "push", "sbom", "sign", "wheel"} == {*complete(firstvec, "firstvec ")}
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

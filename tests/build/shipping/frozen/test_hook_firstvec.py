@@ -33,6 +33,7 @@ import firstvec
 
 for name in firstvec.__all__:
     getattr(firstvec, name)
+assert firstvec.ModelMetadata.from_cache("all-MiniLM-L6-v2").embedding_dim == 384
 options = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
 loader = firstvec.OptimizedEmbeddingLoader("all-MiniLM-L6-v2", enable_quantization=True, output="buffer", **options)
 loader.start_loading()
