@@ -44,8 +44,8 @@ PEX_VENV = (f"{PEX[0]} --venv prepend",)
 FUNCTION = (
     "pip install --no-compile --target function dist/*.whl",
     "cp examples/docsearch/handler.py function",
-    "PYTHONPATH=function python -m docsearch index --index function/stdlib.index",
     "python -m compileall -q --invalidation-mode unchecked-hash function",
+    "PYTHONPATH=function python -m docsearch index --index function/stdlib.index",
     "python -m zipfile -c function.zip function/*",
 )
 FREEZING = (
