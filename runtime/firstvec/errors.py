@@ -36,8 +36,6 @@ Every message says what was wrong, where, and what to do next.
 
 from __future__ import annotations
 
-import os
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,14 +55,13 @@ def excerpt(text: str) -> str:
 
 def _archive_note() -> str:
     """Return what to do if this package was imported from an archive, such as a zipapp. Empty: it was not."""
-    path = os.path.abspath(__file__)
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    if not os.path.isfile(path) or path == os.path.abspath(__file__):
+    archive = getattr(__spec__.loader, "archive", "")  # of zipimport.zipimporter
+    if not archive:
         return ""
     return (
-        f"\nfirstvec runs out of the archive {path}. The system maps files of folders only, so a bundle and a compiled "
-        "module in an archive are not found. Unpack the archive, or pack the app with shiv or pex, which unpack it."
+        f"\nfirstvec runs out of the archive {archive}. The system maps files of folders only, so a bundle and a "
+        "compiled module in an archive are not found. Unpack the archive, or pack the app with shiv or pex, which "
+        "unpack it."
     )
 
 
