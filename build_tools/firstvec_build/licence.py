@@ -54,13 +54,18 @@ def find_license(folder: Path) -> str | None:
     try:
         block = _BLOCK.match((folder / _CARD).read_text("utf-8"))
         card = yaml.safe_load(block[1]) if block else None
-    except (OSError, ValueError, yaml.YAMLError):  # ValueError: the card is no UTF-8
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # ValueError: the card is no UTF-8
         return None
     if not isinstance(card, dict):
         return None
     stated = card.get("license")
     found = [_convert(str(name), card) for name in (stated if isinstance(stated, list) else [stated]) if name]
-    return check_expression(" AND ".join(map(str, found))) if found and None not in found else None
+    if not found or None in found:
+        return None
+    if len(found) == 1:
+        return found[0]
+    # AND binds before OR.
+    return check_expression(" AND ".join(f"({each})" if " OR " in str(each) else str(each) for each in found))
 
 
 def _convert(name: str, card: dict[str, Any]) -> str | None:

@@ -259,6 +259,7 @@ def publish(
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
             continue
         if name not in listed:
             raise BuildError(f"{name} is in the staging folder but not in the manifest")

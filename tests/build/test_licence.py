@@ -38,6 +38,7 @@ def test_text_that_is_no_expression_is_refused(text: str) -> None:
         ("license: gemma", "LicenseRef-gemma"),
         ("license: other\nlicense_name: My own, v1", "LicenseRef-My-own-v1"),
         ("license: [mit, apache-2.0]", "MIT AND Apache-2.0"),
+        ("license: [apache-2.0 OR mit, cc-by-4.0]", "(Apache-2.0 OR MIT) AND CC-BY-4.0"),
         ("license: other", None),
         ("license: unknown", None),
         ("license: [mit, unknown]", None),
@@ -61,6 +62,7 @@ def test_card_states_the_licence(block: str, expression: str | None, tmp_path: P
         (b"# license: mit\n", None),
         (b"---\nlicense: \xff\n---\n", None),
         (b"---\nlicense: mit\n", None),
+        (b"---\nlicense: " + b"[" * 5000 + b"\n---\n", None),
         (None, None),
     ],
 )

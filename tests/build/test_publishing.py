@@ -157,8 +157,12 @@ def test_description_of_a_file_is_what_verification_expects(tmp_path: Path) -> N
 
 def test_publish_makes_a_new_bundle(tiny_built: Path, tmp_path: Path) -> None:
     target = tmp_path / "bundles" / "tiny-bert"
-    with publishing.make_staging_folder(target) as folder:
-        manifest = publishing.publish(folder, copy_files(tiny_built, folder), target)
+    before = os.umask(0o077)
+    try:
+        with publishing.make_staging_folder(target) as folder:
+            manifest = publishing.publish(folder, copy_files(tiny_built, folder), target)
+    finally:
+        os.umask(before)
     assert manifest == Manifest.read(target)
     assert manifest.root == str(target)
     assert manifest.model.revision == "another"
@@ -167,6 +171,7 @@ def test_publish_makes_a_new_bundle(tiny_built: Path, tmp_path: Path) -> None:
     assert found == expected
     assert os.listdir(target.parent) == ["tiny-bert"]
     assert {path.stat().st_mode & 0o777 for path in target.rglob("*") if path.is_file()} == {0o644}
+    assert {path.stat().st_mode & 0o777 for path in (target, *target.rglob("*")) if path.is_dir()} == {0o755}
 
 
 @pytest.mark.usefixtures("_replacement")

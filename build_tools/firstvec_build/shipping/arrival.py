@@ -15,13 +15,14 @@ from typing import Protocol
 
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.manifest import File, Manifest, keep_artifacts, read_manifest_bytes
-from firstvec.bundle.signature import MAX_BYTES, check_signature_bytes, read_key, signed_files
-from firstvec.errors import FirstvecError, InputError, ManifestError, SignatureError, TransferError
+from firstvec.bundle.signature import MAX_BYTES, PublicKey, check_signature_bytes, read_key, signed_files
+from firstvec.errors import FirstvecError, InputError, SignatureError, TransferError
 from firstvec.machine.profile import ResourceProfile
 from firstvec.options import make_options
 from firstvec.selection import select
 from firstvec_build import publishing, temporary
 from firstvec_build.shipping.progress import Report, behind
+from firstvec_build.shipping.whole_bundle import name_folder
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 4
@@ -104,10 +105,7 @@ def receive(
         BuildError: ``output`` cannot be written.
         MissingDependency: the package cryptography, which the check of a signature needs, is not installed.
     """
-    if only and strategy is not None:
-        raise InputError("both artifacts and a strategy are given: leave --only or --strategy out")
-    key = read_key(str(require_signature)) if require_signature is not None else None
-    publishing.check_writable(output)
+    key = check_request(output, only=only, strategy=strategy, require_signature=require_signature)
     data = remote.read_manifest()
     path = f"{remote.address}/{MANIFEST_NAME}"
     manifest = Manifest.parse(data, path)
@@ -123,7 +121,7 @@ def receive(
     kept_data = data if takes_all else keep_artifacts(data, ids)
     kept_signature = signature if takes_all else None
     kept = Manifest.parse(kept_data, path)
-    target = output / _name_folder(manifest)
+    target = output / name_folder(manifest)
     files = {file.path: file for file in kept.files()}
     fetched = 0
     total = sum(file.size for file in files.values())
@@ -151,6 +149,24 @@ def receive(
     )
 
 
+def check_request(
+    output: Path, *, only: Sequence[str] = (), strategy: str | None = None, require_signature: Path | None = None
+) -> PublicKey | None:
+    """Check what can be checked before the remote is asked, and return the key that must have signed the bundle.
+
+    Raises:
+        InputError: ``strategy`` is unknown, or artifacts are given, too.
+        SignatureError: the key is not usable.
+        BuildError: ``output`` cannot be written.
+    """
+    if only and strategy is not None:
+        raise InputError("both artifacts and a strategy are given: leave --only or --strategy out")
+    if strategy is not None:
+        make_options(strategy=strategy)
+    publishing.check_writable(output)
+    return read_key(str(require_signature)) if require_signature is not None else None
+
+
 _ASK = "ask the signer to sign the bundle with `firstvec sign` and to push it again"
 
 
@@ -174,18 +190,6 @@ def _choose(manifest: Manifest, only: Sequence[str], strategy: str | None) -> li
     if strategy is not None:
         return [select(manifest, ResourceProfile.detect(), make_options(strategy=strategy)).artifact.id]
     return [artifact_id for artifact_id in ids if not only or artifact_id in only]
-
-
-def _name_folder(manifest: Manifest) -> str:
-    """Return the name of the bundle's folder. Nobody vouches for the model's name, so it must not lead elsewhere."""
-    name = manifest.model.name.rsplit("/", 1)[-1]
-    if not name or name.startswith(".") or "\\" in name or not name.isprintable() or len(name.encode()) > 100:
-        raise ManifestError(
-            manifest.path,
-            f"model.name {manifest.model.name[:80]!r} cannot be the name of a folder",
-            "build the bundle with another --name, and push it again",
-        )
-    return name
 
 
 def _read_current(target: Path, data: bytes, signature: bytes | None) -> Manifest | None:

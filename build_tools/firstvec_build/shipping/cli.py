@@ -138,16 +138,14 @@ def write_sbom(
     The bill names the model, its source and revision, every file with its digest, and the packages that built the
     files. The command first verifies every file.
     """
-    from firstvec.bundle import integrity, store
-    from firstvec.bundle.manifest import Manifest, read_manifest_bytes
+    from firstvec.bundle import store
     from firstvec.commands.encode import write_result
     from firstvec_build.shipping.sbom import make_sbom
+    from firstvec_build.shipping.whole_bundle import read_whole, verify_files
 
-    path = store.find_bundle(model).path
-    data = read_manifest_bytes(path)
-    manifest = Manifest.parse(data, path)
-    for file in manifest.files():
-        integrity.verify_file(manifest.root, file, use_markers=False)
+    manifest = store.find_bundle(model)
+    data = read_whole(manifest)
+    verify_files(manifest)
     write_result(make_sbom(manifest, data), output)
 
 

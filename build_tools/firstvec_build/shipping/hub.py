@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 from firstvec import __version__
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
-from firstvec.bundle.integrity import verify_file
-from firstvec.bundle.manifest import MAX_BYTES, File, Manifest, read_manifest_bytes
+from firstvec.bundle.manifest import MAX_BYTES, File, Manifest
 from firstvec.bundle.signature import MAX_BYTES as MAX_SIGNATURE_BYTES
-from firstvec.errors import FirstvecError, InputError, ManifestError, MissingDependency, TransferError, excerpt
+from firstvec.errors import FirstvecError, InputError, MissingDependency, TransferError, excerpt
 from firstvec_build.shipping.addresses import Access, Hub
 from firstvec_build.shipping.model_card import MARK, make_model_card
 from firstvec_build.shipping.progress import Report, behind
 from firstvec_build.shipping.signing import read_fitting_signature
+from firstvec_build.shipping.whole_bundle import read_whole, verify_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -124,19 +124,22 @@ def _open_api(access: Access) -> HfApi:
             "SSL_CERT_FILE"
         )
     try:
-        from huggingface_hub import HfApi
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints an error of its import before it raises the error
+            from huggingface_hub import HfApi
     except ImportError as error:
         raise MissingDependency("a hub", error.name or "huggingface_hub", "firstvec[ship]") from error
+    except ValueError as error:  # of a variable that huggingface_hub reads at its import
+        raise InputError(
+            f"huggingface_hub refuses a variable of the environment ({excerpt(str(error))}); check those whose names "
+            "begin with HF_, such as HF_ENDPOINT"
+        ) from error
     return HfApi(library_name=_LIBRARY, library_version=_VERSION)
 
 
 def _find_contents(manifest: Manifest) -> dict[str, bytes | str]:
     """Verify every file, and return what the repository will hold: path there → bytes, or path here."""
-    data = read_manifest_bytes(manifest.path)
-    if Manifest.parse(data, manifest.path) != manifest:
-        raise ManifestError(manifest.path, "was changed since it was read", "try again")
-    for file in manifest.files():
-        verify_file(manifest.root, file, use_markers=False)
+    data = read_whole(manifest)
+    verify_files(manifest)
     contents: dict[str, bytes | str] = {MANIFEST_NAME: data}
     signature = read_fitting_signature(manifest, data)
     if signature is not None:

@@ -18,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from firstvec.bundle.integrity import open_verified
-from firstvec.bundle.manifest import Artifact, File, Manifest, read_manifest_bytes
+from firstvec.bundle.manifest import Artifact, File, Manifest
 from firstvec.engines.table import ENGINES
-from firstvec.errors import BuildError, IncompatibleArtifact, InputError, ManifestError, MissingDependency
+from firstvec.errors import BuildError, IncompatibleArtifact, InputError, MissingDependency
 from firstvec_build import publishing, temporary
+from firstvec_build.shipping.whole_bundle import read_whole
 
 SCHEMA_VERSION = "1.0"
 COMPONENT = "model"
@@ -67,11 +68,9 @@ def export(manifest: Manifest, target: Path, *, only: Sequence[str] = ()) -> Pac
         IncompatibleArtifact: the model of an artifact is no ONNX model.
         BuildError: ``target`` is no model package of firstvec, or cannot be written.
     """
+    data = read_whole(manifest)
     artifacts = _choose(manifest, only)
     target = Path(os.path.abspath(target))
-    data = read_manifest_bytes(manifest.path)
-    if Manifest.parse(data, manifest.path) != manifest:
-        raise ManifestError(manifest.path, "was changed since it was read", "try again")
     _check_replaceable(target)
     files = _plan(manifest, sha256(data).hexdigest(), artifacts)
     staging: Path | None = None

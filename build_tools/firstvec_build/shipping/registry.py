@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle import manifest as manifests
 from firstvec.bundle import signature as signatures
-from firstvec.bundle.integrity import verify_file
 from firstvec.bundle.json_reader import parse_object
-from firstvec.bundle.manifest import File, Manifest, read_manifest_bytes
+from firstvec.bundle.manifest import File, Manifest
 from firstvec.errors import InputError, ManifestError, TransferError
 from firstvec_build.shipping.addresses import Access, Registry
 from firstvec_build.shipping.model_pack import describe, digest_of, layer_of, read_layers
 from firstvec_build.shipping.progress import Report, behind
 from firstvec_build.shipping.registry_client import PUSH_AGAIN, Client, read_limited, try_again
 from firstvec_build.shipping.signing import read_fitting_signature
+from firstvec_build.shipping.whole_bundle import read_whole, verify_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +56,8 @@ def push(
     if address.tag is None:
         raise InputError(f"{address}: has a digest, which follows from the bundle; push to a tag: oci://HOST/REPO:TAG")
     client = Client(address, access)
-    data = read_manifest_bytes(manifest.path)
-    if Manifest.parse(data, manifest.path) != manifest:
-        raise ManifestError(manifest.path, "was changed since it was read", "try again")
-    for file in manifest.files():
-        verify_file(manifest.root, file, use_markers=False)
+    data = read_whole(manifest)
+    verify_files(manifest)
     signature = read_fitting_signature(manifest, data)
     document, config, layers = describe(manifest, data, signature)
     done = sent = 0

@@ -104,6 +104,7 @@ class Client:
         if access.authorities is not None and not os.path.isfile(access.authorities):
             raise InputError(f"{access.authorities}: is not a file; give a file of certificates in PEM with --ca")
         self._container = Container(f"{address.host}/{address.repository}:{address.tag or 'latest'}")
+        self._container.registry = address.host  # oras takes a host without a dot for a folder of Docker's own registry
         self._session = Session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers["User-Agent"] = f"firstvec/{__version__}"
@@ -179,7 +180,7 @@ class Client:
             headers = {"Content-Length": "0"}
             response = stack.enter_context(self._send("POST", f"{self._base}/blobs/uploads/", headers=headers))
             self._check(response, 202)
-            place = urljoin(response.url, response.headers.get("Location", ""))
+            place = self._follow(response.url, response.headers.get("Location", ""))
             place += f"{'&' if urlsplit(place).query else '?'}digest={quote(layer.digest, safe='')}"
             headers = {"Content-Type": "application/octet-stream"}
             # requests would send a stream without bytes in chunks, which some registries refuse.
@@ -241,6 +242,9 @@ class Client:
                 ) from error
             except (exceptions.RequestException, OSError) as error:
                 raise self._unreachable(url, error) from error
+            except ValueError as error:  # requests reads the address of a redirect, even if it does not go there
+                reason = f"the registry redirects to what is no address ({error})"
+                raise TransferError(str(self._address), reason, _ASK_ADMINISTRATOR) from error
             wants_login = response.status_code in (401, 403) and "WWW-Authenticate" in response.headers
             if wants_login and is_home and not has_logged_in:
                 has_logged_in = True
@@ -249,14 +253,25 @@ class Client:
                 continue
             if response.is_redirect and method in ("GET", "HEAD"):
                 redirects += 1
-                target = urljoin(url, response.headers["Location"])
                 response.close()
-                if redirects > _MAX_REDIRECTS or (urlsplit(url).scheme, urlsplit(target).scheme) == ("https", "http"):
-                    reason = "redirects too often" if redirects > _MAX_REDIRECTS else "redirects to a place without TLS"
-                    raise TransferError(str(self._address), f"the registry {reason}", "ask its administrator")
-                url = target
+                url = self._follow(url, response.headers["Location"])
+                if redirects > _MAX_REDIRECTS:
+                    raise TransferError(str(self._address), "the registry redirects too often", _ASK_ADMINISTRATOR)
                 continue
             return response
+
+    def _follow(self, url: str, location: str) -> str:
+        """Return the address to which the registry sends a request. It must not lead to a place without TLS."""
+        try:
+            target = urljoin(url, location)
+            schemes = urlsplit(url).scheme, urlsplit(target).scheme
+        except ValueError as error:
+            reason = f"the registry redirects to {excerpt(location)!r}, which is no address"
+            raise TransferError(str(self._address), reason, _ASK_ADMINISTRATOR) from error
+        if schemes == ("https", "http"):
+            reason = "the registry redirects to a place without TLS"
+            raise TransferError(str(self._address), reason, _ASK_ADMINISTRATOR)
+        return target
 
     def _log_in(self, challenge: Response) -> None:
         """Get what a registry asks for in its challenge: a token, or the user's name and password."""
@@ -278,7 +293,9 @@ class Client:
             if self._access.username is not None:
                 auth.set_basic_auth(self._access.username, self._access.password or "")
             else:
-                auth.load_configs(self._container, _docker_configs())
+                auth.__dict__.pop("_basic_auth", None)  # of ORAS_USER, which names no registry
+                auth._auth_config = _read_logins()
+                auth.load_configs(self._container)
             headers, _ = auth.authenticate_request(challenge, {}, refresh=True)
         except exceptions.RequestException as error:
             raise self._unreachable(realm, error) from error
@@ -303,7 +320,10 @@ class Client:
             ) from error
 
     def _unreachable(self, url: str, error: BaseException) -> TransferError:
-        place = urlsplit(url).netloc
+        try:
+            place = urlsplit(url).netloc
+        except ValueError:
+            place = url
         reason = f"{excerpt(place)} cannot be reached ({_innermost(error)})"
         return TransferError(str(self._address), reason, "check the host and the network", is_passing=True)
 
@@ -331,6 +351,7 @@ class Client:
 
 
 _LOG_IN = "log in with `docker login` or `oras login`, or give --username and FIRSTVEC_REGISTRY_PASSWORD"
+_ASK_ADMINISTRATOR = "ask its administrator"
 _GO_ON = "try again: what has come is not fetched again"
 
 
@@ -348,11 +369,20 @@ def _leave_as_it_is(request: Any) -> Any:
     return request
 
 
-def _docker_configs() -> list[str]:
-    """Return the configuration of Docker in DOCKER_CONFIG. oras itself knows only the one in the home folder."""
-    folder = os.environ.get("DOCKER_CONFIG")
-    path = os.path.join(folder, "config.json") if folder else ""
-    return [path] if path and os.path.isfile(path) else []
+def _read_logins() -> dict[str, Any]:
+    """Return Docker's configuration: that of the folder DOCKER_CONFIG, or else that of the home folder, as Docker does.
+
+    oras would mix both, in an order that differs from process to process.
+    """
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as stream:
+            values = json.load(stream)
+    except FileNotFoundError:
+        values = {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{folder}/config.json is no JSON object")
+    return {"auths": {}, **values}
 
 
 def _make_adapter() -> Any:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME
 from firstvec.bundle.contents import find_unlisted
-from firstvec.bundle.integrity import verify_file
-from firstvec.bundle.manifest import Manifest, read_manifest_bytes
+from firstvec.bundle.manifest import Manifest
 from firstvec.bundle.signature import (
     MAX_KEY_BYTES,
     check_signature_bytes,
@@ -21,8 +20,9 @@ from firstvec.bundle.signature import (
     read_signature,
     signed_files,
 )
-from firstvec.errors import BuildError, InputError, ManifestError, MissingDependency
+from firstvec.errors import BuildError, InputError, MissingDependency
 from firstvec_build import temporary
+from firstvec_build.shipping.whole_bundle import read_whole, verify_files
 
 if TYPE_CHECKING:
     from firstvec.bundle.signature import PublicKey
@@ -57,11 +57,8 @@ def sign(manifest: Manifest, private_key: Path, *, password: str | None = None) 
         raise MissingDependency("signing a bundle", error.name or "model-signing", "firstvec[sign]") from error
     password = password or None
     key, public_key = _read_key(private_key, password)
-    data = read_manifest_bytes(manifest.path)
-    if Manifest.parse(data, manifest.path) != manifest:
-        raise ManifestError(manifest.path, "was changed since it was read", "try again")
-    for file in manifest.files():
-        verify_file(manifest.root, file, use_markers=False)
+    data = read_whole(manifest)
+    verify_files(manifest)
     folder = Path(manifest.root).resolve()  # model-signing accepts no link
     temporary.remove_abandoned(folder, _STEM)
     if unlisted := find_unlisted(manifest):

@@ -212,7 +212,7 @@ def pull_bundle(
     where it broke. If --only or --strategy leaves an artifact out, the signature is checked, and not kept.
     """
     from firstvec_build.shipping.addresses import parse_address
-    from firstvec_build.shipping.arrival import receive
+    from firstvec_build.shipping.arrival import check_request, receive
     from firstvec_build.shipping.progress import TransferDisplay
 
     source = parse_address(address)
@@ -220,6 +220,7 @@ def pull_bundle(
     access = _read_access(username, password_stdin, insecure, ca)
     folder = check_path("--output", output) if output is not None else default_output()
     key = check_path("--require-signature", require_signature) if require_signature is not None else None
+    check_request(folder, only=only or (), strategy=strategy, require_signature=key)
     with TransferDisplay("pull", silent=as_json) as display:
         remote = place.open_remote(source, access)
         received = receive(
@@ -283,7 +284,10 @@ def _read_access(username: str | None, password_stdin: bool, insecure: bool, aut
             raise InputError("--password-stdin needs --username")
         return Access(insecure=insecure, authorities=authorities)
     if password_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
+        try:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError("the password on stdin is not UTF-8; write it as text") from error
     if not username or not password:
         raise InputError(
             "--username needs a name and a password: set FIRSTVEC_REGISTRY_PASSWORD, or give --password-stdin"

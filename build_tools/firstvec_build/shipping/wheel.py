@@ -16,13 +16,14 @@ from pathlib import Path
 
 from firstvec.bundle import MANIFEST_NAME, SIGNATURE_NAME, WHEEL_PACKAGE
 from firstvec.bundle.integrity import open_verified
-from firstvec.bundle.manifest import Artifact, File, Manifest, keep_artifacts, read_manifest_bytes
-from firstvec.errors import BuildError, InputError, ManifestError
+from firstvec.bundle.manifest import Artifact, File, Manifest, keep_artifacts
+from firstvec.errors import BuildError, InputError
 from firstvec_build import temporary
 from firstvec_build.licence import is_name_of_text
 from firstvec_build.shipping.core_metadata import check_version, choose_license, make_metadata, require_runtime
 from firstvec_build.shipping.sbom import make_sbom
 from firstvec_build.shipping.signing import read_fitting_signature
+from firstvec_build.shipping.whole_bundle import name_folder, read_whole
 
 USUAL_LIMIT = 100_000_000
 """Bytes. Many package indexes take no larger file, unless somebody asks them to."""
@@ -88,7 +89,7 @@ def pack(
         IntegrityError: a file of the bundle is not the one that was built, or is a link, symbolic or hard.
         InputError: ``only`` names an artifact that the bundle does not have, ``version`` is no version for a package
             index, or the licence is missing or wrong.
-        ManifestError: the manifest was changed since it was read.
+        ManifestError: the manifest was changed since it was read, or the model's name cannot be that of a folder.
         SignatureError: the bundle's signature is malformed.
         MissingDependency: the packages of the extra ``sbom`` are not installed.
         BuildError: the bundle's signature covers other files, or ``output`` cannot be written.
@@ -176,21 +177,15 @@ def pack_parts(
 def _read(manifest: Manifest, only: Sequence[str]) -> tuple[bytes, tuple[Artifact, ...]]:
     """Return the manifest's bytes, and the artifacts to pack."""
     ids = [artifact.id for artifact in manifest.artifacts]
-    if manifest.absent:
-        raise BuildError(
-            f"{manifest.root}: {manifest.absent[0].id} is not installed; pack the folder that `firstvec build` made"
-        )
+    data = read_whole(manifest)
     if unknown := [artifact_id for artifact_id in only if artifact_id not in ids]:
         raise InputError(f"the bundle has no artifact {unknown[0]!r}: it has {', '.join(ids)}")
-    data = read_manifest_bytes(manifest.path)
-    if Manifest.parse(data, manifest.path) != manifest:
-        raise ManifestError(manifest.path, "was changed since it was read", "try again")
     return data, tuple(artifact for artifact in manifest.artifacts if not only or artifact.id in only)
 
 
 def _name_distribution(manifest: Manifest, *suffixes: str) -> tuple[str, str]:
     """Return the name of a wheel's distribution, and of the folder of its files."""
-    base = manifest.model.name.rsplit("/", 1)[-1]
+    base = name_folder(manifest)
     # A name without any ASCII letter or digit is replaced by its digest.
     name = _plain(base, "_") or hashlib.sha256(manifest.model.name.encode()).hexdigest()[:12]
     words = [_plain(suffix, "_") for suffix in suffixes]

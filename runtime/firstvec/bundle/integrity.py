@@ -213,11 +213,11 @@ def _is_installed(folder: str) -> bool:
     """
     inner = os.path.abspath(folder)
     while (outer := os.path.dirname(inner)) != inner:
-        if os.path.basename(inner) == WHEEL_PACKAGE:
-            return True
         try:
-            has_metadata = any(name.endswith(".dist-info") for name in os.listdir(outer))
-            if has_metadata and not os.stat(outer).st_mode & stat.S_IWOTH:
+            is_package = os.path.basename(inner) == WHEEL_PACKAGE or any(
+                name.endswith(".dist-info") for name in os.listdir(outer)
+            )
+            if is_package and not os.stat(outer).st_mode & stat.S_IWOTH:
                 return True
         except OSError:  # this user may pass through the folder, and not list it
             pass

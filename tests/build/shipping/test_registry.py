@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -177,8 +176,12 @@ def test_a_registry_with_tls_and_a_password(tiny_built: Path, tmp_path: Path, mo
             (folder / "config.json").write_text(json.dumps(login))
             got = take(pushed.address, tmp_path / folder.name, trusting)
             assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
-            shutil.rmtree(folder) if folder.name == ".docker" else None
+            # DOCKER_CONFIG takes the place of the home folder, so what is there now must not count.
+            (folder / "config.json").write_text(json.dumps({"auths": {server.host: {"auth": "YWRhOndyb25n"}}}))
             monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+        (tmp_path / "docker" / "config.json").write_text("[]")
+        with pytest.raises(TransferError, match="is no JSON object"):
+            take(pushed.address, tmp_path / "got", trusting)
         (tmp_path / "docker" / "config.json").write_text("{damaged")
         with pytest.raises(TransferError, match="the credentials cannot be read"):
             take(pushed.address, tmp_path / "got", trusting)

@@ -22,6 +22,7 @@ from tests.registries import (
     at,
     liar_with,
     refuse,
+    send,
     take,
     take_from,
 )
@@ -71,6 +72,58 @@ def test_a_registry_with_tls_cannot_redirect_to_a_place_without(liar: Liar, tiny
         safe.lie = lambda _request: None
         got = take(f"oci://{safe.host}/tiny:1", tmp_path / "output", trusting)
         assert snapshot(Path(got.manifest.root)) == snapshot(tiny_built)
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_a_redirect_to_what_is_no_address_is_refused(
+    command: str, liar: Liar, tiny_built: Path, tmp_path: Path
+) -> None:
+    def mislead(request: Any) -> None:
+        if request.command == "HEAD":
+            raise Answer(404)
+        raise Answer(202 if command == "push" else 302, Location="http://[x")
+
+    liar.lie = mislead
+    with pytest.raises(TransferError, match=r"redirects to .* no address"):
+        send(tiny_built, f"oci://{liar.host}/tiny:1") if command == "push" else take_from(liar, tmp_path)
+
+
+def test_a_registry_with_tls_gets_no_layer_without(liar: Liar, tiny_built: Path, tmp_path: Path) -> None:
+    with liar_with(tiny_built, tmp_path / "ca.pem") as safe:
+
+        def mislead(request: Any) -> None:
+            raise Answer(404) if request.command == "HEAD" else Answer(202, Location=f"http://{liar.host}/upload")
+
+        safe.lie = mislead
+        with pytest.raises(TransferError, match="redirects to a place without TLS"):
+            send(tiny_built, f"oci://{safe.host}/tiny:1", Access(authorities=str(tmp_path / "ca.pem")))
+        assert liar.requests == []
+
+
+class Challenge:
+    """A registry's request for a name and a password."""
+
+    headers = {"WWW-Authenticate": 'Basic realm="the vault"'}  # noqa: RUF012
+
+
+def log_in(address: str) -> str | None:
+    client = registry_client.Client(at(address), Access(insecure=True))
+    client._log_in(Challenge())  # type: ignore[arg-type]
+    return client._authorization
+
+
+def test_a_stored_login_goes_to_its_own_registry_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.environ["HOME"]) / ".docker"
+    folder.mkdir(parents=True)
+    logins = {"docker.io": "aHVi", "https://index.docker.io/v1/": "aHVi", "registry": "b3du", "some.where:5000": "b3Ro"}
+    (folder / "config.json").write_text(json.dumps({"auths": {host: {"auth": auth} for host, auth in logins.items()}}))
+    assert log_in("oci://registry/team/model:1") == "Basic b3du"
+    assert log_in("oci://some.where:5000/team/model:1") == "Basic b3Ro"
+    # oras takes a host without a dot for a folder of Docker's registry, and its two variables for every registry.
+    monkeypatch.setenv("ORAS_USER", "ada")
+    monkeypatch.setenv("ORAS_PASS", "sesame")
+    assert log_in("oci://elsewhere/team/model:1") is None
+    assert log_in("oci://localhost/team/model:1") is None
 
 
 def test_redirects_come_to_an_end(liar: Liar, tmp_path: Path) -> None:

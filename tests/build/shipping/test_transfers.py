@@ -100,3 +100,37 @@ def test_push_and_pull_end_with_one_message(
     assert done.stderr.count("\n") == 1 or "Searched" in done.stderr
     assert message in done.stderr
     assert not (tmp_path / "home" / "bundles").exists()
+
+
+def test_a_password_that_is_no_text_is_refused(firstvec: Fresh) -> None:
+    command = ("pull", "oci://127.0.0.1:9/tiny:1", "--username", "ada", "--password-stdin")
+    done = firstvec(*command, stdin=b"\xff\n", PYTHONIOENCODING="utf-8:strict", **LOOPBACK)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"error: the password on stdin is not UTF-8; write it as text\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--strategy", "fastest"), "fastest"),
+        (("--strategy", "lazy", "--only", "onnx-fp32"), "leave --only or --strategy out"),
+        (("--require-signature", "no.pub"), "no.pub: does not exist"),
+        (("--output", "/dev/null/x"), "cannot be written"),
+    ],
+)
+def test_what_is_wrong_here_is_said_before_the_place_is_asked(
+    options: tuple[str, ...], message: str, firstvec: Fresh
+) -> None:
+    done = firstvec("pull", "oci://127.0.0.1:9/tiny:1", "--insecure", *options, **LOOPBACK)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in done.stderr
+    assert "cannot be reached" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("HF_ENDPOINT", "http://[x"), ("HF_HUB_DOWNLOAD_TIMEOUT", "soon")])
+def test_a_wrong_variable_of_the_hubs_client_is_named(name: str, value: str, firstvec: Fresh) -> None:
+    done = firstvec("pull", "hf://org/name", **{name: value}, **LOOPBACK)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "HF_ENDPOINT" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -435,7 +435,7 @@ def test_missing_file_of_a_folder_or_of_an_installed_part_is_damage(tiny_bundle:
     assert absent == ["onnx-fp32", "onnx-int8-avx2", "onnx-int8-avx512_vnni", "onnx-int8-arm64"]
     (installed / "onnx" / "model.onnx").touch()  # one of two files
     assert "onnx-fp32" not in [artifact.id for artifact in find_bundle(str(installed)).absent]
-    with pytest.raises(BuildError, match="onnx-int8-avx2 is not installed; pack the folder that"):
+    with pytest.raises(BuildError, match="onnx-int8-avx2 is not installed; ship the folder that"):
         pack(find_bundle(str(installed)), tmp_path)
 
 
