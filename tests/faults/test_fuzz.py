@@ -210,6 +210,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
             "pad_token_id": draw(st.integers(0, 1 << 31)),
             "prompts": prompts,
             "default_prompt_name": draw(st.sampled_from([*prompts, None])),
+            "license": draw(st.sampled_from(["Apache-2.0", None])),
         },
         "tokenizer": a_file(),
         "wordpiece": draw(st.sampled_from([wordpiece, None])),

@@ -15,7 +15,7 @@ import pytest
 
 from firstvec import EmbeddingProvider, InputError, Manifest, OptimizedEmbeddingLoader
 from firstvec.text.tokenizer import Tokenizer, open_tokenizer
-from tests.conftest import Fresh
+from tests.conftest import HAS_ENGINE, Fresh
 from tests.faults.conftest import Campaign
 
 SPECIAL = (
@@ -115,7 +115,8 @@ def test_any_unicode_text_has_the_tokens_of_sentence_transformers(
     texts = list(unicode_texts(campaign.size(1_000, 100_000), random.Random(5), words))
     manifest = Manifest.read(bundle)
     count, quick = compare(open_tokenizer(manifest), sentence_transformer.tokenizer, texts, 256)
-    assert 0 < quick < count  # both tokenizers took some
+    # The tokenizer in C takes every text. The one in Python leaves some to the package.
+    assert quick == count if HAS_ENGINE else 0 < quick < count
     package_only = open_tokenizer(manifest.replace(wordpiece=None))
     compare(package_only, sentence_transformer.tokenizer, texts[:: campaign.size(5, 4)], 256)
     campaign.record("random Unicode, token ids", texts=count, by_the_quick_tokenizer=quick, different=0)
